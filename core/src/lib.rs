@@ -1,0 +1,10 @@
+//! The core of sepal: forward, layer-wise learning without `std` and without a heap.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod layer;
+pub mod real;
+pub mod shape;

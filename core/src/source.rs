@@ -1,0 +1,117 @@
+//! Where samples come from.
+
+use crate::rng::Permutation;
+use crate::shape::Shape;
+
+/// Memory for a batch of raw samples, in the type that the source stores.
+#[derive(Debug)]
+pub enum Batch<'a> {
+    /// Bytes, as cameras and image files give them.
+    U8(&'a mut [u8]),
+    /// Numbers.
+    F32(&'a mut [f32]),
+}
+
+/// Why a source could not give a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// There is no such sample.
+    Index {
+        /// The index asked for.
+        index: u32,
+        /// How many samples there are.
+        len: u32,
+    },
+    /// The batch memory is of the other type, or not `indices.len()` samples long.
+    Batch {
+        /// Elements that the samples asked for have.
+        expected: u32,
+        /// Elements that the memory has.
+        got: u32,
+    },
+    /// Reading failed; the number is the source's own.
+    Read {
+        /// The sample that could not be read.
+        index: u32,
+        /// The source's own code.
+        code: i32,
+    },
+}
+
+impl core::fmt::Display for SourceError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match *self {
+            Self::Index { index, len } => write!(f, "sample {index} of a source of {len}"),
+            Self::Batch { expected, got } => {
+                write!(f, "batch memory of {got} elements, expected {expected} of the source's type")
+            }
+            Self::Read { index, code } => write!(f, "sample {index} could not be read (code {code})"),
+        }
+    }
+}
+
+impl core::error::Error for SourceError {}
+
+/// When a batch is drawn: everything that its choice and its augmentation may depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Draw {
+    /// The run's seed.
+    pub seed: u64,
+    /// The pass over the data, counted over the whole run.
+    pub epoch: u32,
+    /// The batch within the pass.
+    pub step: u32,
+}
+
+/// Labelled samples of one shape.
+///
+/// A source is a function of its arguments: the same call gives the same samples, which is what
+/// makes a resumed run equal to one that was not interrupted.
+pub trait Source {
+    /// How many samples there are.
+    fn len(&self) -> u32;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape of one sample, `n == 1`.
+    fn shape(&self) -> Shape;
+
+    /// Whether samples are bytes (`Batch::U8`) or numbers (`Batch::F32`).
+    fn is_u8(&self) -> bool;
+
+    /// How many leading layers of the net were already applied to what this source gives:
+    /// 0 for raw samples, more for a cache of a frozen prefix.
+    fn depth(&self) -> usize {
+        0
+    }
+
+    /// Chooses the samples of a batch. The default goes once over all samples in an epoch, in an
+    /// order shuffled by seed and epoch; places past the end of the last batch wrap around.
+    fn pick(&self, draw: Draw, indices: &mut [u32]) {
+        let order = Permutation::new(draw.seed, draw.epoch, self.len());
+        let first = u64::from(draw.step) * indices.len() as u64;
+        for (place, index) in indices.iter_mut().enumerate() {
+            let at = (first + place as u64) % u64::from(self.len().max(1));
+            *index = order.get(at as u32);
+        }
+    }
+
+    /// Reads samples as they are used for training in `draw` (augmented), or as they are
+    /// stored where `draw` is `None`, into `batch` (`indices.len()` samples, in order), and their
+    /// labels into `labels` (of the same length as `indices`).
+    ///
+    /// # Errors
+    /// An index out of range, batch memory of the wrong type or length, or a failed read.
+    fn read(
+        &mut self,
+        indices: &[u32],
+        draw: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError>;
+}
