@@ -6,5 +6,6 @@
 extern crate std;
 
 pub mod layer;
+pub mod neighbour;
 pub mod real;
 pub mod shape;
