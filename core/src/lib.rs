@@ -8,4 +8,6 @@ extern crate std;
 pub mod layer;
 pub mod neighbour;
 pub mod real;
+pub mod rng;
 pub mod shape;
+pub mod source;
