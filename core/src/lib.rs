@@ -6,6 +6,7 @@
 extern crate std;
 
 pub mod layer;
+pub mod loss;
 pub mod neighbour;
 pub mod real;
 pub mod rng;
