@@ -8,6 +8,7 @@ extern crate std;
 pub mod layer;
 pub mod loss;
 pub mod neighbour;
+pub mod optim;
 pub mod real;
 pub mod rng;
 pub mod shape;
