@@ -11,5 +11,6 @@ pub mod neighbour;
 pub mod optim;
 pub mod real;
 pub mod rng;
+pub mod schedule;
 pub mod shape;
 pub mod source;
