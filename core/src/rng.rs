@@ -190,7 +190,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::vec::Vec;
 
-    /// The vectors of Random123 1.14, kat_vectors, philox4x32 10.
+    /// The philox4x32 10 lines of Random123, kat_vectors.
     #[test]
     fn known_answers() {
         let cases = [
