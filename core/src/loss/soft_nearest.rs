@@ -229,11 +229,12 @@ mod tests {
     /// Duplicates only: each neighbour is as likely, so the loss counts labels.
     #[test]
     fn duplicates_are_equally_likely() {
-        let mut grad = [f64::NAN; 4];
-        let score = soft_nearest(&[2.0; 4], 1, &[0, 0, 1, 1], 0.1, &mut [0.0; 4], Some(&mut grad));
-        check::close(&[score.value], &[3f64.ln()], 1e-15);
-        assert_eq!((score.anchors, score.skipped, score.correct), (4, 0, 2));
-        assert_eq!(grad, [0.0; 4]);
+        let (labels, mut grad) = ([0, 0, 1, 1, 1], [f64::NAN; 5]);
+        let score = soft_nearest(&[2.0; 5], 1, &labels, 0.1, &mut [0.0; 5], Some(&mut grad));
+        check::close(&[score.value], &[(2.0 * 4f64.ln() + 3.0 * 2f64.ln()) / 5.0], 1e-15);
+        // The nearest of all is row 0, and row 1 for row 0.
+        assert_eq!((score.anchors, score.skipped, score.correct), (5, 0, 2));
+        assert_eq!(grad, [0.0; 5]);
     }
 
     #[test]
