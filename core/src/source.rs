@@ -90,14 +90,14 @@ pub trait Source {
         0
     }
 
-    /// Chooses the samples of a batch. The default goes once over all samples in an epoch, in an
-    /// order shuffled by seed and epoch; places past the end of the last batch wrap around.
-    fn pick(&self, draw: Draw, indices: &mut [u32]) {
+    /// Chooses samples of the batch `draw`, which has `batch` places: those of the places from
+    /// `first` on, as many as `indices` holds. The default goes once over all samples in an
+    /// epoch, in an order shuffled by seed and epoch; places past the end wrap around.
+    fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
         let order = Permutation::new(draw.seed, draw.epoch, self.len());
-        let first = u64::from(draw.step) * indices.len() as u64;
-        for (place, index) in indices.iter_mut().enumerate() {
-            let at = (first + place as u64) % u64::from(self.len().max(1));
-            *index = order.get(at as u32);
+        let start = u64::from(draw.step) * u64::from(batch) + u64::from(first);
+        for (place, index) in (start..).zip(indices) {
+            *index = order.get((place % u64::from(self.len().max(1))) as u32);
         }
     }
 

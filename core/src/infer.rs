@@ -1,0 +1,182 @@
+//! Running a trained net.
+
+use crate::arena::{Dtype, Slot};
+use crate::backend::{self, Backend, EvalBlock, EvalParams, HostMut};
+use crate::error::Error;
+use crate::layer::Pass;
+use crate::net::{Model, Net};
+use crate::plan::{self, Chain, PlanError, tri};
+use crate::shape::Shape;
+
+/// Where layers `first..last` of a net run on up to `n` samples at once.
+///
+/// ```
+/// use sepal_core::arena::Word;
+/// use sepal_core::infer::Inference;
+/// use sepal_core::layer::{Dense, Layer};
+/// use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+/// use sepal_core::reference::Reference;
+/// use sepal_core::shape::Shape;
+///
+/// const NET: Net<'static> = Net {
+///     input: Input { shape: Shape::rows(1, 4), normalisation: Normalisation::NONE },
+///     layers: &[Layer::Dense(Dense { units: 2, bias: false })],
+///     blocks: &[1],
+///     features: 0,
+/// };
+/// const PLAN: Inference<'static> = match Inference::reference(NET, 1) {
+///     Ok(plan) => plan,
+///     Err(_) => panic!("the layers do not fit each other"),
+/// };
+/// const _: () = assert!(PLAN.bytes() <= 64, "the net does not fit the board");
+///
+/// let mut memory = [Word::ZERO; PLAN.bytes() / Word::BYTES];
+/// let mut backend = Reference::new(&mut memory);
+/// let model = Model { net: NET, weights: Weights::Flat(&[1., 0., 0., 0., 0., 0., 0., 1.]) };
+/// let mut logits = [0.0; 2];
+/// PLAN.run(&mut backend, &model, 1, |raw| raw.copy_from_slice(&[255, 0, 0, 51]), &mut logits)?;
+/// assert_eq!(logits, [1.0, 0.2]);
+/// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Inference<'m> {
+    net: Net<'m>,
+    first: usize,
+    last: usize,
+    pass: Pass,
+    bytes: bool,
+    plan: plan::Eval,
+}
+
+impl<'m> Inference<'m> {
+    /// The plan for a whole net on the reference backend, from raw bytes to its output, with
+    /// weights that are f32: the memory is a constant of the program.
+    ///
+    /// # Errors
+    /// Layers that do not fit each other.
+    pub const fn reference(net: Net<'m>, n: u32) -> Result<Self, PlanError> {
+        let chain = Chain::new(net.layers);
+        let plan =
+            tri!(plan::Eval::reference(0, chain, net.input.shape.with_n(n), Pass::Eval));
+        let plan = tri!(plan.before(raw(&net, 0, n).bytes()));
+        Ok(Self { net, first: 0, last: net.layers.len(), pass: Pass::Eval, bytes: true, plan })
+    }
+
+    /// The plan for layers `first..last` on any backend. `bytes` says whether raw samples are
+    /// bytes; layers that are not the net's first always take numbers.
+    ///
+    /// # Errors
+    /// Layers that do not fit each other, a range outside the net.
+    pub fn new<B: Backend + ?Sized>(
+        backend: &B,
+        model: &Model<'m>,
+        (first, last): (usize, usize),
+        n: u32,
+        bytes: bool,
+    ) -> Result<Self, PlanError> {
+        let net = model.net;
+        let bytes = bytes && first == 0;
+        let pass = if model.weights.is_narrow() { Pass::Narrow } else { Pass::Eval };
+        let chain = net.chain(first, last)?;
+        let plan = backend::plan_eval(backend, 0, &chain, net.shape(first)?.with_n(n), pass)?;
+        let plan = if bytes { plan.before(raw(&net, first, n).bytes())? } else { plan };
+        Ok(Self { net, first, last, pass, bytes, plan })
+    }
+
+    /// The arena's size in bytes that a run needs: exact.
+    pub const fn bytes(&self) -> usize {
+        self.plan.bytes()
+    }
+
+    /// Elements of one sample's output.
+    pub fn output(&self) -> usize {
+        let shape = self.net.shape(self.last).ok().and_then(Shape::sample);
+        shape.unwrap_or(0) as usize
+    }
+
+    /// Runs `n` samples: `fill` writes the raw ones, `out` takes the outputs, row by row.
+    ///
+    /// # Errors
+    /// An arena that is too small (both sizes are named), memory of another length than the
+    /// outputs', weights that are missing, samples of the other type.
+    pub fn run<B: Backend + ?Sized, T: RawSample>(
+        &self,
+        backend: &mut B,
+        model: &Model<'_>,
+        n: u32,
+        mut fill: impl FnMut(&mut [T]),
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let slot = self.run_slot(backend, model, n, |host| {
+            fill(T::samples(host)?);
+            Ok(())
+        })?;
+        backend.read(slot, HostMut::F32(out))
+    }
+
+    /// As [`run`](Self::run); the output stays in the arena until the next run.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and those of `fill`.
+    pub fn run_slot<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        model: &Model<'_>,
+        n: u32,
+        mut fill: impl FnMut(HostMut<'_>) -> Result<(), Error>,
+    ) -> Result<Slot, Error> {
+        let (needed, given) = (self.bytes(), backend.bytes());
+        if needed > given {
+            return Err(crate::arena::ArenaError::OutOfMemory { needed, given }.into());
+        }
+        let x = self.plan.input();
+        if n == 0 || n > x.shape.n {
+            return Err(PlanError::Batch { size: n }.into());
+        }
+        let x = x.head(n);
+        let raw = if self.bytes { raw(&self.net, self.first, n) } else { x };
+        backend.fill(raw, &mut fill)?;
+        if self.first == 0 {
+            backend.widen(raw, &self.net.input.normalisation, x)?;
+        }
+        let chain = self.net.chain(self.first, self.last)?;
+        let params = EvalParams::Model { model: *model, first: self.first };
+        backend.eval_block(&EvalBlock { chain, params, plan: self.plan, pass: self.pass, n })
+    }
+}
+
+/// Raw samples lie at the start of the region, the widened ones at its end.
+const fn raw(net: &Net<'_>, first: usize, n: u32) -> Slot {
+    let shape = match net.shape(first) {
+        Ok(shape) => shape.with_n(n),
+        Err(_) => Shape::new(0, 0, 0, 0),
+    };
+    Slot::new(0, shape, Dtype::U8)
+}
+
+/// A type that raw samples come in.
+pub trait RawSample: Sized {
+    /// The memory, where it is of this type.
+    ///
+    /// # Errors
+    /// Where it is of the other.
+    fn samples(host: HostMut<'_>) -> Result<&mut [Self], Error>;
+}
+
+impl RawSample for u8 {
+    fn samples(host: HostMut<'_>) -> Result<&mut [Self], Error> {
+        match host {
+            HostMut::U8(samples) => Ok(samples),
+            _ => Err(Error::Unsupported("bytes where the plan is for numbers")),
+        }
+    }
+}
+
+impl RawSample for f32 {
+    fn samples(host: HostMut<'_>) -> Result<&mut [Self], Error> {
+        match host {
+            HostMut::F32(samples) => Ok(samples),
+            _ => Err(Error::Unsupported("numbers where the plan is for bytes")),
+        }
+    }
+}

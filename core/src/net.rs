@@ -1,0 +1,358 @@
+//! Nets and their weights: both borrowed, so a net may be a constant of the program, a part of a
+//! model file, or something grown at run time.
+
+use crate::arena::Dtype;
+use crate::layer::{Layer, Role};
+use crate::plan::{Chain, PlanError, tri};
+use crate::shape::Shape;
+
+/// What happens to a raw sample before the first layer.
+///
+/// `x = (raw / s - mean[c]) / std[c]` with s = 255 for bytes and 1 for numbers. Nets of up to
+/// four channels use entry c for channel c, others entry 0 for all.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Normalisation {
+    /// Subtracted.
+    pub mean: [f32; 4],
+    /// Divided by.
+    pub std: [f32; 4],
+}
+
+impl Normalisation {
+    /// Nothing but the scale of bytes.
+    pub const NONE: Self = Self { mean: [0.0; 4], std: [1.0; 4] };
+
+    /// The same mean and deviation for all channels.
+    pub const fn scalar(mean: f32, std: f32) -> Self {
+        Self { mean: [mean; 4], std: [std; 4] }
+    }
+
+    /// The factor and the summand of channel `c` of `channels`: `x = raw * factor + summand`.
+    pub fn affine(&self, c: usize, channels: usize, bytes: bool) -> (f32, f32) {
+        let entry = if channels <= 4 { c } else { 0 };
+        let mean = self.mean.get(entry).copied().unwrap_or(0.0);
+        let std = self.std.get(entry).copied().unwrap_or(1.0);
+        let scale = if bytes { 255.0 } else { 1.0 };
+        (1.0 / (scale * std), -mean / std)
+    }
+}
+
+/// What a net takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Input {
+    /// One sample, `n == 1`.
+    pub shape: Shape,
+    /// How raw values are scaled.
+    pub normalisation: Normalisation,
+}
+
+/// An architecture: layers in a row, cut into blocks.
+///
+/// ```
+/// use sepal_core::layer::{BatchNorm, Conv2d, Dense, Layer, MaxPool, RELU, Window};
+/// use sepal_core::net::{Input, Net, Normalisation};
+/// use sepal_core::shape::Shape;
+///
+/// const NET: Net<'static> = Net {
+///     input: Input { shape: Shape::new(1, 1, 28, 28), normalisation: Normalisation::NONE },
+///     layers: &[
+///         Layer::Conv2d(Conv2d { bias: false, ..Conv2d::new(6, 5) }),
+///         Layer::BatchNorm(BatchNorm::new()),
+///         RELU,
+///         Layer::MaxPool(MaxPool { window: Window::square(2) }),
+///         Layer::Dense(Dense { units: 10, bias: true }),
+///     ],
+///     blocks: &[4, 5],
+///     features: 1,
+/// };
+/// const OUTPUT: Shape = match NET.output() {
+///     Ok(shape) => shape,
+///     Err(_) => panic!("the layers do not fit each other"),
+/// };
+/// assert_eq!(OUTPUT, Shape::rows(1, 10));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Net<'m> {
+    /// What it takes.
+    pub input: Input,
+    /// The layers.
+    pub layers: &'m [Layer],
+    /// Where each block ends: one past its last layer. Ascending; the last is the net's length.
+    pub blocks: &'m [u16],
+    /// How many leading blocks compute features; the others are the classifier.
+    pub features: u16,
+}
+
+impl<'m> Net<'m> {
+    /// The shape that reaches layer `at` for one sample; the output's for the number of layers.
+    ///
+    /// # Errors
+    /// The first layer that cannot take its input.
+    pub const fn shape(&self, at: usize) -> Result<Shape, PlanError> {
+        Chain::new(self.layers).shape(self.input.shape, at)
+    }
+
+    /// The shape of one sample's output.
+    ///
+    /// # Errors
+    /// The first layer that cannot take its input.
+    pub const fn output(&self) -> Result<Shape, PlanError> {
+        self.shape(self.layers.len())
+    }
+
+    /// Checks that the layers fit each other, that blocks ascend and cover all layers.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub const fn check(&self) -> Result<(), PlanError> {
+        let layers = self.layers.len();
+        let mut first = 0;
+        let mut i = 0;
+        while i < self.blocks.len() {
+            let last = self.blocks[i] as usize;
+            if last <= first || last > layers {
+                return Err(PlanError::Range { first, last, layers });
+            }
+            first = last;
+            i += 1;
+        }
+        if first != layers || self.features as usize > self.blocks.len() || self.input.shape.n != 1 {
+            return Err(PlanError::Range { first, last: self.features as usize, layers });
+        }
+        tri!(self.output());
+        Ok(())
+    }
+
+    /// The layers of block `index`, first and one past the last.
+    pub const fn block(&self, index: usize) -> Option<(usize, usize)> {
+        if index >= self.blocks.len() {
+            return None;
+        }
+        let first = if index == 0 { 0 } else { self.blocks[index - 1] as usize };
+        Some((first, self.blocks[index] as usize))
+    }
+
+    /// Where the features end and the classifier begins: one past the last feature layer.
+    pub const fn features_end(&self) -> usize {
+        match (self.features as usize).checked_sub(1) {
+            Some(last) if last < self.blocks.len() => self.blocks[last] as usize,
+            _ => 0,
+        }
+    }
+
+    /// Layers `first..last`.
+    ///
+    /// # Errors
+    /// A range that is not within the net.
+    pub const fn chain(&self, first: usize, last: usize) -> Result<Chain<'m>, PlanError> {
+        if first > last || last > self.layers.len() {
+            return Err(PlanError::Range { first, last, layers: self.layers.len() });
+        }
+        let (head, _) = self.layers.split_at(last);
+        let (_, body) = head.split_at(first);
+        Ok(Chain::new(body))
+    }
+
+    /// Numbers that all parameters of layers `..last` take together.
+    ///
+    /// # Errors
+    /// A layer that cannot take its input, or more than the address space holds.
+    pub const fn params(&self, last: usize) -> Result<usize, PlanError> {
+        let mut shape = self.input.shape;
+        let mut total = 0usize;
+        let mut i = 0;
+        while i < last {
+            if i >= self.layers.len() {
+                return Err(PlanError::Range { first: 0, last, layers: self.layers.len() });
+            }
+            let layer = &self.layers[i];
+            let (Some(tensors), Some(out)) = (layer.tensors(shape), layer.output(shape)) else {
+                return Err(PlanError::Shape { layer: i, input: shape });
+            };
+            total = match total.checked_add(tensors.total() as usize) {
+                Some(total) => total,
+                None => return Err(PlanError::Overflow { layer: i }),
+            };
+            shape = out;
+            i += 1;
+        }
+        Ok(total)
+    }
+}
+
+/// One stored tensor, read where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'m> {
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Little-endian elements.
+    pub bytes: &'m [u8],
+    /// For [`Dtype::I8`]: f32 scales, one for each output channel; the element is q * scale.
+    pub scales: &'m [u8],
+}
+
+impl<'m> Stored<'m> {
+    /// No elements.
+    pub const EMPTY: Self = Self { dtype: Dtype::F32, bytes: &[], scales: &[] };
+
+    /// The elements in place, where they are aligned f32.
+    pub fn as_f32(&self) -> Option<&'m [f32]> {
+        match self.dtype {
+            Dtype::F32 if cfg!(target_endian = "little") => {
+                bytemuck::try_cast_slice(self.bytes).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// How many elements there are.
+    pub const fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes the elements as f32, as many as `out` takes. False where the type is not a
+    /// storage type of weights, or the lengths differ; nothing is written then.
+    pub fn widen(&self, out: &mut [f32]) -> bool {
+        if self.len() != out.len() {
+            return false;
+        }
+        match self.dtype {
+            Dtype::F32 => {
+                for (o, b) in out.iter_mut().zip(self.bytes.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+                true
+            }
+            #[cfg(feature = "f16")]
+            Dtype::F16 => {
+                for (o, b) in out.iter_mut().zip(self.bytes.as_chunks::<2>().0) {
+                    *o = half::f16::from_le_bytes(*b).to_f32();
+                }
+                true
+            }
+            Dtype::I8 => {
+                let scales = self.scales.as_chunks::<4>().0;
+                if scales.is_empty() || !out.len().is_multiple_of(scales.len()) {
+                    return false;
+                }
+                let per = (out.len() / scales.len()).max(1);
+                let rows = out.chunks_exact_mut(per).zip(self.bytes.chunks_exact(per)).zip(scales);
+                for ((out, bytes), scale) in rows {
+                    let scale = f32::from_le_bytes(*scale);
+                    for (o, &b) in out.iter_mut().zip(bytes) {
+                        *o = f32::from(b as i8) * scale;
+                    }
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Where a tensor of a model file lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TensorRecord {
+    /// The layer that it belongs to.
+    pub layer: u16,
+    /// Which of its parameters.
+    pub role: Role,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its first byte in the weights.
+    pub at: u32,
+    /// Its length in bytes.
+    pub len: u32,
+    /// The first byte of its scales.
+    pub scales_at: u32,
+    /// Their length in bytes; 0 without.
+    pub scales_len: u32,
+}
+
+/// The parameters of a net, frozen where they lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'m> {
+    /// Numbers in memory, layer by layer, each its weight, bias, mean and variance.
+    Flat(&'m [f32]),
+    /// Tensors of a model file, records sorted by layer and role.
+    File {
+        /// The tensors.
+        records: &'m [TensorRecord],
+        /// The weights section.
+        blob: &'m [u8],
+    },
+}
+
+impl<'m> Weights<'m> {
+    /// Whether some weights are stored in another type than aligned f32, so that the reference
+    /// needs scratch to widen them ([`Pass::Narrow`](crate::layer::Pass::Narrow)).
+    pub fn is_narrow(&self) -> bool {
+        match *self {
+            Self::Flat(_) => false,
+            Self::File { records, .. } => {
+                records.iter().any(|r| self.record(r).as_f32().is_none())
+            }
+        }
+    }
+
+    fn record(&self, r: &TensorRecord) -> Stored<'m> {
+        let Self::File { blob, .. } = *self else { return Stored::EMPTY };
+        let part = |at: u32, len: u32| {
+            let past = (at as usize).checked_add(len as usize);
+            past.and_then(|past| blob.get(at as usize..past)).unwrap_or_default()
+        };
+        Stored {
+            dtype: r.dtype,
+            bytes: part(r.at, r.len),
+            scales: part(r.scales_at, r.scales_len),
+        }
+    }
+
+    /// The parameters of layer `layer` of `net`, in the order of [`Role::ALL`]; empty where it
+    /// has none or they are not stored.
+    pub fn layer(&self, net: &Net<'_>, layer: usize) -> [Stored<'m>; 4] {
+        let mut stored = [Stored::EMPTY; 4];
+        match *self {
+            Self::Flat(numbers) => {
+                let (Ok(at), Ok(shape)) = (net.params(layer), net.shape(layer)) else {
+                    return stored;
+                };
+                let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
+                let mut rest = numbers.get(at..).unwrap_or_default();
+                for (stored, role) in stored.iter_mut().zip(Role::ALL) {
+                    let len = tensors.unwrap_or_default().len(role) as usize;
+                    let Some((head, tail)) = rest.split_at_checked(len) else { break };
+                    stored.bytes = bytemuck::cast_slice(head);
+                    rest = tail;
+                }
+            }
+            Self::File { records, .. } => {
+                let first = records.partition_point(|r| usize::from(r.layer) < layer);
+                let own = records.iter().skip(first).take_while(|r| usize::from(r.layer) == layer);
+                for record in own {
+                    if let Some(stored) = stored.get_mut(record.role as usize) {
+                        *stored = self.record(record);
+                    }
+                }
+            }
+        }
+        stored
+    }
+}
+
+/// A net with its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'m> {
+    /// The architecture.
+    pub net: Net<'m>,
+    /// Its parameters.
+    pub weights: Weights<'m>,
+}

@@ -1,0 +1,463 @@
+//! The reference backend: plain loops over the caller's memory, the specification that every
+//! other backend is tested against. It runs anywhere, without `std` and without a heap.
+
+use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot, Word};
+use crate::backend::{
+    Backend, Bank, Call, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
+};
+use crate::error::Error;
+use crate::layer::{Layer, Pass, Role, Tensors};
+use crate::loss::{self, Score};
+use crate::neighbour::{self, Nearest, Pair, Rows};
+use crate::net::{Normalisation, Stored};
+use crate::optim::Rule;
+use crate::plan;
+use crate::shape::Shape;
+use crate::stage::{Loss, Objective};
+
+/// Runs nets in one arena.
+///
+/// ```
+/// use sepal_core::{arena::Word, backend::Backend, reference::Reference};
+/// let mut memory = [Word::ZERO; 64];
+/// assert_eq!(Reference::new(&mut memory).bytes(), 1024);
+/// ```
+#[derive(Debug)]
+pub struct Reference<'a> {
+    arena: Arena<'a>,
+}
+
+impl<'a> Reference<'a> {
+    /// A backend whose memory is `words`.
+    pub const fn new(words: &'a mut [Word]) -> Self {
+        Self { arena: Arena::new(words) }
+    }
+
+    /// Its memory, which backends that build on this one reach directly.
+    pub const fn arena(&mut self) -> &mut Arena<'a> {
+        &mut self.arena
+    }
+}
+
+impl Backend for Reference<'_> {
+    fn bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
+    fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
+        same_length(slot, from.len())?;
+        match from {
+            Host::F32(v) => self.arena.view_mut::<f32>(slot)?.copy_from_slice(v),
+            Host::U8(v) => self.arena.view_mut::<u8>(slot)?.copy_from_slice(v),
+            Host::U16(v) => self.arena.view_mut::<u16>(slot)?.copy_from_slice(v),
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error> {
+        match into {
+            HostMut::F32(v) => same_length(slot, v.len())
+                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
+            HostMut::U8(v) => same_length(slot, v.len())
+                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
+            HostMut::U16(v) => same_length(slot, v.len())
+                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
+            HostMut::Pair(v) => {
+                same_length(slot, v.len())?;
+                let words = self.arena.view::<[u32; 4]>(slot)?;
+                v.iter_mut().zip(words).for_each(|(v, &words)| *v = Pair::from_words(words));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(
+        &mut self,
+        slot: Slot,
+        with: &mut dyn FnMut(HostMut<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match slot.dtype {
+            Dtype::F32 => with(HostMut::F32(self.arena.view_mut(slot)?)),
+            Dtype::U8 => with(HostMut::U8(self.arena.view_mut(slot)?)),
+            Dtype::U16 => with(HostMut::U16(self.arena.view_mut(slot)?)),
+            _ => Err(Error::Unsupported("filling slots of this type")),
+        }
+    }
+
+    fn zero(&mut self, slot: Slot) -> Result<(), Error> {
+        let [lease] = self.arena.lease([slot])?;
+        lease.bytes().fill(0);
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Slot, to: Slot) -> Result<(), Error> {
+        let [from, to] = self.arena.lease([from, to])?;
+        let (from, to) = (from.bytes(), to.bytes());
+        if from.len() != to.len() {
+            return Err(ArenaError::Length { slot: to.len(), host: from.len() }.into());
+        }
+        to.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn widen(&mut self, raw: Slot, norm: &Normalisation, x: Slot) -> Result<(), Error> {
+        let shape = x.shape;
+        if raw.dtype == Dtype::U8 {
+            let [raw, x] = self.arena.lease([raw, x])?;
+            let (raw, x) = (raw.get::<u8>()?, x.get::<f32>()?);
+            for (c, raw, x) in planes(shape, raw, x) {
+                let (factor, summand) = norm.affine(c, shape.c as usize, true);
+                x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = f32::from(raw) * factor + summand);
+            }
+        } else {
+            if raw.at != x.at {
+                self.copy(raw, x)?;
+            }
+            let x = self.arena.view_mut::<f32>(x)?;
+            let plane = shape.plane().max(1) as usize;
+            for (i, x) in x.chunks_exact_mut(plane).enumerate() {
+                let channels = shape.c.max(1) as usize;
+                let (factor, summand) = norm.affine(i % channels, channels, false);
+                x.iter_mut().for_each(|x| *x = *x * factor + summand);
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        forward(&mut self.arena, call)
+    }
+
+    fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        backward(&mut self.arena, call)
+    }
+
+    fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
+        let n = at.features.shape.n;
+        let dim = at.features.shape.sample().unwrap_or(0) as usize;
+        let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
+        let row = match objective {
+            Objective::Separation(Loss::SoftNearest { .. }) => {
+                Slot::vector(at.scratch.at, n, Dtype::F32)
+            }
+            _ => Slot::EMPTY,
+        };
+        let [features, labels, pairs, row, gradient] =
+            self.arena.lease([at.features, at.labels, pairs, row, at.gradient])?;
+        let (data, labels) = (&*features.get::<f32>()?, &*labels.get::<u16>()?);
+        let gradient = Some(gradient.get::<f32>()?);
+        Ok(match *objective {
+            Objective::Statistics => Score::default(),
+            Objective::CrossEntropy { smoothing } => {
+                loss::cross_entropy(data, dim, labels, smoothing, gradient)
+            }
+            Objective::Separation(Loss::SoftNearest { temperature }) => {
+                loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)
+            }
+            Objective::Separation(loss) => {
+                let pairs = pairs.get::<[u32; 4]>()?;
+                let rows = Rows { data, dim, labels };
+                for ((i, pair), (query, label)) in (0..).zip(pairs.iter_mut()).zip(rows.iter()) {
+                    *pair = Pair::NONE.fold(query, label, rows, 0, Some(i)).to_words();
+                }
+                let pairs = bytemuck::cast_slice(pairs);
+                match loss {
+                    Loss::Margin { margin } => loss::margin(data, dim, pairs, margin, gradient),
+                    _ => loss::triplet(data, dim, pairs, gradient),
+                }
+            }
+        })
+    }
+
+    fn update(
+        &mut self,
+        rule: &Rule,
+        rate: f32,
+        update: u32,
+        params: plan::Params,
+    ) -> Result<(), Error> {
+        let slots =
+            [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let [p, g, first, second] = self.arena.lease(slots)?;
+        rule.update(rate, update, p.get::<f32>()?, g.get()?, first.get()?, second.get()?);
+        Ok(())
+    }
+
+    fn nearest(
+        &mut self,
+        queries: Bank<'_>,
+        bank: Bank<'_>,
+        first: u32,
+        skip: Option<u32>,
+        pairs: &mut [Pair],
+    ) -> Result<(), Error> {
+        let (queries, bank) = (rows(&self.arena, queries)?, rows(&self.arena, bank)?);
+        check_rows(queries, bank)?;
+        neighbour::nearest_pair(queries, bank, first, skip, pairs);
+        Ok(())
+    }
+
+    fn top_k(
+        &mut self,
+        queries: Bank<'_>,
+        bank: Bank<'_>,
+        first: u32,
+        skip: Option<u32>,
+        k: usize,
+        out: &mut [Nearest],
+    ) -> Result<(), Error> {
+        let (queries, bank) = (rows(&self.arena, queries)?, rows(&self.arena, bank)?);
+        check_rows(queries, bank)?;
+        neighbour::top_k(queries, bank, first, skip, k, out);
+        Ok(())
+    }
+}
+
+/// The channel planes of an image batch, raw and widened, each with its channel.
+fn planes<'a>(
+    shape: Shape,
+    raw: &'a [u8],
+    x: &'a mut [f32],
+) -> impl Iterator<Item = (usize, &'a [u8], &'a mut [f32])> {
+    let (plane, channels) = (shape.plane().max(1) as usize, shape.c.max(1) as usize);
+    let planes = raw.chunks_exact(plane).zip(x.chunks_exact_mut(plane)).enumerate();
+    planes.map(move |(i, (raw, x))| (i % channels, raw, x))
+}
+
+/// The rows of a search, wherever they lie in memory that the host can read.
+///
+/// # Errors
+/// A slot past the arena's end.
+pub fn rows<'s>(arena: &'s Arena<'_>, bank: Bank<'s>) -> Result<Rows<'s, f32>, Error> {
+    Ok(match bank {
+        Bank::Host(rows) => rows,
+        Bank::Slots { rows, labels } => Rows {
+            data: arena.view(rows)?,
+            dim: rows.shape.sample().unwrap_or(0) as usize,
+            labels: arena.view(labels)?,
+        },
+    })
+}
+
+/// Checks that queries and bank have rows of one length, and a label for each row.
+///
+/// # Errors
+/// [`ArenaError::Length`] with the two lengths that differ.
+pub fn check_rows(queries: Rows<'_, f32>, bank: Rows<'_, f32>) -> Result<(), Error> {
+    if queries.dim != bank.dim {
+        return Err(ArenaError::Length { slot: bank.dim, host: queries.dim }.into());
+    }
+    for rows in [queries, bank] {
+        let expected = rows.labels.len().saturating_mul(rows.dim);
+        if rows.data.len() != expected {
+            return Err(ArenaError::Length { slot: expected, host: rows.data.len() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// A layer's parameters as slices, ready for its kernels.
+struct Parameters<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    mean: &'a [f32],
+    variance: &'a [f32],
+}
+
+/// Stored tensors as f32: in place where they are aligned f32, else widened into `scratch`.
+///
+/// # Errors
+/// Tensors of another length than the layer's, or of a type that this build does not read.
+pub fn stored<'a>(
+    layer: usize,
+    tensors: Tensors,
+    stored: [Stored<'a>; 4],
+    scratch: &'a mut [f32],
+) -> Result<[&'a [f32]; 4], Error> {
+    let mut slices: [&'a [f32]; 4] = [&[]; 4];
+    let mut rest = scratch;
+    for ((slice, stored), role) in slices.iter_mut().zip(stored).zip(Role::ALL) {
+        let expected = tensors.len(role) as usize;
+        let wrong = Error::Weights { layer, expected, got: stored.len() };
+        if stored.len() != expected {
+            return Err(wrong);
+        }
+        *slice = match stored.as_f32() {
+            Some(slice) => slice,
+            None => {
+                let room = Word::round_up(expected * size_of::<f32>()) / size_of::<f32>();
+                let (own, others) = rest.split_at_mut_checked(room).ok_or(wrong)?;
+                rest = others;
+                let own = own.get_mut(..expected).ok_or(wrong)?;
+                if !stored.widen(own) {
+                    return Err(wrong);
+                }
+                own
+            }
+        };
+    }
+    Ok(slices)
+}
+
+/// Runs one layer forward in an arena that the host can read and write; what a backend does with
+/// layers that it has no kernel of its own for.
+///
+/// # Errors
+/// Parameters that are missing, a slot past the arena's end.
+pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
+    let Call { layer, place, phase, .. } = *call;
+    let shape = place.x.shape;
+    let pass = if phase == Phase::Eval { Pass::Eval } else { Pass::Train };
+    let stays = layer.needs(shape, pass).is_some_and(|needs| needs.in_place);
+    if stays && place.x.at != place.y.at {
+        let [x, y] = arena.lease([place.x, place.y])?;
+        y.get::<f32>()?.copy_from_slice(x.get::<f32>()?);
+    }
+    let x = if stays { Slot::EMPTY } else { place.x };
+    match call.param {
+        Param::Ram(p) => {
+            let slots =
+                [x, place.y, place.saved, p.weight, p.bias, p.mean, p.variance];
+            let [x, y, saved, weight, bias, mean, variance] = arena.lease(slots)?;
+            let (x, y) = (&*x.get::<f32>()?, y.get::<f32>()?);
+            let (mean, variance) = (mean.get::<f32>()?, variance.get::<f32>()?);
+            let (weight, bias) = (&*weight.get::<f32>()?, &*bias.get::<f32>()?);
+            if phase == Phase::Eval {
+                let p = Parameters { weight, bias, mean, variance };
+                evaluate(layer, shape, x, &p, y, saved)
+            } else {
+                train(layer, shape, phase, x, [weight, bias], [mean, variance], y, saved)
+            }
+        }
+        Param::Model { layer: index, tensors } => {
+            let room = (place.scratch.bytes() / size_of::<f32>()) as u32;
+            let scratch = Slot::vector(place.scratch.at, room, Dtype::F32);
+            let [x, y, saved, scratch] = arena.lease([x, place.y, place.saved, scratch])?;
+            let lengths = layer.tensors(shape).unwrap_or(Tensors::NONE);
+            let [weight, bias, mean, variance] = stored(index, lengths, tensors, scratch.get()?)?;
+            let p = Parameters { weight, bias, mean, variance };
+            evaluate(layer, shape, x.get()?, &p, y.get()?, saved)
+        }
+    }
+}
+
+/// A layer with frozen parameters. In-place layers find their input in `y`.
+fn evaluate(
+    layer: &Layer,
+    shape: Shape,
+    x: &[f32],
+    p: &Parameters<'_>,
+    y: &mut [f32],
+    saved: Lease<'_>,
+) -> Result<(), Error> {
+    match layer {
+        Layer::Conv2d(l) => l.forward(shape, x, p.weight, p.bias, y),
+        Layer::BatchNorm(l) => l.forward_eval(shape, p.weight, p.bias, p.mean, p.variance, y),
+        Layer::Activation(l) => l.forward(y),
+        Layer::MaxPool(l) => l.forward(shape, x, y, None),
+        Layer::AvgPool(l) => l.forward(shape, x, y),
+        Layer::GlobalAvgPool(l) => l.forward(shape, x, y),
+        Layer::Dense(l) => l.forward(shape, x, p.weight, p.bias, y),
+        Layer::Dropout(_) | Layer::Flatten(_) => {}
+        Layer::Standardise(l) => l.forward(shape, p.mean, p.variance, y),
+        Layer::L2Normalise(l) => l.forward(shape, y, saved.get()?),
+        Layer::AvgPoolTo(l) => l.forward(shape, x, y),
+        Layer::ChannelStd(l) => l.forward(shape, x, y),
+        Layer::Project(l) => l.forward(shape, x, y),
+    }
+    Ok(())
+}
+
+/// A layer under training: batch statistics, winners kept, dropout drawn.
+#[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the layer")]
+fn train(
+    layer: &Layer,
+    shape: Shape,
+    phase: Phase,
+    x: &[f32],
+    [weight, bias]: [&[f32]; 2],
+    [mean, variance]: [&mut [f32]; 2],
+    y: &mut [f32],
+    saved: Lease<'_>,
+) -> Result<(), Error> {
+    match (layer, phase) {
+        (Layer::BatchNorm(l), _) => {
+            let saved = saved.get()?;
+            l.forward_train(shape, x, weight, bias, y, saved);
+            let share = match phase {
+                Phase::Calibrate { seen } => {
+                    shape.n as f32 / seen.saturating_add(shape.n).max(1) as f32
+                }
+                _ => l.momentum,
+            };
+            l.update(shape, saved, share, mean, variance);
+        }
+        (Layer::MaxPool(l), _) => l.forward(shape, x, y, Some(saved.get()?)),
+        (Layer::Dropout(l), Phase::Train { seed, update }) => l.forward(shape, y, seed, update),
+        (Layer::Standardise(l), Phase::Calibrate { seen }) => {
+            l.calibrate(shape, y, seen, mean, variance);
+            l.forward(shape, mean, variance, y);
+        }
+        _ => {
+            let p = Parameters { weight, bias, mean, variance };
+            evaluate(layer, shape, x, &p, y, saved)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs one layer backward; see [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
+    let Call { layer, place, phase, .. } = *call;
+    let Param::Ram(p) = call.param else {
+        return Err(Error::Unsupported("gradients of parameters that lie in the model"));
+    };
+    let shape = place.x.shape;
+    let moves = |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, place.dx];
+    let in_place =
+        |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, Slot::EMPTY];
+    let none = Slot::EMPTY;
+    let slots = match layer {
+        Layer::Conv2d(_) | Layer::Dense(_) => moves(place.x, none),
+        Layer::ChannelStd(_) => moves(place.x, place.y),
+        Layer::BatchNorm(_) => in_place(place.x, none),
+        Layer::Activation(_) | Layer::L2Normalise(_) => in_place(none, place.y),
+        Layer::Dropout(_) | Layer::Flatten(_) | Layer::Standardise(_) => in_place(none, none),
+        _ => moves(none, none),
+    };
+    let [x, y, saved, weight, variance, dweight, dbias, dy, dx] = arena.lease(slots)?;
+    let (x, y) = (&*x.get::<f32>()?, &*y.get::<f32>()?);
+    let (weight, dweight, dbias) =
+        (&*weight.get::<f32>()?, dweight.get::<f32>()?, dbias.get::<f32>()?);
+    let dy = dy.get::<f32>()?;
+    let dx = Some(dx.get::<f32>()?).filter(|dx| !dx.is_empty());
+    match layer {
+        Layer::Conv2d(l) => l.backward(shape, x, weight, dy, dx, dweight, dbias),
+        Layer::Dense(l) => l.backward(shape, x, weight, dy, dx, dweight, dbias),
+        Layer::BatchNorm(l) => l.backward(shape, x, weight, saved.get()?, dy, dweight, dbias),
+        Layer::Activation(l) => l.backward(y, dy),
+        Layer::L2Normalise(l) => l.backward(shape, y, saved.get()?, dy),
+        Layer::Standardise(l) => l.backward(shape, variance.get()?, dy),
+        Layer::Dropout(l) => {
+            if let Phase::Train { seed, update } = phase {
+                l.backward(shape, dy, seed, update);
+            }
+        }
+        Layer::Flatten(_) => {}
+        // The others have no parameters: without dx there is nothing to do.
+        Layer::MaxPool(l) => {
+            if let Some(dx) = dx {
+                l.backward(shape, saved.get()?, dy, dx);
+            }
+        }
+        Layer::AvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+        Layer::GlobalAvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+        Layer::AvgPoolTo(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+        Layer::ChannelStd(l) => dx.into_iter().for_each(|dx| l.backward(shape, x, y, dy, dx)),
+        Layer::Project(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+    }
+    Ok(())
+}

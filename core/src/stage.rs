@@ -1,0 +1,130 @@
+//! Stages: which layers are trained together, towards what, and how.
+
+use crate::layer::Layer;
+use crate::optim::Rule;
+use crate::schedule::Schedule;
+use crate::shape::Shape;
+
+/// The stand-in for SI that is minimised; see [`loss`](crate::loss).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Loss {
+    /// [`triplet`](crate::loss::triplet): Eq. 7 of the paper, literally.
+    Triplet,
+    /// [`margin`](crate::loss::margin).
+    Margin {
+        /// By how much the other label's neighbour must be farther.
+        margin: f32,
+    },
+    /// [`soft_nearest`](crate::loss::soft_nearest).
+    SoftNearest {
+        /// T: the smaller, the fewer neighbours count.
+        temperature: f32,
+    },
+}
+
+/// What a stage works towards.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Objective {
+    /// Nothing is trained: running and calibrated statistics are measured in one pass.
+    Statistics,
+    /// A higher Separation Index of the chain's output.
+    Separation(Loss),
+    /// A classifier, by cross-entropy of the chain's output as logits.
+    CrossEntropy {
+        /// The share of each target that is spread over all classes; 0 for none.
+        smoothing: f32,
+    },
+}
+
+impl Objective {
+    /// Scratch bytes that the reference takes for features of shape `(N, D, 1, 1)`.
+    pub const fn scratch(&self, features: Shape) -> usize {
+        match self {
+            Self::Separation(Loss::SoftNearest { .. }) => {
+                (features.n as usize).saturating_mul(size_of::<f32>())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether nearest neighbours are looked up.
+    pub const fn pairs(&self) -> bool {
+        matches!(self, Self::Separation(Loss::Triplet | Loss::Margin { .. }))
+    }
+}
+
+/// When a stage ends before its epochs are over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Stop {
+    /// Never.
+    Never,
+    /// When the held-out SI, judged after each epoch, has not risen.
+    SiPlateau {
+        /// Epochs without a rise that are borne.
+        patience: u16,
+        /// What counts as a rise.
+        min_delta: f32,
+    },
+}
+
+/// How a stage is trained, whatever its layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Recipe<'m> {
+    /// Layers after the trained ones, discarded with the stage: a readout, or a helper net.
+    pub head: &'m [Layer],
+    /// What is minimised at their output.
+    pub objective: Objective,
+    /// Passes over the data.
+    pub epochs: u16,
+    /// Samples in a step.
+    pub batch: u32,
+    /// The optimiser.
+    pub rule: Rule,
+    /// Its first rate.
+    pub rate: f32,
+    /// How the rate changes.
+    pub schedule: Schedule,
+    /// When to end early.
+    pub stop: Stop,
+}
+
+/// Layers `first..last` of a net, trained by a recipe.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Stage<'m> {
+    /// The first layer that is trained; those before it are frozen.
+    pub first: u16,
+    /// One past the last; those after it do not run.
+    pub last: u16,
+    /// Whether standardisation layers are measured on all samples before the first step.
+    pub calibrate: bool,
+    /// How.
+    pub recipe: Recipe<'m>,
+}
+
+/// What came of a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Outcome {
+    /// The first layer that was trained.
+    pub first: u16,
+    /// One past the last.
+    pub last: u16,
+    /// Passes made.
+    pub epochs: u16,
+    /// Updates made.
+    pub updates: u32,
+    /// The mean loss of the last pass.
+    pub loss: f32,
+    /// SI within the batches of the last pass, or the share classified rightly.
+    pub score: f32,
+    /// The best held-out SI that was judged; NaN-free, -1 where none was.
+    pub held_out: f32,
+}

@@ -1,0 +1,35 @@
+//! Strategies: which stages make a net. Data and pure functions, so that a resumed run takes the
+//! same stages.
+
+mod end_to_end;
+mod forward_si;
+mod random_frozen;
+
+pub use end_to_end::EndToEnd;
+pub use forward_si::{Classifier, ForwardSi};
+pub use random_frozen::RandomFrozen;
+
+use crate::net::Net;
+use crate::stage::{Outcome, Stage};
+
+/// Chooses the next stage from what came of those before: nothing else may enter.
+pub trait Strategy {
+    /// The next stage; `None` where the net is done.
+    fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>>;
+}
+
+/// Stage number `done` of those that train blocks `0..count` one by one.
+fn block(net: &Net<'_>, done: usize, count: usize) -> Option<(u16, u16)> {
+    if done >= count {
+        return None;
+    }
+    let (first, last) = net.block(done)?;
+    Some((u16::try_from(first).ok()?, u16::try_from(last).ok()?))
+}
+
+/// The layers behind the features, up to the end.
+fn classifier(net: &Net<'_>) -> Option<(u16, u16)> {
+    let first = u16::try_from(net.features_end()).ok()?;
+    let last = u16::try_from(net.layers.len()).ok()?;
+    (first < last).then_some((first, last))
+}

@@ -1,0 +1,865 @@
+//! The trainer: one stage at a time, one step at a call, resumable between any two.
+//!
+//! A [`Session`] is data. It computes nothing itself: each step asks the source for a batch, runs
+//! the frozen prefix, the trained chain, the objective, the chain backward and the optimiser on
+//! the backend, and counts. What a resumed run needs is its [`Progress`] and the arena's
+//! parameter slots ([`Session::state`]).
+//!
+//! The arena of a stage, from the bottom up:
+//!
+//! ```text
+//! parameters, gradients, optimiser state, measured parameters    plan::Params
+//! labels and raw samples of each batch in flight
+//! neighbour pairs
+//! the batch as the chain's input, unless the raw samples are that
+//! work: the prefix, some samples at a time, then the chain       the larger of both
+//! ```
+
+use crate::arena::{Dtype, Slot, Word};
+use crate::backend::{
+    self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
+};
+use crate::error::Error;
+use crate::layer::{Layer, Pass, Role, Tensors};
+use crate::loss::Score;
+use crate::net::{Model, Net};
+use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
+use crate::rng::{Purpose, Rng};
+use crate::shape::Shape;
+use crate::source::{Batch, Draw, Source};
+use crate::stage::{Objective, Outcome, Stage, Stop};
+
+/// How samples reach a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Feed {
+    /// Leading layers that the source has already applied; see [`Source::depth`].
+    pub depth: usize,
+    /// Whether the source gives bytes.
+    pub bytes: bool,
+    /// Samples that run through the frozen prefix together. 1 needs the least memory.
+    pub chunk: u32,
+    /// Batches in flight, 1 or 2; see [`Backend::queue`].
+    pub queue: u32,
+    /// Whether frozen weights are stored in a narrower type than f32.
+    pub narrow: bool,
+}
+
+impl Feed {
+    /// Raw bytes, one sample at a time through the prefix, one batch in flight.
+    pub const BYTES: Self = Self { depth: 0, bytes: true, chunk: 1, queue: 1, narrow: false };
+
+    /// What a source gives.
+    pub fn of(source: &impl Source) -> Self {
+        Self { depth: source.depth(), bytes: source.is_u8(), ..Self::BYTES }
+    }
+
+    const fn pass(self) -> Pass {
+        if self.narrow { Pass::Narrow } else { Pass::Eval }
+    }
+}
+
+/// Where everything of a stage lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagePlan {
+    params: plan::Params,
+    labels: [Slot; 2],
+    raw: [Slot; 2],
+    pairs: Slot,
+    x: Slot,
+    work: usize,
+    prefix: Option<plan::Eval>,
+    train: plan::Train,
+    feed: Feed,
+}
+
+/// The slots below the work region.
+struct Fixed {
+    params: plan::Params,
+    labels: [Slot; 2],
+    raw: [Slot; 2],
+    pairs: Slot,
+    x: Slot,
+    work: usize,
+    prefix: Option<(usize, Shape)>,
+}
+
+const fn after(slot: Slot) -> usize {
+    slot.at + Word::round_up(slot.bytes())
+}
+
+impl Fixed {
+    const fn new(net: &Net<'_>, stage: &Stage<'_>, feed: Feed) -> Result<Self, PlanError> {
+        let (first, last) = (stage.first as usize, stage.last as usize);
+        let batch = stage.recipe.batch;
+        if feed.depth > first || first >= last || last > net.layers.len() {
+            return Err(PlanError::Range { first: feed.depth, last, layers: net.layers.len() });
+        }
+        if batch == 0 || feed.chunk == 0 || feed.queue == 0 || feed.queue > 2 {
+            return Err(PlanError::Batch { size: if batch == 0 { 0 } else { feed.chunk } });
+        }
+        let given = tri!(net.shape(feed.depth));
+        let input = tri!(net.shape(first)).with_n(batch);
+        let chain = tri!(net.chain(first, last));
+        let chain = Chain { head: stage.recipe.head, ..chain };
+        let params = tri!(plan::Params::new(0, chain, input, stage.recipe.rule.slots()));
+
+        let none = Slot::EMPTY;
+        let (mut labels, mut raw) = ([none; 2], [none; 2]);
+        let dtype = if feed.bytes { Dtype::U8 } else { Dtype::F32 };
+        let mut at = params.bytes();
+        let mut i = 0;
+        while i < feed.queue as usize {
+            labels[i] = Slot::vector(at, batch, Dtype::U16);
+            raw[i] = Slot::new(after(labels[i]), given.with_n(batch), dtype);
+            at = after(raw[i]);
+            i += 1;
+        }
+        let pairs = if stage.recipe.objective.pairs() { batch } else { 0 };
+        let pairs = Slot::vector(at, pairs, Dtype::Pair);
+        let prefix = if feed.depth < first {
+            Some((feed.depth, given.with_n(if feed.chunk < batch { feed.chunk } else { batch })))
+        } else {
+            None
+        };
+        // Numbers that need no prefix are the chain's input where they are.
+        let own = feed.bytes || prefix.is_some();
+        let x = Slot::new(after(pairs), input, Dtype::F32);
+        let work = if own { after(x) } else { after(pairs) };
+        Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
+    }
+
+    const fn finish(self, prefix: Option<plan::Eval>, train: plan::Train, feed: Feed) -> StagePlan {
+        let Self { params, labels, raw, pairs, x, work, .. } = self;
+        StagePlan { params, labels, raw, pairs, x, work, prefix, train, feed }
+    }
+}
+
+impl StagePlan {
+    /// The plan of a stage on the reference backend: its memory is a constant of the program.
+    ///
+    /// # Errors
+    /// Layers that do not fit, a range outside the net, sizes that cannot be used.
+    pub const fn reference(
+        net: &Net<'_>,
+        stage: &Stage<'_>,
+        feed: Feed,
+    ) -> Result<Self, PlanError> {
+        let fixed = tri!(Fixed::new(net, stage, feed));
+        let prefix = match fixed.prefix {
+            Some((depth, input)) => {
+                let chain = tri!(net.chain(depth, stage.first as usize));
+                let plan = tri!(plan::Eval::reference(fixed.work, chain, input, feed.pass()));
+                Some(plan)
+            }
+            None => None,
+        };
+        let chain = tri!(chain(net, stage));
+        let input = tri!(net.shape(stage.first as usize)).with_n(stage.recipe.batch);
+        let end = tri!(chain.shape(input, chain.len()));
+        let scratch = stage.recipe.objective.scratch(end);
+        let train = tri!(plan::Train::reference(fixed.work, chain, input, scratch));
+        Ok(fixed.finish(prefix, train, feed))
+    }
+
+    /// The plan of a stage on any backend.
+    ///
+    /// # Errors
+    /// As [`reference`](Self::reference).
+    pub fn new<B: Backend + ?Sized>(
+        backend: &B,
+        net: &Net<'_>,
+        stage: &Stage<'_>,
+        feed: Feed,
+    ) -> Result<Self, PlanError> {
+        let fixed = Fixed::new(net, stage, feed)?;
+        let prefix = match fixed.prefix {
+            Some((depth, input)) => {
+                let chain = net.chain(depth, usize::from(stage.first))?;
+                Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
+            }
+            None => None,
+        };
+        let input = net.shape(usize::from(stage.first))?.with_n(stage.recipe.batch);
+        let objective = &stage.recipe.objective;
+        let train =
+            backend::plan_train(backend, fixed.work, &chain(net, stage)?, input, objective)?;
+        Ok(fixed.finish(prefix, train, feed))
+    }
+
+    /// The arena's size in bytes that the stage needs: exact.
+    pub const fn bytes(&self) -> usize {
+        let train = self.train.bytes();
+        let prefix = match self.prefix {
+            Some(plan) => plan.bytes(),
+            None => 0,
+        };
+        self.work + if train > prefix { train } else { prefix }
+    }
+}
+
+/// The layers that a stage trains, with its head.
+const fn chain<'m>(net: &Net<'m>, stage: &Stage<'m>) -> Result<Chain<'m>, PlanError> {
+    let chain = tri!(net.chain(stage.first as usize, stage.last as usize));
+    Ok(Chain { head: stage.recipe.head, ..chain })
+}
+
+/// How far a session has come: all of its state that is not in the arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Progress {
+    /// The stage, counted over the run.
+    pub stage: u16,
+    /// Calibration batches done.
+    pub calibrated: u32,
+    /// Passes done.
+    pub epoch: u16,
+    /// Updates done in this pass.
+    pub step: u32,
+    /// Updates done.
+    pub updates: u32,
+    /// Sum of the losses of this pass, one for each update.
+    pub loss: f64,
+    /// Sums of this pass over the batches.
+    pub anchors: u64,
+    /// Anchors without a partner.
+    pub skipped: u64,
+    /// Anchors whose nearest neighbour has their label, or samples classified rightly.
+    pub correct: u64,
+    /// The mean loss and the score of the pass before.
+    pub last: (f32, f32),
+    /// The best held-out SI judged, and passes since; see [`Session::judge`].
+    pub best: Option<f32>,
+    /// Passes since the best.
+    pub stale: u16,
+    /// The held-out SI says to stop.
+    pub stopped: bool,
+}
+
+/// What one call of [`Session::step`] did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// Measured statistics on one more batch.
+    Calibrated {
+        /// Batches done.
+        done: u32,
+        /// Batches in all.
+        of: u32,
+    },
+    /// One update.
+    Trained {
+        /// The batch's loss and counts.
+        score: Score,
+        /// The rate that it was made with.
+        rate: f32,
+        /// Whether it was the pass's last.
+        epoch_ends: bool,
+    },
+    /// Nothing: the stage is over.
+    Done,
+}
+
+/// One stage of training.
+///
+/// # Example
+/// A block that separates two classes of 4x4 images, with all memory on the stack:
+/// ```
+/// use sepal_core::arena::Word;
+/// use sepal_core::layer::{BatchNorm, Conv2d, Flatten, L2Normalise, Layer, RELU};
+/// use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+/// use sepal_core::optim::Rule;
+/// use sepal_core::reference::Reference;
+/// use sepal_core::schedule::Schedule;
+/// use sepal_core::shape::Shape;
+/// use sepal_core::source::{Batch, Draw, Source, SourceError};
+/// use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+/// use sepal_core::train::{Feed, Session, StagePlan};
+///
+/// struct Stripes;
+/// impl Source for Stripes {
+///     fn len(&self) -> u32 { 64 }
+///     fn shape(&self) -> Shape { Shape::new(1, 1, 4, 4) }
+///     fn is_u8(&self) -> bool { true }
+///     fn read(&mut self, at: &[u32], _: Option<Draw>, x: Batch<'_>, labels: &mut [u16])
+///         -> Result<(), SourceError> {
+///         let Batch::U8(x) = x else { return Err(SourceError::Batch { expected: 0, got: 0 }) };
+///         for ((image, label), i) in x.chunks_exact_mut(16).zip(labels).zip(at) {
+///             *label = (i % 2) as u16; // rows or columns, of a brightness that says nothing
+///             for (p, pixel) in image.iter_mut().enumerate() {
+///                 let stripe = if *label == 0 { p / 4 } else { p % 4 };
+///                 *pixel = ((stripe as u32 + i / 2) % 2 * (i * 3 + 60)) as u8;
+///             }
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// const NET: Net<'static> = Net {
+///     input: Input { shape: Shape::new(1, 1, 4, 4), normalisation: Normalisation::NONE },
+///     layers: &[
+///         Layer::Conv2d(Conv2d { bias: false, ..Conv2d::new(4, 3) }),
+///         Layer::BatchNorm(BatchNorm::new()),
+///         RELU,
+///     ],
+///     blocks: &[3],
+///     features: 1,
+/// };
+/// const STAGE: Stage<'static> = Stage {
+///     first: 0,
+///     last: 3,
+///     calibrate: true,
+///     recipe: Recipe {
+///         head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
+///         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
+///         epochs: 4,
+///         batch: 16,
+///         rule: Rule::adam(),
+///         rate: 0.01,
+///         schedule: Schedule::Cosine { warmup: 0 },
+///         stop: Stop::Never,
+///     },
+/// };
+/// const PLAN: StagePlan = match StagePlan::reference(&NET, &STAGE, Feed::BYTES) {
+///     Ok(plan) => plan,
+///     Err(_) => panic!("the net does not fit its input"),
+/// };
+/// const _: () = assert!(PLAN.bytes() <= 8192, "the block does not fit the board");
+///
+/// let mut memory = [Word::ZERO; PLAN.bytes() / Word::BYTES];
+/// let mut backend = Reference::new(&mut memory);
+/// let mut weights = [0.0; 44]; // 4 x 3 x 3, 4 means, 4 variances
+/// sepal_core::init::weights(&NET, 7, &mut weights);
+/// let model = Model { net: NET, weights: Weights::Flat(&weights) };
+/// let mut session = Session::new(NET, STAGE, PLAN, 7, 0);
+/// session.load(&mut backend, &model)?;
+/// let outcome = session.run(&mut backend, &model, &mut Stripes, |_| ())?;
+/// assert!(outcome.score > 0.8, "SI within the batches {}", outcome.score);
+/// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Session<'m> {
+    net: Net<'m>,
+    stage: Stage<'m>,
+    plan: StagePlan,
+    seed: u64,
+    progress: Progress,
+    /// The batch that each place of the queue holds, as (epoch, step).
+    loaded: [Option<(u16, u32)>; 2],
+}
+
+impl<'m> Session<'m> {
+    /// Stage number `index` of a run, before its first step. Call [`load`](Self::load) next.
+    pub const fn new(
+        net: Net<'m>,
+        stage: Stage<'m>,
+        plan: StagePlan,
+        seed: u64,
+        index: u16,
+    ) -> Self {
+        let progress = Progress {
+            stage: index,
+            calibrated: 0,
+            epoch: 0,
+            step: 0,
+            updates: 0,
+            loss: 0.0,
+            anchors: 0,
+            skipped: 0,
+            correct: 0,
+            last: (0.0, 0.0),
+            best: None,
+            stale: 0,
+            stopped: false,
+        };
+        Self { net, stage, plan, seed, progress, loaded: [None; 2] }
+    }
+
+    /// How far it has come.
+    pub const fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// The stage.
+    pub const fn stage(&self) -> &Stage<'m> {
+        &self.stage
+    }
+
+    /// Goes on where another session was. Restore the slots of [`state`](Self::state) too.
+    pub const fn resume(&mut self, progress: Progress) {
+        self.progress = progress;
+        self.loaded = [None; 2];
+    }
+
+    /// The slots that a resumed run needs beside [`Progress`]: trained parameters, measured
+    /// ones, and the optimiser's state, all f32. Empty where there is none.
+    pub const fn state(&self) -> [Slot; 4] {
+        let params = self.plan.params;
+        [params.trained(), params.measured(), params.state(0), params.state(1)]
+    }
+
+    fn chain(&self) -> Result<Chain<'m>, PlanError> {
+        chain(&self.net, &self.stage)
+    }
+
+    fn input(&self) -> Result<Shape, PlanError> {
+        Ok(self.net.shape(usize::from(self.stage.first))?.with_n(self.stage.recipe.batch))
+    }
+
+    /// Copies the stage's parameters from the model into the arena, draws those of its head,
+    /// clears the optimiser, and has the frozen prefix prepared.
+    ///
+    /// # Errors
+    /// An arena that is too small (both sizes are named), weights that are missing.
+    pub fn load<B: Backend>(&mut self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+        let (needed, given) = (self.plan.bytes(), backend.bytes());
+        if needed > given {
+            return Err(crate::arena::ArenaError::OutOfMemory { needed, given }.into());
+        }
+        for slot in self.state() {
+            backend.zero(slot)?;
+        }
+        let (chain, mut shape) = (self.chain()?, self.input()?);
+        let mut walk = self.plan.params.walk();
+        for at in 0..chain.len() {
+            let (layer, tensors, slots) = next_params(&mut walk, &chain, at, shape)?;
+            let index = usize::from(self.stage.first) + at;
+            let stored = model.weights.layer(&self.net, index);
+            for (role, stored) in Role::ALL.into_iter().zip(stored) {
+                let slot = slots.get(role);
+                if slot.is_empty() {
+                    continue;
+                }
+                let expected = tensors.len(role) as usize;
+                let missing = Error::Weights { layer: index, expected, got: stored.len() };
+                backend.fill(slot, &mut |host| {
+                    let HostMut::F32(host) = host else { return Err(missing) };
+                    if at >= chain.body.len() {
+                        // The head is drawn anew in every stage.
+                        let draw = Rng::new(self.seed, Purpose::Weights, 1, head_key(self, at));
+                        crate::init::tensor(layer, shape, role, draw, host);
+                    } else if !stored.widen(host) {
+                        return Err(missing);
+                    }
+                    Ok(())
+                })?;
+            }
+            shape = layer.output(shape).ok_or(PlanError::Shape { layer: at, input: shape })?;
+        }
+        self.prepare(backend, model)
+    }
+
+    /// Has the frozen prefix prepared; [`load`](Self::load) does, a resumed session must ask.
+    ///
+    /// # Errors
+    /// Those of [`Backend::prepare`].
+    pub fn prepare<B: Backend>(&self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+        if self.plan.feed.depth < usize::from(self.stage.first) {
+            backend.prepare(model, self.plan.feed.depth, usize::from(self.stage.first))?;
+        }
+        Ok(())
+    }
+
+    /// Copies one trained or measured tensor of a layer of the net (not of the head) to the host.
+    ///
+    /// # Errors
+    /// A layer that the stage does not train, or memory of another length than the tensor's.
+    pub fn save<B: Backend>(
+        &self,
+        backend: &mut B,
+        layer: usize,
+        role: Role,
+        into: &mut [f32],
+    ) -> Result<(), Error> {
+        let (chain, mut shape) = (self.chain()?, self.input()?);
+        let mut walk = self.plan.params.walk();
+        for at in 0..chain.body.len() {
+            let (own, _, slots) = next_params(&mut walk, &chain, at, shape)?;
+            if usize::from(self.stage.first) + at == layer {
+                return match slots.get(role) {
+                    slot if slot.is_empty() && into.is_empty() => Ok(()),
+                    slot => backend.read(slot, HostMut::F32(into)),
+                };
+            }
+            shape = own.output(shape).ok_or(PlanError::Shape { layer: at, input: shape })?;
+        }
+        let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
+        Err(PlanError::Range { first, last, layers: layer }.into())
+    }
+
+    /// Copies all parameters of the stage's layers into the net's flat weights.
+    ///
+    /// # Errors
+    /// Weights of another length than the net's.
+    pub fn store<B: Backend>(&self, backend: &mut B, weights: &mut [f32]) -> Result<(), Error> {
+        let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
+        let expected = self.net.params(self.net.layers.len())?;
+        if weights.len() != expected {
+            return Err(Error::Weights { layer: last, expected, got: weights.len() });
+        }
+        let mut rest = weights.get_mut(self.net.params(first)?..).unwrap_or_default();
+        for layer in first..last {
+            let shape = self.net.shape(layer)?;
+            let tensors = self.net.layers.get(layer).and_then(|l| l.tensors(shape));
+            for role in Role::ALL {
+                let len = tensors.unwrap_or_default().len(role) as usize;
+                let taken = core::mem::take(&mut rest);
+                let Some((own, others)) = taken.split_at_mut_checked(len) else { break };
+                if len > 0 {
+                    self.save(backend, layer, role, own)?;
+                }
+                rest = others;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many layers run while statistics are measured; 0 where none are.
+    fn calibrated_layers(&self) -> Result<usize, PlanError> {
+        let chain = self.chain()?;
+        if self.stage.recipe.objective == Objective::Statistics {
+            return Ok(chain.len());
+        }
+        let standardises = |at: &usize| matches!(chain.get(*at), Some(Layer::Standardise(_)));
+        let last = (0..chain.len()).rev().find(standardises);
+        Ok(last.filter(|_| self.stage.calibrate).map_or(0, |at| at + 1))
+    }
+
+    /// Updates in one pass over `samples`: whole batches only.
+    pub const fn steps(&self, samples: u32) -> u32 {
+        match samples.checked_div(self.stage.recipe.batch) {
+            Some(steps) => steps,
+            None => 0,
+        }
+    }
+
+    /// One step. `model` holds the frozen prefix; `source` gives the same samples for the same
+    /// draw, in this run and in one that resumes it.
+    ///
+    /// # Errors
+    /// A source of another shape or with fewer samples than one batch, a failed read, a loss that
+    /// is not a number, a pass in which no anchor could be used. The session is as it was before
+    /// the step, the parameters too, except after a loss that is not a number.
+    pub fn step<B: Backend, S: Source>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+        source: &mut S,
+    ) -> Result<Step, Error> {
+        let recipe = self.stage.recipe;
+        let expected = self.net.shape(self.plan.feed.depth)?;
+        if source.shape() != expected {
+            return Err(Error::Sample { expected, got: source.shape() });
+        }
+        let samples = source.len();
+        if samples < recipe.batch {
+            return Err(Error::TooFew { samples, needed: recipe.batch });
+        }
+        let calibrated = self.calibrated_layers()?;
+        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch) };
+        if self.progress.calibrated < batches {
+            self.calibrate(backend, model, source, calibrated)?;
+            return Ok(Step::Calibrated { done: self.progress.calibrated, of: batches });
+        }
+        let trains = recipe.objective != Objective::Statistics;
+        if !trains || self.progress.epoch >= recipe.epochs || self.progress.stopped {
+            return Ok(Step::Done);
+        }
+
+        let steps = self.steps(samples);
+        let now = (self.progress.epoch, self.progress.step);
+        let place = self.progress.updates as usize % self.plan.feed.queue as usize;
+        self.draw(backend, source, now, place)?;
+        let x = self.input_slot(backend, model, place, recipe.batch)?;
+        let phase = Phase::Train {
+            seed: self.seed ^ u64::from(self.progress.stage) << 48,
+            update: self.progress.updates,
+        };
+        let block = self.block(x, phase)?;
+        backend.zero(self.plan.params.gradients())?;
+        let features = backend.forward_block(&block, block.chain.len())?;
+        let at = self.objective_place(backend, &block, features, place)?;
+        let score = backend.objective(&recipe.objective, &at)?;
+        // Losses leave out what is not finite, so a batch without anchors is looked at.
+        if score.anchors == 0 {
+            self.check_finite(backend, features)?;
+        }
+        let total = steps.saturating_mul(u32::from(recipe.epochs));
+        let rate = recipe.schedule.rate(recipe.rate, self.progress.updates, total);
+        if score.anchors > 0 {
+            backend.backward_block(&block)?;
+            let update = self.progress.updates.saturating_add(1);
+            backend.update(&recipe.rule, rate, update, self.plan.params)?;
+        }
+        // The next batch is copied while the device still computes this one.
+        if self.plan.feed.queue > 1 {
+            let next =
+                if now.1 + 1 < steps { (now.0, now.1 + 1) } else { (now.0.saturating_add(1), 0) };
+            if next.0 < recipe.epochs {
+                self.draw(backend, source, next, 1 - place)?;
+            }
+        }
+        let epoch_ends = self.count(score, steps)?;
+        Ok(Step::Trained { score, rate, epoch_ends })
+    }
+
+    fn check_finite<B: Backend>(&self, backend: &mut B, features: Slot) -> Result<(), Error> {
+        let diverged = Error::Diverged {
+            stage: self.progress.stage,
+            layer: self.stage.first,
+            update: self.progress.updates,
+        };
+        backend.fill(features, &mut |host| match host {
+            HostMut::F32(x) if x.iter().all(|x| x.is_finite()) => Ok(()),
+            _ => Err(diverged),
+        })
+    }
+
+    /// Adds a batch's score to the pass; says whether the pass is over.
+    fn count(&mut self, score: Score, steps: u32) -> Result<bool, Error> {
+        let p = &mut self.progress;
+        p.loss += f64::from(score.value);
+        p.anchors += u64::from(score.anchors);
+        p.skipped += u64::from(score.skipped);
+        p.correct += u64::from(score.correct);
+        p.updates = p.updates.saturating_add(1);
+        p.step += 1;
+        if p.step < steps {
+            return Ok(false);
+        }
+        if p.anchors == 0 {
+            return Err(Error::NoAnchor { stage: p.stage, update: p.updates });
+        }
+        let counted = p.anchors.max(1) as f64;
+        p.last = ((p.loss / f64::from(steps.max(1))) as f32, (p.correct as f64 / counted) as f32);
+        (p.loss, p.anchors, p.skipped, p.correct) = (0.0, 0, 0, 0);
+        p.step = 0;
+        p.epoch += 1;
+        Ok(true)
+    }
+
+    /// Tells the held-out SI after a pass. Says whether the stage goes on; see [`Stop`].
+    pub fn judge(&mut self, si: f32) -> bool {
+        let p = &mut self.progress;
+        let min_delta = match self.stage.recipe.stop {
+            Stop::SiPlateau { min_delta, .. } => min_delta,
+            Stop::Never => 0.0,
+        };
+        match p.best {
+            Some(best) if si.is_nan() || si <= best + min_delta => {
+                p.stale = p.stale.saturating_add(1);
+            }
+            _ if si.is_nan() => {}
+            _ => (p.best, p.stale) = (Some(si), 0),
+        }
+        if let Stop::SiPlateau { patience, .. } = self.stage.recipe.stop {
+            p.stopped = p.stale > patience;
+        }
+        !p.stopped
+    }
+
+    /// Runs to the end of the stage, telling `observe` every step.
+    ///
+    /// # Errors
+    /// Those of [`step`](Self::step).
+    pub fn run<B: Backend, S: Source>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+        source: &mut S,
+        mut observe: impl FnMut(&Step),
+    ) -> Result<Outcome, Error> {
+        loop {
+            let step = self.step(backend, model, source)?;
+            observe(&step);
+            if step == Step::Done {
+                return Ok(self.outcome());
+            }
+        }
+    }
+
+    /// What came of the stage so far.
+    pub const fn outcome(&self) -> Outcome {
+        let p = &self.progress;
+        Outcome {
+            first: self.stage.first,
+            last: self.stage.last,
+            epochs: p.epoch,
+            updates: p.updates,
+            loss: p.last.0,
+            score: p.last.1,
+            held_out: match p.best {
+                Some(best) => best,
+                None => -1.0,
+            },
+        }
+    }
+
+    fn block(&self, x: Slot, phase: Phase) -> Result<TrainBlock<'m>, PlanError> {
+        let chain = self.chain()?;
+        Ok(TrainBlock { chain, params: self.plan.params, plan: self.plan.train, x, phase })
+    }
+
+    fn objective_place<B: Backend>(
+        &self,
+        backend: &B,
+        block: &TrainBlock<'_>,
+        features: Slot,
+        place: usize,
+    ) -> Result<ObjectivePlace, Error> {
+        let mut walk = block.plan.walk(block.x);
+        for at in 0..block.chain.len() {
+            let shape = walk.x().shape;
+            let needs = backend
+                .needs(&block.chain, at, shape, Pass::Train)
+                .ok_or(PlanError::Shape { layer: at, input: shape })?;
+            walk.step(needs)?;
+        }
+        Ok(ObjectivePlace {
+            features,
+            labels: self.plan.labels.get(place).copied().unwrap_or(Slot::EMPTY),
+            pairs: self.plan.pairs,
+            scratch: walk.objective_scratch(),
+            gradient: walk.dx(),
+        })
+    }
+
+    /// Puts the batch of `when` into a place of the queue, unless it is there.
+    fn draw<B: Backend, S: Source>(
+        &mut self,
+        backend: &mut B,
+        source: &mut S,
+        when: (u16, u32),
+        place: usize,
+    ) -> Result<(), Error> {
+        if self.loaded.get(place).copied().flatten() == Some(when) {
+            return Ok(());
+        }
+        let epoch = u32::from(self.progress.stage) << 16 | u32::from(when.0);
+        let draw = Draw { seed: self.seed, epoch, step: when.1 };
+        let batch = self.stage.recipe.batch;
+        self.read(backend, source, place, batch, |source, first, indices| {
+            source.pick(draw, batch, first, indices);
+            Some(draw)
+        })?;
+        if let Some(loaded) = self.loaded.get_mut(place) {
+            *loaded = Some(when);
+        }
+        Ok(())
+    }
+
+    /// Reads `n` samples into a place of the queue, some at a time: indices need no memory that
+    /// grows with the batch.
+    fn read<B: Backend, S: Source>(
+        &mut self,
+        backend: &mut B,
+        source: &mut S,
+        place: usize,
+        n: u32,
+        mut choose: impl FnMut(&S, u32, &mut [u32]) -> Option<Draw>,
+    ) -> Result<(), Error> {
+        const PIECE: usize = 32;
+        if let Some(loaded) = self.loaded.get_mut(place) {
+            *loaded = None;
+        }
+        let empty = Slot::EMPTY;
+        let raw = self.plan.raw.get(place).copied().unwrap_or(empty).head(n);
+        let labels = self.plan.labels.get(place).copied().unwrap_or(empty);
+        let mut first = 0;
+        while first < n {
+            let count = (n - first).min(PIECE as u32);
+            let mut indices = [0; PIECE];
+            let indices = indices.get_mut(..count as usize).unwrap_or_default();
+            let mut own = [0; PIECE];
+            let own = own.get_mut(..count as usize).unwrap_or_default();
+            let draw = choose(source, first, indices);
+            backend.fill(raw.samples(first, count), &mut |host| {
+                let batch = match host {
+                    HostMut::F32(x) => Batch::F32(x),
+                    HostMut::U8(x) => Batch::U8(x),
+                    _ => return Err(Error::Unsupported("raw samples of this type")),
+                };
+                Ok(source.read(indices, draw, batch, own)?)
+            })?;
+            let at = labels.at + first as usize * Dtype::U16.size();
+            backend.write(Slot::vector(at, count, Dtype::U16), Host::U16(own))?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// The batch at `place` as the chain's input: widened, and run through the prefix.
+    fn input_slot<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+        place: usize,
+        n: u32,
+    ) -> Result<Slot, Error> {
+        let raw = self.plan.raw.get(place).copied().unwrap_or(Slot::EMPTY).head(n);
+        let norm = &self.net.input.normalisation;
+        let Some(plan) = self.plan.prefix else {
+            let x = if self.plan.x.is_empty() { raw } else { self.plan.x.head(n) };
+            if self.plan.feed.depth == 0 {
+                backend.widen(raw, norm, x)?;
+            }
+            return Ok(x);
+        };
+        let (depth, first) = (self.plan.feed.depth, usize::from(self.stage.first));
+        let chain = self.net.chain(depth, first)?;
+        let params = EvalParams::Model { model: *model, first: depth };
+        let mut done = 0;
+        while done < n {
+            let count = (n - done).min(plan.input().shape.n);
+            let (raw, x) = (raw.samples(done, count), plan.input().head(count));
+            if depth == 0 {
+                backend.widen(raw, norm, x)?;
+            } else {
+                backend.copy(raw, x)?;
+            }
+            let pass = self.plan.feed.pass();
+            let y = backend.eval_block(&EvalBlock { chain, params, plan, pass, n: count })?;
+            backend.copy(y, self.plan.x.samples(done, count))?;
+            done += count;
+        }
+        Ok(self.plan.x.head(n))
+    }
+
+    /// Measures statistics on one more batch, in the order of the source, the last one partial.
+    fn calibrate<B: Backend, S: Source>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+        source: &mut S,
+        layers: usize,
+    ) -> Result<(), Error> {
+        let batch = self.stage.recipe.batch;
+        let seen = self.progress.calibrated.saturating_mul(batch);
+        let n = source.len().saturating_sub(seen).min(batch);
+        self.read(backend, source, 0, n, |_, first, indices| {
+            for (i, index) in indices.iter_mut().enumerate() {
+                *index = seen.saturating_add(first).saturating_add(i as u32);
+            }
+            None
+        })?;
+        let x = self.input_slot(backend, model, 0, n)?;
+        let block = self.block(x, Phase::Calibrate { seen })?;
+        backend.forward_block(&block, layers)?;
+        self.progress.calibrated += 1;
+        Ok(())
+    }
+}
+
+fn head_key(session: &Session<'_>, at: usize) -> u32 {
+    u32::from(session.progress.stage) << 16 | at as u32
+}
+
+fn next_params<'m>(
+    walk: &mut plan::ParamsWalk,
+    chain: &Chain<'m>,
+    at: usize,
+    shape: Shape,
+) -> Result<(&'m Layer, Tensors, ParamSlots), PlanError> {
+    let impossible = PlanError::Shape { layer: at, input: shape };
+    let layer = chain.get(at).ok_or(impossible)?;
+    let tensors = layer.tensors(shape).ok_or(impossible)?;
+    Ok((layer, tensors, walk.step(tensors)?))
+}
