@@ -9,3 +9,4 @@ pub mod layer;
 pub mod neighbour;
 pub mod real;
 pub mod shape;
+pub mod si;
