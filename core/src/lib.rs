@@ -21,6 +21,7 @@ pub mod reference;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
+pub mod si;
 pub mod source;
 pub mod stage;
 pub mod strategy;
