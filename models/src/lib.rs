@@ -1,0 +1,12 @@
+//! Architectures as const data, and, with `std`, data sets, augmentation and samplers.
+//!
+//! | feature | what it adds | what it costs |
+//! |---|---|---|
+//! | `std` (default) | [`data`]: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches | csv, flate2 |
+//! | `bundled` (default) | 3,000 images of Fashion-MNIST inside the program | 1.3 MB of program |
+//! | `images` | folders of PNG and JPEG images | image |
+#![cfg_attr(not(feature = "std"), no_std)]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "std")]
+pub mod data;
