@@ -10,3 +10,9 @@
 
 #[cfg(feature = "std")]
 pub mod data;
+#[cfg(feature = "std")]
+pub mod features;
+#[cfg(feature = "std")]
+pub mod fit;
+pub mod lenet;
+pub mod recipe;

@@ -140,8 +140,8 @@ impl<S: Source> Source for Augment<S> {
         self.source.depth()
     }
 
-    fn pick(&self, draw: Draw, indices: &mut [u32]) {
-        self.source.pick(draw, indices);
+    fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+        self.source.pick(draw, batch, first, indices);
     }
 
     fn read(

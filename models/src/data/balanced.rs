@@ -32,7 +32,8 @@ use sepal_core::source::{Batch, Draw, Source, SourceError};
 /// let rows = Samples::F32(vec![0.5; 9]);
 /// let source = ClassBalanced::new(Dataset::new(Shape::rows(1, 1), rows, labels, names)?)?;
 /// let mut batch = [0; 4];
-/// source.pick(Draw { seed: 1, epoch: 0, step: 5 }, &mut batch);
+/// let places = batch.len() as u32;
+/// source.pick(Draw { seed: 1, epoch: 0, step: 5 }, places, 0, &mut batch);
 /// assert_eq!(batch.iter().filter(|&&index| index >= 7).count(), 2);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -73,6 +74,43 @@ impl<S: Source> ClassBalanced<S> {
     /// The source that samples come from.
     pub fn source(&self) -> &S {
         &self.source
+    }
+
+    /// Chooses all samples of a batch.
+    fn batch(&self, draw: Draw, indices: &mut [u32]) {
+        let samples: usize = self.classes.iter().map(Vec::len).sum();
+        if samples == 0 {
+            return indices.fill(0);
+        }
+        let rest = indices.len() % samples;
+        let (all, places) = indices.split_at_mut(indices.len() - rest);
+        all.iter_mut().zip(self.classes.iter().flatten().cycle()).for_each(|(i, &j)| *i = j);
+        if places.is_empty() {
+            return;
+        }
+        let count = self.classes.len();
+        if places.len() >= 2 * count {
+            let order = shuffle(draw, ORDER_OF_CLASSES, 0, count);
+            let chosen: Vec<u32> = (0..count as u32).map(|turn| order.get(turn)).collect();
+            return self.fill(draw, &chosen, draw.step, usize::MAX, places);
+        }
+        // A round is as many batches as have room for different classes, in one order of the
+        // classes: each class has at most one turn in it.
+        let wanted = (places.len() / 2).max(1);
+        let batches = (count / wanted).max(1);
+        let (round, batch) = (draw.step / batches as u32, draw.step as usize % batches);
+        let order = shuffle(draw, ORDER_OF_CLASSES, round, count);
+        let mut chosen = Vec::with_capacity(wanted);
+        let mut room = 0;
+        for turn in 0..count {
+            if chosen.len() >= wanted && room >= places.len() {
+                break;
+            }
+            let class = order.get(((batch * wanted + turn) % count) as u32);
+            room += self.classes.get(class as usize).map_or(0, Vec::len);
+            chosen.push(class);
+        }
+        self.fill(draw, &chosen, round, 2 + places.len() % 2, places);
     }
 
     /// Fills places from the chosen classes, as evenly as their sizes allow. `visit` counts how
@@ -141,40 +179,10 @@ impl<S: Source> Source for ClassBalanced<S> {
         self.source.depth()
     }
 
-    fn pick(&self, draw: Draw, indices: &mut [u32]) {
-        let samples: usize = self.classes.iter().map(Vec::len).sum();
-        if samples == 0 {
-            return indices.fill(0);
-        }
-        let rest = indices.len() % samples;
-        let (all, places) = indices.split_at_mut(indices.len() - rest);
-        all.iter_mut().zip(self.classes.iter().flatten().cycle()).for_each(|(i, &j)| *i = j);
-        if places.is_empty() {
-            return;
-        }
-        let count = self.classes.len();
-        if places.len() >= 2 * count {
-            let order = shuffle(draw, ORDER_OF_CLASSES, 0, count);
-            let chosen: Vec<u32> = (0..count as u32).map(|turn| order.get(turn)).collect();
-            return self.fill(draw, &chosen, draw.step, usize::MAX, places);
-        }
-        // A round is as many batches as have room for different classes, in one order of the
-        // classes: each class has at most one turn in it.
-        let wanted = (places.len() / 2).max(1);
-        let batches = (count / wanted).max(1);
-        let (round, batch) = (draw.step / batches as u32, draw.step as usize % batches);
-        let order = shuffle(draw, ORDER_OF_CLASSES, round, count);
-        let mut chosen = Vec::with_capacity(wanted);
-        let mut room = 0;
-        for turn in 0..count {
-            if chosen.len() >= wanted && room >= places.len() {
-                break;
-            }
-            let class = order.get(((batch * wanted + turn) % count) as u32);
-            room += self.classes.get(class as usize).map_or(0, Vec::len);
-            chosen.push(class);
-        }
-        self.fill(draw, &chosen, round, 2 + places.len() % 2, places);
+    fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+        let mut whole = vec![0; batch as usize];
+        self.batch(draw, &mut whole);
+        indices.iter_mut().zip(whole.iter().skip(first as usize)).for_each(|(i, &j)| *i = j);
     }
 
     fn read(
@@ -212,7 +220,7 @@ mod tests {
 
     fn pick(source: &ClassBalanced<Dataset>, epoch: u32, step: u32, places: usize) -> Vec<u32> {
         let mut indices = vec![u32::MAX; places];
-        source.pick(Draw { seed: 11, epoch, step }, &mut indices);
+        source.pick(Draw { seed: 11, epoch, step }, places as u32, 0, &mut indices);
         indices
     }
 

@@ -1,0 +1,176 @@
+//! What frozen layers make of a data set, kept in memory.
+
+use sepal_core::arena::{ArenaError, Word};
+use sepal_core::backend::{Backend, HostMut};
+use sepal_core::error::Error;
+use sepal_core::infer::Inference;
+use sepal_core::layer::L2Normalise;
+use sepal_core::net::Model;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
+
+/// Opens backends in memory that is allocated once a plan says how much.
+pub trait Device {
+    /// The backend, borrowing its memory.
+    type Backend<'a>: Backend;
+
+    /// A backend in `memory`.
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a>;
+
+    /// Samples that frozen layers run on together. More need more memory.
+    fn chunk(&self) -> u32 {
+        1
+    }
+}
+
+/// The reference backend as a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnReference;
+
+impl Device for OnReference {
+    type Backend<'a> = sepal_core::reference::Reference<'a>;
+
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a> {
+        sepal_core::reference::Reference::new(memory)
+    }
+}
+
+/// Memory for `bytes`, zeroed.
+///
+/// # Errors
+/// Where the system has not that much; the number is named.
+pub fn allocate(bytes: usize) -> Result<Vec<Word>, Error> {
+    let mut memory = Vec::new();
+    let words = Word::count(bytes);
+    if memory.try_reserve_exact(words).is_err() {
+        return Err(ArenaError::OutOfMemory { needed: bytes, given: 0 }.into());
+    }
+    memory.resize(words, Word::ZERO);
+    Ok(memory)
+}
+
+/// The numbers that the leading layers of a net give for all samples of a source: a source
+/// itself, for the layers that follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Features {
+    depth: usize,
+    shape: Shape,
+    data: Vec<f32>,
+    labels: Vec<u16>,
+}
+
+impl Features {
+    /// Runs all samples of `source` through the layers from its depth up to `last`.
+    ///
+    /// # Errors
+    /// Samples of another shape than the net takes, memory that the system has not.
+    pub fn new<D: Device, S: Source>(
+        device: &D,
+        model: &Model<'_>,
+        source: &mut S,
+        last: usize,
+    ) -> Result<Self, Error> {
+        let depth = source.depth();
+        let expected = model.net.shape(depth)?;
+        if source.shape() != expected {
+            return Err(Error::Sample { expected, got: source.shape() });
+        }
+        let shape = model.net.shape(last)?;
+        let (m, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
+        let range = (depth, last);
+        let plan =
+            Inference::new(&device.open(&mut []), model, range, chunk, source.is_u8())?;
+        let mut memory = allocate(plan.bytes())?;
+        let mut backend = device.open(&mut memory);
+        backend.prepare(model, depth, last)?;
+        let dim = plan.output();
+        let mut data = vec![0.0; dim * m as usize];
+        let mut labels = vec![0; m as usize];
+        let rows = data.chunks_mut(dim.max(1) * chunk as usize);
+        let mut indices: Vec<u32> = (0..chunk).collect();
+        for (out, labels) in rows.zip(labels.chunks_mut(chunk as usize)) {
+            indices.truncate(labels.len());
+            let slot = plan.run_slot(&mut backend, model, labels.len() as u32, |host| {
+                let batch = match host {
+                    HostMut::F32(x) => Batch::F32(x),
+                    HostMut::U8(x) => Batch::U8(x),
+                    _ => return Err(Error::Unsupported("raw samples of this type")),
+                };
+                Ok(source.read(&indices, None, batch, labels)?)
+            })?;
+            backend.read(slot, HostMut::F32(out))?;
+            indices.iter_mut().for_each(|index| *index += chunk);
+        }
+        Ok(Self { depth: last, shape, data, labels })
+    }
+
+    /// One row for each sample, (M, D).
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// Numbers in a row, D.
+    pub fn dim(&self) -> usize {
+        self.shape.sample().unwrap_or(0) as usize
+    }
+
+    /// The label of each sample.
+    pub fn labels(&self) -> &[u16] {
+        &self.labels
+    }
+
+    /// Each row scaled to length 1; a row of zeros stays.
+    pub fn unit(mut self) -> Self {
+        let shape = self.shape.with_n(self.labels.len() as u32);
+        let mut norms = vec![0.0; self.labels.len()];
+        L2Normalise.forward(shape, &mut self.data, &mut norms);
+        self
+    }
+
+    /// The features as the input of a net of their own.
+    pub fn into_input(mut self) -> Self {
+        self.depth = 0;
+        self
+    }
+}
+
+impl Source for Features {
+    fn len(&self) -> u32 {
+        self.labels.len() as u32
+    }
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn is_u8(&self) -> bool {
+        false
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _draw: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        let dim = self.dim();
+        let expected = (indices.len() * dim) as u32;
+        let out = match batch {
+            Batch::F32(out) if out.len() as u32 == expected => out,
+            Batch::F32(out) => return Err(SourceError::Batch { expected, got: out.len() as u32 }),
+            Batch::U8(_) => return Err(SourceError::Batch { expected, got: 0 }),
+        };
+        for ((&index, out), label) in indices.iter().zip(out.chunks_exact_mut(dim)).zip(labels) {
+            let missing = SourceError::Index { index, len: self.labels.len() as u32 };
+            let at = index as usize;
+            *label = *self.labels.get(at).ok_or(missing)?;
+            out.copy_from_slice(self.data.get(at * dim..(at + 1) * dim).ok_or(missing)?);
+        }
+        Ok(())
+    }
+}
