@@ -10,12 +10,18 @@
 //!
 //! [`Real`]: crate::real::Real
 
+mod activation;
+mod batch_norm;
 #[cfg(test)]
 pub(crate) mod check;
 mod conv2d;
+mod sum;
 mod window;
 
+pub use activation::Activation;
+pub use batch_norm::BatchNorm;
 pub use conv2d::Conv2d;
+pub(crate) use sum::{sum, sum_pairs};
 pub use window::Window;
 pub(crate) use window::rows;
 
