@@ -11,16 +11,24 @@
 //! [`Real`]: crate::real::Real
 
 mod activation;
+mod avg_pool;
+mod avg_pool_to;
 mod batch_norm;
 #[cfg(test)]
 pub(crate) mod check;
 mod conv2d;
+mod global_avg_pool;
+mod max_pool;
 mod sum;
 mod window;
 
 pub use activation::Activation;
+pub use avg_pool::AvgPool;
+pub use avg_pool_to::AvgPoolTo;
 pub use batch_norm::BatchNorm;
 pub use conv2d::Conv2d;
+pub use global_avg_pool::GlobalAvgPool;
+pub use max_pool::MaxPool;
 pub(crate) use sum::{sum, sum_pairs};
 pub use window::Window;
 pub(crate) use window::rows;
