@@ -6,6 +6,11 @@
 extern crate std;
 
 pub mod layer;
+pub mod loss;
 pub mod neighbour;
+pub mod optim;
 pub mod real;
+pub mod rng;
+pub mod schedule;
 pub mod shape;
+pub mod source;

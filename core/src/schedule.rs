@@ -1,0 +1,118 @@
+//! How the learning rate changes within a stage.
+
+/// A learning rate for each step.
+///
+/// ```
+/// use sepal_core::schedule::Schedule;
+/// let schedule = Schedule::Cosine { warmup: 2 };
+/// let rates = [0, 1, 2, 3, 4, 5, 6].map(|step| schedule.rate(1.0, step, 6));
+/// let expected = [0.5, 1.0, 1.0, 0.853, 0.5, 0.146, 0.0];
+/// assert!(rates.iter().zip(expected).all(|(r, e)| (r - e).abs() < 1e-3));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Schedule {
+    /// The base rate.
+    #[default]
+    Constant,
+    /// `base factor^(step / every)`, the quotient rounded down; the base rate where `every` is 0.
+    Step {
+        /// Steps between changes.
+        every: u32,
+        /// What each change multiplies by.
+        factor: f32,
+    },
+    /// Up in a line over the first `warmup` steps, then down half a cosine (Loshchilov and Hutter,
+    /// 2017), with W = `warmup`:
+    ///
+    /// ```text
+    /// step < W:  base (step + 1) / W
+    /// else:      base (1 + cos(pi (step - W) / (total - W))) / 2
+    /// ```
+    /// 0 from step `total` on.
+    Cosine {
+        /// Steps to reach the base rate; 0 begins with it.
+        warmup: u32,
+    },
+}
+
+impl Schedule {
+    /// The rate of a step, counted from 0 within a stage of `total` steps. Computed in `f64`
+    /// with libm's functions, so that the bits are the same on every platform.
+    pub fn rate(self, base: f32, step: u32, total: u32) -> f32 {
+        let share = match self {
+            Self::Constant => return base,
+            Self::Step { every, factor } => {
+                let changes = step.checked_div(every).unwrap_or(0);
+                libm::pow(f64::from(factor), f64::from(changes))
+            }
+            Self::Cosine { .. } if step >= total => 0.0,
+            Self::Cosine { warmup } if step < warmup => (f64::from(step) + 1.0) / f64::from(warmup),
+            // Here warmup <= step < total.
+            Self::Cosine { warmup } => {
+                let done = f64::from(step - warmup) / f64::from(total - warmup);
+                (1.0 + libm::cos(core::f64::consts::PI * done)) / 2.0
+            }
+        };
+        (f64::from(base) * share) as f32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn constant_is_the_base() {
+        for (step, total) in [(0, 0), (0, 10), (9, 10), (u32::MAX, 10)] {
+            assert_eq!(Schedule::Constant.rate(0.3, step, total), 0.3);
+        }
+        assert_eq!(Schedule::default(), Schedule::Constant);
+    }
+
+    #[test]
+    fn steps_multiply() {
+        let schedule = Schedule::Step { every: 3, factor: 0.5 };
+        let rates: Vec<f32> = (0..8).map(|step| schedule.rate(8.0, step, 8)).collect();
+        assert_eq!(rates, [8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 2.0, 2.0]);
+        assert_eq!(schedule.rate(8.0, 4, 0), 4.0);
+        assert_eq!(schedule.rate(8.0, u32::MAX, 8), 0.0);
+        assert_eq!(Schedule::Step { every: 0, factor: 0.5 }.rate(8.0, 9, 10), 8.0);
+        let off = Schedule::Step { every: 2, factor: 0.0 };
+        assert_eq!([0, 1, 2].map(|step| off.rate(8.0, step, 3)), [8.0, 8.0, 0.0]);
+    }
+
+    #[test]
+    fn cosine_falls_from_the_base_to_zero() {
+        let schedule = Schedule::Cosine { warmup: 0 };
+        let rates: Vec<f32> = (0..=100).map(|step| schedule.rate(0.01, step, 100)).collect();
+        assert_eq!((rates[0], rates[50], rates[100]), (0.01, 0.005, 0.0));
+        // cos(pi / 3) = 1/2.
+        assert_eq!(schedule.rate(1.0, 20, 60), 0.75);
+        assert!(rates.is_sorted_by(|a, b| a > b));
+        // Each step and its mirror add up to the base.
+        for (a, b) in rates.iter().zip(rates.iter().rev()) {
+            assert!((a + b - 0.01).abs() < 1e-9);
+        }
+        assert_eq!(schedule.rate(0.01, 101, 100), 0.0);
+    }
+
+    #[test]
+    fn warm_up_rises_in_a_line() {
+        let schedule = Schedule::Cosine { warmup: 4 };
+        let rates = [0, 1, 2, 3, 4, 6, 8].map(|step| schedule.rate(2.0, step, 8));
+        assert_eq!(rates, [0.5, 1.0, 1.5, 2.0, 2.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn short_stages_have_finite_rates() {
+        for (warmup, total) in [(0, 0), (5, 0), (5, 3), (5, 5), (5, 6), (0, 1), (u32::MAX, 4)] {
+            for step in [0, 1, 3, 4, 5, 6, u32::MAX] {
+                let rate = Schedule::Cosine { warmup }.rate(1.0, step, total);
+                assert!((0.0..=1.0).contains(&rate), "{warmup} {total} {step}: {rate}");
+                assert_eq!(rate == 0.0, step >= total, "{warmup} {total} {step}: {rate}");
+            }
+        }
+    }
+}
