@@ -354,10 +354,7 @@ mod tests {
         let mut memory = [Word::ZERO; 2];
         let mut arena = Arena::new(&mut memory);
         let past = Slot::vector(16, 5, Dtype::F32);
-        assert_eq!(
-            arena.view::<f32>(past),
-            Err(ArenaError::OutOfMemory { needed: 36, given: 32 })
-        );
+        assert_eq!(arena.view::<f32>(past), Err(ArenaError::OutOfMemory { needed: 36, given: 32 }));
         let odd = Slot::vector(2, 1, Dtype::F32);
         assert_eq!(arena.view_mut::<f32>(odd), Err(ArenaError::Misaligned { at: 2 }));
         let bytes = Slot::vector(0, 4, Dtype::U8);

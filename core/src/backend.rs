@@ -75,6 +75,8 @@ pub enum Param<'a> {
 pub struct Call<'a> {
     /// The layer.
     pub layer: &'a Layer,
+    /// Its number in the chain.
+    pub index: usize,
     /// Where it works.
     pub place: Place,
     /// Its parameters.
@@ -308,7 +310,7 @@ pub trait Backend {
                 (None, EvalParams::Ram(_)) => continue,
             };
             let place = walk.step(needs);
-            self.forward(&Call { layer, place, param, phase: Phase::Eval })?;
+            self.forward(&Call { layer, index: at, place, param, phase: Phase::Eval })?;
         }
         Ok(walk.x())
     }
@@ -324,7 +326,7 @@ pub trait Backend {
             let (layer, needs) = needs(self, &block.chain, at, walk.x().shape, Pass::Train)?;
             let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
             let place = walk.step(needs)?;
-            self.forward(&Call { layer, place, param, phase: block.phase })?;
+            self.forward(&Call { layer, index: at, place, param, phase: block.phase })?;
         }
         Ok(walk.x())
     }
@@ -343,7 +345,7 @@ pub trait Backend {
                 let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
                 let place = walk.step(needs)?;
                 if at == last {
-                    self.backward(&Call { layer, place, param, phase: block.phase })?;
+                    self.backward(&Call { layer, index: at, place, param, phase: block.phase })?;
                 }
             }
         }

@@ -56,8 +56,7 @@ impl<'m> Inference<'m> {
     /// Layers that do not fit each other.
     pub const fn reference(net: Net<'m>, n: u32) -> Result<Self, PlanError> {
         let chain = Chain::new(net.layers);
-        let plan =
-            tri!(plan::Eval::reference(0, chain, net.input.shape.with_n(n), Pass::Eval));
+        let plan = tri!(plan::Eval::reference(0, chain, net.input.shape.with_n(n), Pass::Eval));
         let plan = tri!(plan.before(raw(&net, 0, n).bytes()));
         Ok(Self { net, first: 0, last: net.layers.len(), pass: Pass::Eval, bytes: true, plan })
     }

@@ -119,7 +119,8 @@ impl<'m> Net<'m> {
             first = last;
             i += 1;
         }
-        if first != layers || self.features as usize > self.blocks.len() || self.input.shape.n != 1 {
+        if first != layers || self.features as usize > self.blocks.len() || self.input.shape.n != 1
+        {
             return Err(PlanError::Range { first, last: self.features as usize, layers });
         }
         tri!(self.output());
@@ -297,9 +298,7 @@ impl<'m> Weights<'m> {
     pub fn is_narrow(&self) -> bool {
         match *self {
             Self::Flat(_) => false,
-            Self::File { records, .. } => {
-                records.iter().any(|r| self.record(r).as_f32().is_none())
-            }
+            Self::File { records, .. } => records.iter().any(|r| self.record(r).as_f32().is_none()),
         }
     }
 
@@ -309,11 +308,7 @@ impl<'m> Weights<'m> {
             let past = (at as usize).checked_add(len as usize);
             past.and_then(|past| blob.get(at as usize..past)).unwrap_or_default()
         };
-        Stored {
-            dtype: r.dtype,
-            bytes: part(r.at, r.len),
-            scales: part(r.scales_at, r.scales_len),
-        }
+        Stored { dtype: r.dtype, bytes: part(r.at, r.len), scales: part(r.scales_at, r.scales_len) }
     }
 
     /// The parameters of layer `layer` of `net`, in the order of [`Role::ALL`]; empty where it

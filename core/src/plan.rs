@@ -160,7 +160,12 @@ macro_rules! tri {
 pub(crate) use tri;
 
 /// Bytes of a tensor, rounded up to whole words.
-const fn room(shape: Shape, layout: Layout, dtype: Dtype, layer: usize) -> Result<usize, PlanError> {
+const fn room(
+    shape: Shape,
+    layout: Layout,
+    dtype: Dtype,
+    layer: usize,
+) -> Result<usize, PlanError> {
     match layout.elements(shape) {
         Some(elements) => match (elements as usize).checked_mul(dtype.size()) {
             Some(bytes) if bytes < usize::MAX - Word::BYTES => Ok(Word::round_up(bytes)),
@@ -241,7 +246,8 @@ impl Eval {
     ) -> Result<Self, PlanError> {
         let mut bytes = tri!(room(x, layout, dtype, layer));
         if !needs.in_place {
-            bytes = tri!(add(bytes, tri!(room(needs.out, needs.layout, needs.dtype, layer)), layer));
+            bytes =
+                tri!(add(bytes, tri!(room(needs.out, needs.layout, needs.dtype, layer)), layer));
         }
         bytes = tri!(add(bytes, tri!(saved_room(needs, layer)), layer));
         bytes = tri!(add(bytes, Word::round_up(needs.forward_scratch), layer));

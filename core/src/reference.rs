@@ -176,8 +176,7 @@ impl Backend for Reference<'_> {
         update: u32,
         params: plan::Params,
     ) -> Result<(), Error> {
-        let slots =
-            [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
         let [p, g, first, second] = self.arena.lease(slots)?;
         rule.update(rate, update, p.get::<f32>()?, g.get()?, first.get()?, second.get()?);
         Ok(())
@@ -316,8 +315,7 @@ pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
     let x = if stays { Slot::EMPTY } else { place.x };
     match call.param {
         Param::Ram(p) => {
-            let slots =
-                [x, place.y, place.saved, p.weight, p.bias, p.mean, p.variance];
+            let slots = [x, place.y, place.saved, p.weight, p.bias, p.mean, p.variance];
             let [x, y, saved, weight, bias, mean, variance] = arena.lease(slots)?;
             let (x, y) = (&*x.get::<f32>()?, y.get::<f32>()?);
             let (mean, variance) = (mean.get::<f32>()?, variance.get::<f32>()?);
@@ -326,7 +324,17 @@ pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
                 let p = Parameters { weight, bias, mean, variance };
                 evaluate(layer, shape, x, &p, y, saved)
             } else {
-                train(layer, shape, phase, x, [weight, bias], [mean, variance], y, saved)
+                train(
+                    layer,
+                    call.index,
+                    shape,
+                    phase,
+                    x,
+                    [weight, bias],
+                    [mean, variance],
+                    y,
+                    saved,
+                )
             }
         }
         Param::Model { layer: index, tensors } => {
@@ -372,6 +380,7 @@ fn evaluate(
 #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the layer")]
 fn train(
     layer: &Layer,
+    index: usize,
     shape: Shape,
     phase: Phase,
     x: &[f32],
@@ -393,7 +402,9 @@ fn train(
             l.update(shape, saved, share, mean, variance);
         }
         (Layer::MaxPool(l), _) => l.forward(shape, x, y, Some(saved.get()?)),
-        (Layer::Dropout(l), Phase::Train { seed, update }) => l.forward(shape, y, seed, update),
+        (Layer::Dropout(l), Phase::Train { seed, update }) => {
+            l.forward(shape, y, layer_seed(seed, index), update);
+        }
         (Layer::Standardise(l), Phase::Calibrate { seen }) => {
             l.calibrate(shape, y, seen, mean, variance);
             l.forward(shape, mean, variance, y);
@@ -406,6 +417,11 @@ fn train(
     Ok(())
 }
 
+/// Another seed for each layer of a chain, or two dropout layers would drop the same places.
+const fn layer_seed(seed: u64, index: usize) -> u64 {
+    seed ^ ((index as u64) << 40)
+}
+
 /// Runs one layer backward; see [`forward`].
 ///
 /// # Errors
@@ -416,13 +432,13 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         return Err(Error::Unsupported("gradients of parameters that lie in the model"));
     };
     let shape = place.x.shape;
-    let moves = |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, place.dx];
+    let moves =
+        |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, place.dx];
     let in_place =
         |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, Slot::EMPTY];
     let none = Slot::EMPTY;
     let slots = match layer {
-        Layer::Conv2d(_) | Layer::Dense(_) => moves(place.x, none),
-        Layer::ChannelStd(_) => moves(place.x, place.y),
+        Layer::Conv2d(_) | Layer::Dense(_) | Layer::ChannelStd(_) => moves(place.x, none),
         Layer::BatchNorm(_) => in_place(place.x, none),
         Layer::Activation(_) | Layer::L2Normalise(_) => in_place(none, place.y),
         Layer::Dropout(_) | Layer::Flatten(_) | Layer::Standardise(_) => in_place(none, none),
@@ -443,7 +459,7 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::Standardise(l) => l.backward(shape, variance.get()?, dy),
         Layer::Dropout(l) => {
             if let Phase::Train { seed, update } = phase {
-                l.backward(shape, dy, seed, update);
+                l.backward(shape, dy, layer_seed(seed, call.index), update);
             }
         }
         Layer::Flatten(_) => {}
@@ -456,7 +472,7 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::AvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::GlobalAvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::AvgPoolTo(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
-        Layer::ChannelStd(l) => dx.into_iter().for_each(|dx| l.backward(shape, x, y, dy, dx)),
+        Layer::ChannelStd(l) => dx.into_iter().for_each(|dx| l.backward(shape, x, dy, dx)),
         Layer::Project(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
     }
     Ok(())

@@ -42,6 +42,7 @@ impl Shape {
     }
 
     /// Elements of the whole tensor, `n * c * h * w`; `None` where that does not fit 32 bits.
+    #[expect(clippy::len_without_is_empty, reason = "shapes are not collections")]
     pub const fn len(self) -> Option<u32> {
         match self.sample() {
             Some(sample) => sample.checked_mul(self.n),

@@ -44,9 +44,14 @@ impl core::fmt::Display for SourceError {
         match *self {
             Self::Index { index, len } => write!(f, "sample {index} of a source of {len}"),
             Self::Batch { expected, got } => {
-                write!(f, "batch memory of {got} elements, expected {expected} of the source's type")
+                write!(
+                    f,
+                    "batch memory of {got} elements, expected {expected} of the source's type"
+                )
             }
-            Self::Read { index, code } => write!(f, "sample {index} could not be read (code {code})"),
+            Self::Read { index, code } => {
+                write!(f, "sample {index} could not be read (code {code})")
+            }
         }
     }
 }

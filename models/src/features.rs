@@ -78,8 +78,7 @@ impl Features {
         let shape = model.net.shape(last)?;
         let (m, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
         let range = (depth, last);
-        let plan =
-            Inference::new(&device.open(&mut []), model, range, chunk, source.is_u8())?;
+        let plan = Inference::new(&device.open(&mut []), model, range, chunk, source.is_u8())?;
         let mut memory = allocate(plan.bytes())?;
         let mut backend = device.open(&mut memory);
         backend.prepare(model, depth, last)?;

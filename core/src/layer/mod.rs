@@ -26,6 +26,7 @@ mod l2_normalise;
 mod max_pool;
 mod project;
 mod standardise;
+mod sum;
 mod window;
 
 pub use activation::Activation;
@@ -42,6 +43,7 @@ pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
 pub use project::Project;
 pub use standardise::Standardise;
+pub(crate) use sum::{sum, sum_pairs};
 pub use window::Window;
 pub(crate) use window::rows;
 
@@ -261,9 +263,7 @@ impl Layer {
     pub const fn macs(&self, x: Shape) -> u64 {
         let (Some(y), Some(t)) = (self.output(x), self.tensors(x)) else { return 0 };
         match self {
-            Self::Conv2d(_) => {
-                y.n as u64 * t.weight as u64 * y.plane() as u64
-            }
+            Self::Conv2d(_) => y.n as u64 * t.weight as u64 * y.plane() as u64,
             Self::Dense(_) => y.n as u64 * t.weight as u64,
             _ => 0,
         }
@@ -284,29 +284,25 @@ impl Layer {
             Self::Activation(_) => Needs { keeps_output: train, ..staying },
             Self::Flatten(_) => Needs { view: true, ..staying },
             Self::Dropout(_) | Self::Standardise(_) => staying,
-            Self::L2Normalise(_) => Needs {
-                keeps_output: train,
-                saved: (x.n, Dtype::F32),
-                ..staying
-            },
+            Self::L2Normalise(_) => {
+                Needs { keeps_output: train, saved: (x.n, Dtype::F32), ..staying }
+            }
             // Training reads x again, so y must lie elsewhere.
-            Self::BatchNorm(_) if train => Needs {
-                in_place: false,
-                saved: (x.c.saturating_mul(2), Dtype::F32),
-                ..staying
-            },
+            Self::BatchNorm(_) if train => {
+                Needs { in_place: false, saved: (x.c.saturating_mul(2), Dtype::F32), ..staying }
+            }
             Self::BatchNorm(_) => staying,
             Self::MaxPool(_) if train => match out.len() {
                 Some(len) => Needs { saved: (len, Dtype::U8), ..moving },
                 None => return None,
             },
-            Self::ChannelStd(_) => Needs { keeps_output: train, ..moving },
             Self::Conv2d(_)
             | Self::MaxPool(_)
             | Self::AvgPool(_)
             | Self::GlobalAvgPool(_)
             | Self::Dense(_)
             | Self::AvgPoolTo(_)
+            | Self::ChannelStd(_)
             | Self::Project(_) => moving,
         })
     }

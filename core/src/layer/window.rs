@@ -1,6 +1,5 @@
 //! Sliding windows: the geometry that convolutions and pools share.
 
-use crate::real::Real;
 use crate::shape::Shape;
 
 /// A window of `kernel` that moves by `stride` over an image padded by `pad`; (rows, columns).
@@ -98,11 +97,11 @@ impl Rows {
     }
 
     /// Rows of an input plane and the rows of an output plane that they touch.
-    pub(crate) fn pairs<'a, T: Real>(
+    pub(crate) fn pairs<'a, X, Y>(
         &self,
-        x: &'a [T],
-        y: &'a [T],
-    ) -> impl Iterator<Item = (impl Iterator<Item = &'a T>, impl Iterator<Item = &'a T>)> {
+        x: &'a [X],
+        y: &'a [Y],
+    ) -> impl Iterator<Item = (impl Iterator<Item = &'a X>, impl Iterator<Item = &'a Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
         let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride);
@@ -114,11 +113,11 @@ impl Rows {
     }
 
     /// As `pairs`, the output to be written.
-    pub(crate) fn pairs_mut<'a, T: Real>(
+    pub(crate) fn pairs_mut<'a, X, Y>(
         &self,
-        x: &'a [T],
-        y: &'a mut [T],
-    ) -> impl Iterator<Item = (impl Iterator<Item = &'a T>, impl Iterator<Item = &'a mut T>)> {
+        x: &'a [X],
+        y: &'a mut [Y],
+    ) -> impl Iterator<Item = (impl Iterator<Item = &'a X>, impl Iterator<Item = &'a mut Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
         let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride);
@@ -130,11 +129,11 @@ impl Rows {
     }
 
     /// As `pairs`, the input to be written.
-    pub(crate) fn pairs_into<'a, T: Real>(
+    pub(crate) fn pairs_into<'a, X, Y>(
         &self,
-        x: &'a mut [T],
-        y: &'a [T],
-    ) -> impl Iterator<Item = (impl Iterator<Item = &'a mut T>, impl Iterator<Item = &'a T>)> {
+        x: &'a mut [X],
+        y: &'a [Y],
+    ) -> impl Iterator<Item = (impl Iterator<Item = &'a mut X>, impl Iterator<Item = &'a Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
         let x = x.chunks_exact_mut(self.x_width).skip(self.down.input).step_by(self.down.stride);

@@ -15,8 +15,12 @@ impl Strategy for RandomFrozen<'_> {
     fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
         let count = usize::from(net.features);
         if let Some((first, last)) = block(net, done.len(), count) {
-            let recipe =
-                Recipe { objective: Objective::Statistics, head: &[], epochs: 1, ..self.classifier };
+            let recipe = Recipe {
+                objective: Objective::Statistics,
+                head: &[],
+                epochs: 1,
+                ..self.classifier
+            };
             return Some(Stage { first, last, calibrate: true, recipe });
         }
         let (first, last) = classifier(net).filter(|_| done.len() == count)?;
