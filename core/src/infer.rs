@@ -34,8 +34,8 @@ use crate::shape::Shape;
 /// let mut backend = Reference::new(&mut memory);
 /// let model = Model { net: NET, weights: Weights::Flat(&[1., 0., 0., 0., 0., 0., 0., 1.]) };
 /// let mut logits = [0.0; 2];
-/// PLAN.run(&mut backend, &model, 1, |raw| raw.copy_from_slice(&[255, 0, 0, 51]), &mut logits)?;
-/// assert_eq!(logits, [1.0, 0.2]);
+/// PLAN.run(&mut backend, &model, 1, |raw| raw.copy_from_slice(&[0, 0, 0, 255]), &mut logits)?;
+/// assert_eq!(logits, [0.0, 1.0]);
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug)]
