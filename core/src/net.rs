@@ -263,6 +263,7 @@ impl<'m> Stored<'m> {
 
 /// Where a tensor of a model file lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TensorRecord {
     /// The layer that it belongs to.
     pub layer: u16,

@@ -31,6 +31,7 @@ use crate::stage::{Objective, Outcome, Stage, Stop};
 
 /// How samples reach a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Feed {
     /// Leading layers that the source has already applied; see [`Source::depth`].
     pub depth: usize,
