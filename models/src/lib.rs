@@ -15,4 +15,6 @@ pub mod features;
 #[cfg(feature = "std")]
 pub mod fit;
 pub mod lenet;
+#[cfg(feature = "std")]
+pub mod measure;
 pub mod recipe;
