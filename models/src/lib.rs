@@ -14,6 +14,8 @@ pub mod data;
 #[cfg(feature = "std")]
 pub mod features;
 #[cfg(feature = "std")]
+pub mod file;
+#[cfg(feature = "std")]
 pub mod fit;
 pub mod lenet;
 #[cfg(feature = "std")]

@@ -1,6 +1,6 @@
 //! Judging features and classifiers on whole data sets.
 
-use sepal_core::backend::{Backend, Bank};
+use sepal_core::backend::{Backend, Bank, Device};
 use sepal_core::error::Error;
 use sepal_core::layer::{Dense, Layer, Standardise};
 use sepal_core::neighbour::{Pair, Rows};
@@ -8,7 +8,7 @@ use sepal_core::net::{Input, Net, Normalisation};
 use sepal_core::si::{self, Tally};
 use sepal_core::source::Source;
 
-use crate::features::{Device, Features};
+use crate::features::Features;
 use crate::fit::{Fit, FitError};
 use crate::recipe;
 
