@@ -429,8 +429,9 @@ fn train(
     Ok(())
 }
 
-/// Another seed for each layer of a chain, or two dropout layers would drop the same places.
-const fn layer_seed(seed: u64, index: usize) -> u64 {
+/// The seed of layer `index` of a chain: another for each, or two dropout layers would drop the same
+/// places.
+pub const fn layer_seed(seed: u64, index: usize) -> u64 {
     seed ^ ((index as u64) << 40)
 }
 
