@@ -38,7 +38,7 @@ pub struct Args {
     pub strategy: Way,
 
     /// What stands in for SI while a block learns
-    #[arg(long, value_enum, default_value_t = Stand::Margin)]
+    #[arg(long, value_enum, default_value_t = Stand::Soft)]
     pub loss: Stand,
 
     /// Passes over the data for each block; for the whole net with --strategy end-to-end
