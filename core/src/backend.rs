@@ -201,7 +201,8 @@ pub trait Backend {
     /// Another type or length than the slot's.
     fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error>;
 
-    /// Lets the host write a slot: in place where the host can, else through staging memory.
+    /// Lets the host write all of a slot: in place where the host can, else through staging
+    /// memory. What it finds there is not the slot's content: nothing is copied back for it.
     ///
     /// # Errors
     /// Those of `with`.

@@ -409,7 +409,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// An arena that is too small (both sizes are named), weights that are missing.
-    pub fn load<B: Backend + ?Sized>(&mut self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+    pub fn load<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+    ) -> Result<(), Error> {
         let (needed, given) = (self.plan.bytes(), backend.bytes());
         if needed > given {
             return Err(crate::arena::ArenaError::OutOfMemory { needed, given }.into());
@@ -451,7 +455,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Those of [`Backend::prepare`].
-    pub fn prepare<B: Backend + ?Sized>(&self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+    pub fn prepare<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        model: &Model<'_>,
+    ) -> Result<(), Error> {
         if self.plan.feed.depth < usize::from(self.stage.first) {
             backend.prepare(model, self.plan.feed.depth, usize::from(self.stage.first))?;
         }
@@ -489,7 +497,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Weights of another length than the net's.
-    pub fn store<B: Backend + ?Sized>(&self, backend: &mut B, weights: &mut [f32]) -> Result<(), Error> {
+    pub fn store<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        weights: &mut [f32],
+    ) -> Result<(), Error> {
         let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
         let expected = self.net.params(self.net.layers.len())?;
         if weights.len() != expected {
@@ -602,16 +614,30 @@ impl<'m> Session<'m> {
         Ok(Step::Trained { score, rate, epoch_ends })
     }
 
-    fn check_finite<B: Backend + ?Sized>(&self, backend: &mut B, features: Slot) -> Result<(), Error> {
+    fn check_finite<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        features: Slot,
+    ) -> Result<(), Error> {
         let diverged = Error::Diverged {
             stage: self.progress.stage,
             layer: self.stage.first,
             update: self.progress.updates,
         };
-        backend.fill(features, &mut |host| match host {
-            HostMut::F32(x) if x.iter().all(|x| x.is_finite()) => Ok(()),
-            _ => Err(diverged),
-        })
+        const PIECE: usize = 64;
+        let mut piece = [0.0; PIECE];
+        let mut done = 0;
+        while done < features.elements() {
+            let count = (features.elements() - done).min(PIECE);
+            let at = features.at + done * Dtype::F32.size();
+            let numbers = piece.get_mut(..count).unwrap_or_default();
+            backend.read(Slot::vector(at, count as u32, Dtype::F32), HostMut::F32(numbers))?;
+            if !numbers.iter().all(|x| x.is_finite()) {
+                return Err(diverged);
+            }
+            done += count;
+        }
+        Ok(())
     }
 
     /// Adds a batch's score to the pass; says whether the pass is over.

@@ -12,6 +12,7 @@
 //! and are filled with NaN, so that reading the unwritten, or writing past the end, fails.
 
 pub mod blocks;
+mod delegate;
 pub mod layers;
 pub mod memory;
 pub mod models;
@@ -21,6 +22,7 @@ pub mod search;
 pub mod tolerance;
 pub mod training;
 
+pub use delegate::seam;
 pub use sepal_core::arena::Word;
 pub use sepal_core::backend::Backend;
 pub use tolerance::Tolerance;
@@ -147,7 +149,7 @@ macro_rules! suite {
             } }
             $crate::tests! { training {
                 pinned_losses, same_bits_twice, resumes_bit_for_bit, one_sample_at_a_time,
-                a_failed_step_can_be_repeated, too_small
+                a_failed_step_can_be_repeated, too_small, not_a_number, one_class
             } }
         }
     };

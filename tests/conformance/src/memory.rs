@@ -84,13 +84,9 @@ pub fn fill(with: With) {
         b.read(u, HostMut::U8(&mut bytes)).expect("bytes");
         b.read(l, HostMut::U16(&mut labels)).expect("labels");
         assert_eq!((bytes, labels), ([7; 15], [300; 7]));
-        // The filler sees what is there, and its error comes back.
+        // The filler's error comes back.
         let refused = Error::Unsupported("what the filler says");
-        let answer = b.fill(f, &mut |host| match host {
-            HostMut::F32(x) if x[11] == 11.0 => Err(refused),
-            _ => Ok(()),
-        });
-        assert_eq!(answer, Err(refused));
+        assert_eq!(b.fill(f, &mut |_| Err(refused)), Err(refused));
     });
 }
 

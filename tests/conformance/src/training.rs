@@ -282,6 +282,12 @@ fn train(with: With, seed: u64, way: &Way) -> Trained {
     Trained { losses, weights }
 }
 
+/// The bits of all losses and weights of a run: what two backends that compute alike share.
+pub fn bits(with: With) -> Vec<u32> {
+    let queue = ask(with, |b| b.queue());
+    train(with, 5, &Way { queue, ..Way::PLAIN }).bits().concat()
+}
+
 /// The reference's losses, within the tolerance of a training run.
 pub fn pinned_losses(with: With) {
     let trained = train(with, 7, &Way::PLAIN);
@@ -348,4 +354,66 @@ pub fn too_small(with: With) {
         let answer = run(with, given, |b| Session::new(NET, stage, plan, 1, 0).load(b, &model));
         assert_eq!(answer, Err(Error::Arena(ArenaError::OutOfMemory { needed, given })));
     }
+}
+
+/// Samples of one kind that no stage can learn from.
+struct Hopeless {
+    value: f32,
+    classes: u32,
+}
+
+impl Source for Hopeless {
+    fn len(&self) -> u32 {
+        8
+    }
+
+    fn shape(&self) -> Shape {
+        NET.input.shape
+    }
+
+    fn is_u8(&self) -> bool {
+        false
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        if let Batch::F32(x) = batch {
+            x.fill(self.value);
+        }
+        labels.iter_mut().zip(indices).for_each(|(l, i)| *l = (i % self.classes) as u16);
+        Ok(())
+    }
+}
+
+fn first_step(with: With, mut source: Hopeless) -> Error {
+    let mut weights = vec![0.0; NET.params(NET.layers.len()).expect("small")];
+    assert!(init::weights(&NET, 1, &mut weights));
+    let model = Model { net: NET, weights: Weights::Flat(&weights) };
+    let stage = STAGES[0];
+    let plan = ask(with, |b| StagePlan::new(b, &NET, &stage, Feed::of(&source)));
+    let plan = plan.expect("the stage can be planned");
+    run(with, plan.bytes(), |b| {
+        let mut session = Session::new(NET, stage, plan, 1, 4);
+        session.load(b, &model).expect("the weights are there");
+        session.step(b, &model, &mut source).expect_err("there is nothing to learn")
+    })
+}
+
+/// Features that are not numbers are an error that names stage, layer and update.
+pub fn not_a_number(with: With) {
+    for value in [f32::NAN, f32::INFINITY] {
+        let error = first_step(with, Hopeless { value, classes: 2 });
+        assert_eq!(error, Error::Diverged { stage: 4, layer: 0, update: 0 });
+    }
+}
+
+/// One class has no anchors: another error, because the features are numbers.
+pub fn one_class(with: With) {
+    let error = first_step(with, Hopeless { value: 0.5, classes: 1 });
+    assert!(matches!(error, Error::NoAnchor { stage: 4, .. }), "{error}");
 }
