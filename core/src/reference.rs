@@ -3,7 +3,7 @@
 
 use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot, Word};
 use crate::backend::{
-    Backend, Bank, Call, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
 };
 use crate::error::Error;
 use crate::layer::{Layer, Pass, Role, Tensors};
@@ -36,6 +36,18 @@ impl<'a> Reference<'a> {
     /// Its memory, which backends that build on this one reach directly.
     pub const fn arena(&mut self) -> &mut Arena<'a> {
         &mut self.arena
+    }
+}
+
+/// The reference backend as a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnReference;
+
+impl Device for OnReference {
+    type Backend<'a> = Reference<'a>;
+
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Reference<'a> {
+        Reference::new(memory)
     }
 }
 
@@ -429,8 +441,9 @@ fn train(
     Ok(())
 }
 
-/// Another seed for each layer of a chain, or two dropout layers would drop the same places.
-const fn layer_seed(seed: u64, index: usize) -> u64 {
+/// The seed of layer `index` of a chain: another for each, or two dropout layers would drop the same
+/// places.
+pub const fn layer_seed(seed: u64, index: usize) -> u64 {
     seed ^ ((index as u64) << 40)
 }
 
