@@ -31,7 +31,9 @@ pub fn order(path: &Path, len: u32) -> Result<Vec<u32>, String> {
     }
     let indices: Vec<u32> = indices.iter().map(|&i| u16::from_le_bytes(i).into()).collect();
     match indices.iter().position(|&index| index >= len) {
-        Some(at) => Err(format!("{name}: index {} at place {at}, expected 0 to {}", indices[at], len - 1)),
+        Some(at) => {
+            Err(format!("{name}: index {} at place {at}, expected 0 to {}", indices[at], len - 1))
+        }
         None => Ok(indices),
     }
 }

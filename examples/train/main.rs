@@ -3,10 +3,10 @@
 //! Without arguments it trains LeNet on 2,000 bundled images of Fashion-MNIST.
 
 mod args;
-mod progress;
-mod report;
 #[path = "../common/data.rs"]
 mod data;
+mod progress;
+mod report;
 
 use std::process::ExitCode;
 
@@ -37,10 +37,13 @@ fn main() -> ExitCode {
 }
 
 /// What everything runs on.
-pub type Device = sepal::reference::OnReference;
+pub type Device = sepal::cpu::OnCpu;
 
 fn run(args: &Args) -> Result<(), Failure> {
-    let device = Device::default();
+    let device = match args.threads {
+        Some(threads) => Device::with_threads(threads.into())?,
+        None => Device::new(),
+    };
     let (train, test, held_out) = sets(args)?;
     warn_of_small_classes(args, &train);
 
@@ -55,7 +58,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         Model::Lenet => lenet::lenet(&layers, input),
         Model::Lenet5 => lenet::lenet5(&layers, input),
     };
-    net.check().map_err(|e| format!("{:?} cannot take images of {}: {e}", args.model, input.shape))?;
+    net.check()
+        .map_err(|e| format!("{:?} cannot take images of {}: {e}", args.model, input.shape))?;
 
     let chosen = args.chosen();
     let run_identity = (chosen, args.flip, args.shift, args.cutout);
@@ -74,8 +78,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let cache = args.cache << 20;
     let mut fit = match &progress.checkpoints {
         Some(checkpoints) if args.resume && checkpoints.path.exists() => {
-            let snapshot =
-                Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
+            let snapshot = Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
             Fit::resume(net, args.seed, cache, snapshot)?
         }
         _ => Fit::new(net, args.seed, cache)?,
@@ -115,12 +118,17 @@ fn run(args: &Args) -> Result<(), Failure> {
     }
     report::print_accuracy(&accuracy, args.json);
     if args.json {
-        println!("{}", serde_json::json!({"event": "done", "cpu_seconds": cpu,
-            "seed": args.seed, "train": train.len(), "test": test.len()}));
+        println!(
+            "{}",
+            serde_json::json!({"event": "done", "cpu_seconds": cpu,
+            "seed": args.seed, "train": train.len(), "test": test.len()})
+        );
     } else {
         println!(
             "\n{} training and {} test images, seed {}; training took {cpu:.1} CPU seconds",
-            train.len(), test.len(), args.seed
+            train.len(),
+            test.len(),
+            args.seed
         );
     }
     Ok(())
@@ -194,10 +202,8 @@ fn save(
     rows: &[report::Row],
 ) -> Result<(), Failure> {
     let classes: Vec<&str> = train.names().iter().map(String::as_str).collect();
-    let separation: Vec<(u16, f32)> = (0..)
-        .zip(rows)
-        .filter_map(|(block, row)| Some((block, row.cross_si? as f32)))
-        .collect();
+    let separation: Vec<(u16, f32)> =
+        (0..).zip(rows).filter_map(|(block, row)| Some((block, row.cross_si? as f32))).collect();
     let provenance =
         Provenance { version: env!("CARGO_PKG_VERSION"), recipe, seed: args.seed, data };
     let meta = Meta {

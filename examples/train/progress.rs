@@ -91,9 +91,12 @@ impl<'a> Progress<'a> {
         self.stage = format!("layers {}..{} by {what}", stage.first, stage.last);
         let total = u64::from(steps) * u64::from(stage.recipe.epochs);
         if self.json {
-            println!("{}", json!({"event": "stage", "index": index, "first": stage.first,
+            println!(
+                "{}",
+                json!({"event": "stage", "index": index, "first": stage.first,
                 "last": stage.last, "objective": what, "bytes": bytes, "steps": steps,
-                "epochs": stage.recipe.epochs, "done": done}));
+                "epochs": stage.recipe.epochs, "done": done})
+            );
         } else if !self.quiet {
             let style = "{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed} (left {eta})";
             let style = ProgressStyle::with_template(style);
@@ -129,9 +132,12 @@ impl Watch for Progress<'_> {
                     self.epoch += 1;
                     let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
                     if self.json {
-                        println!("{}", json!({"event": "epoch", "epoch": self.epoch,
+                        println!(
+                            "{}",
+                            json!({"event": "epoch", "epoch": self.epoch,
                             "batch_loss": score.value, "batch_score": share,
-                            "skipped": score.skipped, "rate": rate}));
+                            "skipped": score.skipped, "rate": rate})
+                        );
                     }
                 }
             }
@@ -142,13 +148,19 @@ impl Watch for Progress<'_> {
                 let last = usize::from(outcome.last);
                 self.costs.push(Cost { last, seconds, bytes: self.bytes, epochs: outcome.epochs });
                 if self.json {
-                    println!("{}", json!({"event": "stage_done", "index": index,
+                    println!(
+                        "{}",
+                        json!({"event": "stage_done", "index": index,
                         "epochs": outcome.epochs, "updates": outcome.updates,
-                        "loss": outcome.loss, "score": outcome.score, "seconds": seconds}));
+                        "loss": outcome.loss, "score": outcome.score, "seconds": seconds})
+                    );
                 } else if outcome.updates > 0 {
                     self.line(&format!(
                         "{}: {} passes, loss {:.4}, within batches {:.1} %, {seconds:.1} s",
-                        self.stage, outcome.epochs, outcome.loss, outcome.score * 100.0
+                        self.stage,
+                        outcome.epochs,
+                        outcome.loss,
+                        outcome.score * 100.0
                     ));
                 } else {
                     self.line(&format!("{}: {seconds:.1} s", self.stage));

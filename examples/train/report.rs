@@ -4,7 +4,6 @@ use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::fit::FitError;
 use sepal::net::{Model, Net, Normalisation, Weights};
-use sepal::source::Source;
 use serde_json::json;
 
 use crate::progress::Cost;
@@ -106,10 +105,13 @@ pub fn bytes(bytes: usize) -> String {
 pub fn print_rows(rows: &[Row], json: bool) {
     if json {
         for row in rows {
-            println!("{}", json!({"event": "block", "name": row.name, "shape": row.shape,
+            println!(
+                "{}",
+                json!({"event": "block", "name": row.name, "shape": row.shape,
                 "parameters": row.parameters, "si_train": row.si, "cross_si": row.cross_si,
                 "seconds": row.cost.map(|c| c.seconds), "bytes": row.cost.map(|c| c.bytes),
-                "epochs": row.cost.map(|c| c.epochs)}));
+                "epochs": row.cost.map(|c| c.epochs)})
+            );
         }
         return;
     }
@@ -122,7 +124,11 @@ pub fn print_rows(rows: &[Row], json: bool) {
         let ram = row.cost.map_or_else(|| "-".to_owned(), |c| bytes(c.bytes));
         println!(
             "{:<10} {:>9} {:>10} {:>11} {:>11} {seconds:>8} {ram:>9}",
-            row.name, row.shape, row.parameters, percent(row.si), percent(row.cross_si)
+            row.name,
+            row.shape,
+            row.parameters,
+            percent(row.si),
+            percent(row.cross_si)
         );
     }
 }
@@ -135,8 +141,11 @@ pub fn print_accuracy(rows: &[(&str, Accuracy)], json: bool) {
     }
     for (name, Accuracy { nearest, linear, head }) in rows {
         if json {
-            println!("{}", json!({"event": "accuracy", "net": name, "nearest": nearest,
-                "linear": linear, "head": head}));
+            println!(
+                "{}",
+                json!({"event": "accuracy", "net": name, "nearest": nearest,
+                "linear": linear, "head": head})
+            );
         } else {
             let [nearest, linear, head] = [nearest, linear, head].map(|share| share * 100.0);
             println!("{name:<22} {nearest:>8.1} {linear:>8.1} {head:>8.1}");

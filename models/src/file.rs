@@ -75,9 +75,7 @@ pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
-    let io = |doing| {
-        move |error| FileError::Io { path: path.to_owned(), doing, error }
-    };
+    let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let beside = path.with_file_name(name);
@@ -187,9 +185,7 @@ impl Loaded {
     /// # Errors
     /// A file that cannot be read, is no model file, is truncated or corrupt.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let io = |doing| {
-            move |error| FileError::Io { path: path.to_owned(), doing, error }
-        };
+        let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
         let mut file = File::open(path).map_err(io("opening"))?;
         let len = file.metadata().map_err(io("reading"))?.len();
         if len > LIMIT {
@@ -240,7 +236,7 @@ impl Loaded {
         let format = |error| FileError::Format { path: self.path.clone(), error };
         saved.check(&self.model(), &net, identity).map_err(format)?;
         let mut weights = Vec::new();
-        let mut append = |stored: Stored<'_>, to: &mut Vec<f32>| {
+        let append = |stored: Stored<'_>, to: &mut Vec<f32>| {
             let first = to.len();
             to.resize(first + stored.len(), 0.0);
             stored.widen(to.get_mut(first..).unwrap_or_default());

@@ -101,6 +101,11 @@ impl sepal_core::strategy::Strategy for Linear {
     ) -> Option<sepal_core::stage::Stage<'_>> {
         let last = net.layers.len() as u16;
         let recipe = recipe::classifier(self.0);
-        done.is_empty().then_some(sepal_core::stage::Stage { first: 0, last, calibrate: true, recipe })
+        done.is_empty().then_some(sepal_core::stage::Stage {
+            first: 0,
+            last,
+            calibrate: true,
+            recipe,
+        })
     }
 }

@@ -1,0 +1,285 @@
+//! The backend.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use sepal_core::arena::{Dtype, Slot, Word};
+use sepal_core::backend::{Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace};
+use sepal_core::error::Error;
+use sepal_core::layer::{Needs, Pass};
+use sepal_core::loss::Score;
+use sepal_core::neighbour::{Nearest, Pair, Rows};
+use sepal_core::net::Normalisation;
+use sepal_core::optim::Rule;
+use sepal_core::plan::{self, Chain};
+use sepal_core::reference::{Reference, check_rows, rows};
+use sepal_core::shape::Shape;
+use sepal_core::stage::{Loss, Objective};
+
+use crate::{layers, objective, search};
+
+/// Parameters that one task updates.
+const PIECE: usize = 1 << 13;
+
+/// At least `bytes` of memory for an arena, all zero.
+pub fn words(bytes: usize) -> Vec<Word> {
+    vec![Word::ZERO; Word::count(bytes)]
+}
+
+/// Runs nets on all cores, in one arena.
+///
+/// See the [crate](crate) for memory and determinism.
+///
+/// ```
+/// use sepal_core::infer::Inference;
+/// use sepal_core::layer::{Dense, Layer};
+/// use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+/// use sepal_core::shape::Shape;
+/// use sepal_cpu::Cpu;
+///
+/// const NET: Net<'static> = Net {
+///     input: Input { shape: Shape::rows(1, 2), normalisation: Normalisation::NONE },
+///     layers: &[Layer::Dense(Dense { units: 1, bias: false })],
+///     blocks: &[1],
+///     features: 0,
+/// };
+/// let model = Model { net: NET, weights: Weights::Flat(&[2.0, -1.0]) };
+/// // Memory is planned by the backend that will use it.
+/// let plan = Inference::new(&Cpu::new(&mut []), &model, (0, 1), 8, false)?;
+/// let mut memory = sepal_cpu::words(plan.bytes());
+/// let mut cpu = Cpu::new(&mut memory);
+/// let mut out = [0.0];
+/// plan.run(&mut cpu, &model, 1, |x: &mut [f32]| x.copy_from_slice(&[3.0, 4.0]), &mut out)?;
+/// assert_eq!(out, [2.0]);
+/// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Cpu<'a> {
+    reference: Reference<'a>,
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl<'a> Cpu<'a> {
+    /// A backend whose memory is `words`, on rayon's shared threads.
+    pub const fn new(words: &'a mut [Word]) -> Self {
+        Self { reference: Reference::new(words), pool: None }
+    }
+
+    /// Runs `work` with the reference on this backend's threads.
+    fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
+        let Self { reference, pool } = self;
+        match pool {
+            Some(pool) => pool.install(|| work(reference)),
+            None => work(reference),
+        }
+    }
+}
+
+/// Opens [`Cpu`] backends that share their threads.
+///
+/// ```
+/// use sepal_core::backend::Device;
+/// let device = sepal_cpu::OnCpu::with_threads(2)?;
+/// assert_eq!(device.chunk(), 128);
+/// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct OnCpu {
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl OnCpu {
+    /// On rayon's shared threads, one for each core.
+    pub const fn new() -> Self {
+        Self { pool: None }
+    }
+
+    /// On `threads` threads of its own. The number changes no bit of any result.
+    ///
+    /// # Errors
+    /// Threads that the system does not give.
+    pub fn with_threads(threads: usize) -> Result<Self, Error> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
+        Ok(Self { pool: Some(Arc::new(pool)) })
+    }
+}
+
+impl Device for OnCpu {
+    type Backend<'a> = Cpu<'a>;
+
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
+        Cpu { pool: self.pool.clone(), ..Cpu::new(memory) }
+    }
+
+    fn chunk(&self) -> u32 {
+        128
+    }
+}
+
+impl Backend for Cpu<'_> {
+    fn bytes(&self) -> usize {
+        self.reference.bytes()
+    }
+
+    fn needs(&self, chain: &Chain<'_>, at: usize, x: Shape, pass: Pass) -> Option<Needs> {
+        layers::needs(chain.get(at)?, x, pass)
+    }
+
+    fn objective_scratch(&self, objective: &Objective, features: Shape) -> usize {
+        let own = objective::scratch(objective, features).saturating_mul(size_of::<f32>());
+        own.max(objective.scratch(features))
+    }
+
+    fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
+        self.reference.write(slot, from)
+    }
+
+    fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error> {
+        self.reference.read(slot, into)
+    }
+
+    fn fill(
+        &mut self,
+        slot: Slot,
+        with: &mut dyn FnMut(HostMut<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.reference.fill(slot, with)
+    }
+
+    fn zero(&mut self, slot: Slot) -> Result<(), Error> {
+        self.reference.zero(slot)
+    }
+
+    fn copy(&mut self, from: Slot, to: Slot) -> Result<(), Error> {
+        self.reference.copy(from, to)
+    }
+
+    fn widen(&mut self, raw: Slot, norm: &Normalisation, x: Slot) -> Result<(), Error> {
+        let shape = x.shape;
+        if raw.dtype != Dtype::U8 {
+            return self.reference.widen(raw, norm, x);
+        }
+        let sample = (shape.sample().unwrap_or(0) as usize).max(1);
+        let (plane, channels) = (shape.plane().max(1) as usize, shape.c as usize);
+        self.run(|reference| {
+            let [raw, x] = reference.arena().lease([raw, x])?;
+            let (raw, x) = (&*raw.get::<u8>()?, x.get::<f32>()?);
+            raw.par_chunks(sample).zip(x.par_chunks_mut(sample)).with_min_len(8).for_each(
+                |(raw, x)| {
+                    let planes = raw.chunks_exact(plane).zip(x.chunks_exact_mut(plane));
+                    for (c, (raw, x)) in planes.enumerate() {
+                        let (factor, summand) = norm.affine(c, channels, true);
+                        let pairs = x.iter_mut().zip(raw);
+                        pairs.for_each(|(x, &raw)| *x = f32::from(raw) * factor + summand);
+                    }
+                },
+            );
+            Ok(())
+        })
+    }
+
+    fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        self.run(|reference| layers::forward(reference.arena(), call))
+    }
+
+    fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        self.run(|reference| layers::backward(reference.arena(), call))
+    }
+
+    fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
+        let Objective::Separation(loss) = *objective else {
+            return self.reference.objective(objective, at);
+        };
+        let dim = at.features.shape.sample().unwrap_or(0) as usize;
+        let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
+        let scratch = layers::numbers(at.scratch);
+        let slots = [at.features, at.labels, pairs, scratch, at.gradient];
+        self.run(|reference| {
+            let [features, labels, pairs, scratch, gradient] = reference.arena().lease(slots)?;
+            let (data, labels) = (&*features.get::<f32>()?, &*labels.get::<u16>()?);
+            let rows = Rows { data, dim, labels };
+            let (scratch, gradient) = (scratch.get::<f32>()?, gradient.get::<f32>()?);
+            let margin = match loss {
+                Loss::SoftNearest { temperature } => {
+                    return Ok(objective::soft_nearest(rows, temperature, scratch, gradient));
+                }
+                Loss::Margin { margin } => Some(margin),
+                _ => None,
+            };
+            let pairs = pairs.get::<[u32; 4]>()?;
+            objective::pairs(rows, pairs, scratch);
+            let pairs: &[Pair] = bytemuck::cast_slice(pairs);
+            Ok(objective::graph(data, dim, pairs, margin, gradient))
+        })
+    }
+
+    fn update(
+        &mut self,
+        rule: &Rule,
+        rate: f32,
+        update: u32,
+        params: plan::Params,
+    ) -> Result<(), Error> {
+        let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        self.run(|reference| {
+            let [p, g, first, second] = reference.arena().lease(slots)?;
+            let (p, g) = (p.get::<f32>()?, &*g.get::<f32>()?);
+            let (first, second) = (first.get::<f32>()?, second.get::<f32>()?);
+            let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
+            match (first.is_empty(), second.is_empty()) {
+                (true, _) => pieces.for_each(|(p, g)| {
+                    rule.update(rate, update, p, g, &mut [], &mut []);
+                }),
+                (_, true) => pieces.zip(first.par_chunks_mut(PIECE)).for_each(|((p, g), first)| {
+                    rule.update(rate, update, p, g, first, &mut []);
+                }),
+                _ => {
+                    let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+                    pieces.zip(state).for_each(|((p, g), (first, second))| {
+                        rule.update(rate, update, p, g, first, second);
+                    });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Allocates beside the arena: about 1.5 MB for each thread, a number for each row.
+    fn nearest(
+        &mut self,
+        queries: Bank<'_>,
+        bank: Bank<'_>,
+        first: u32,
+        skip: Option<u32>,
+        pairs: &mut [Pair],
+    ) -> Result<(), Error> {
+        self.run(|reference| {
+            let arena = &*reference.arena();
+            let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
+            check_rows(queries, bank)?;
+            search::nearest(queries, bank, first, skip, pairs);
+            Ok(())
+        })
+    }
+
+    /// Allocates as [`nearest`](Self::nearest).
+    fn top_k(
+        &mut self,
+        queries: Bank<'_>,
+        bank: Bank<'_>,
+        first: u32,
+        skip: Option<u32>,
+        k: usize,
+        out: &mut [Nearest],
+    ) -> Result<(), Error> {
+        self.run(|reference| {
+            let arena = &*reference.arena();
+            let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
+            check_rows(queries, bank)?;
+            search::top_k(queries, bank, first, skip, k, out);
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! The CPU backend of sepal.
+//!
+//! [`Cpu`] runs nets in one arena of memory that the caller lends, as the reference backend does,
+//! with kernels of its own that use all cores: convolutions and dense layers as matrix products,
+//! everything else in parallel over samples or channels. It is tested against the reference, and
+//! gives the same bits for any number of threads: work is split by shape, and sums are joined in
+//! order.
+//!
+//! [`views`] takes `ndarray` views in and gives `ndarray` arrays out: neighbours, the Separation
+//! Index, embeddings.
+//!
+//! ```
+//! use sepal_core::backend::Backend;
+//! let mut memory = sepal_cpu::words(1 << 20);
+//! let backend = sepal_cpu::Cpu::new(&mut memory);
+//! assert_eq!(backend.bytes(), 1 << 20);
+//! ```
+//!
+//! # Memory
+//! Everything that training and inference work with is planned: a session's or an inference's
+//! `bytes()` is exact and includes this backend's scratch. Beside it, `matrixmultiply` allocates
+//! a packing buffer of at most a few hundred KiB for each product, `rayon` its queues. Searches of the host's
+//! rows ([`Backend::nearest`](sepal_core::backend::Backend::nearest), `top_k`) have no plan and
+//! allocate about 1.5 MB for each thread and a few bytes for each row.
+#![deny(unsafe_code)]
+
+mod backend;
+mod conv;
+mod dense;
+mod gemm;
+mod layers;
+mod norm;
+mod objective;
+mod pool;
+mod search;
+mod sum;
+pub mod views;
+
+#[cfg(test)]
+mod check;
+
+pub use backend::{Cpu, OnCpu, words};
