@@ -403,6 +403,11 @@ impl<'m> File<'m> {
         })
     }
 
+    /// The weights section, as [`Weights::File`] holds it after [`decode`](Self::decode).
+    pub const fn blob(&self) -> &'m [u8] {
+        self.blob
+    }
+
     /// The minor version that the file was written in.
     pub const fn minor(&self) -> u16 {
         self.minor
