@@ -94,8 +94,8 @@ impl<'m> File<'m> {
     }
 
     /// Checks the whole file: magic, version, flags, every length, both checksums, the order
-    /// and the fields of every record. Reads each byte once; a part of 1 MB takes a
-    /// microcontroller a while, see [`open_trusted`](Self::open_trusted).
+    /// and the fields of every record. Reads each byte of the weights once; where that takes too
+    /// long at each start, see [`open_trusted`](Self::open_trusted).
     ///
     /// # Errors
     /// The first thing that is wrong. Whatever the bytes are, it does not panic.
@@ -240,8 +240,9 @@ impl<'m> File<'m> {
     }
 
     /// Decodes the model into the caller's memory; the slices may be longer than the
-    /// [`counts`](Self::counts). Weights stay where they are. Checks the layers against each other and every
-    /// tensor against its layer, so that nothing is left that can fail while the model runs.
+    /// [`counts`](Self::counts). Weights stay where they are. Checks the layers against each
+    /// other and every tensor against its layer, so that a model that decodes also runs, in an
+    /// arena that is large enough.
     ///
     /// # Errors
     /// Slices that are too short, layers that do not fit each other, tensors that are missing,
@@ -401,6 +402,11 @@ impl<'m> File<'m> {
             Record::Checkpoint(record) => Some(Saved::new(*self, record)),
             _ => None,
         })
+    }
+
+    /// The weights section, as [`Weights::File`] holds it after [`decode`](Self::decode).
+    pub const fn blob(&self) -> &'m [u8] {
+        self.blob
     }
 
     /// The minor version that the file was written in.

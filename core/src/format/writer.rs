@@ -111,7 +111,7 @@ pub fn write(model: &Model<'_>, meta: &Meta<'_>, sink: &mut impl Sink) -> Result
 /// Writes a model with the state of a run.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write`](fn@write).
 pub fn write_checkpoint(
     model: &Model<'_>,
     meta: &Meta<'_>,
