@@ -6,7 +6,7 @@
 //! The trait's required methods work on one layer; whole blocks have defaults that loop over the
 //! layers, so that a new layer works everywhere and a backend can fuse what it likes.
 
-use crate::arena::{ArenaError, Slot};
+use crate::arena::{ArenaError, Slot, Word};
 use crate::error::Error;
 use crate::layer::{Layer, Needs, Pass};
 use crate::loss::Score;
@@ -351,6 +351,20 @@ pub trait Backend {
             }
         }
         Ok(())
+    }
+}
+
+/// Opens backends in memory that the caller allocates once a plan says how much.
+pub trait Device {
+    /// The backend, borrowing its memory.
+    type Backend<'a>: Backend;
+
+    /// A backend in `memory`. Without memory it plans, and searches rows of the host.
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a>;
+
+    /// Samples that frozen layers run on together. More need more memory.
+    fn chunk(&self) -> u32 {
+        1
     }
 }
 

@@ -31,6 +31,7 @@ use crate::stage::{Objective, Outcome, Stage, Stop};
 
 /// How samples reach a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Feed {
     /// Leading layers that the source has already applied; see [`Source::depth`].
     pub depth: usize,
@@ -566,7 +567,7 @@ impl<'m> Session<'m> {
             return Err(Error::TooFew { samples, needed: recipe.batch });
         }
         let calibrated = self.calibrated_layers()?;
-        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch) };
+        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch.max(1)) };
         if self.progress.calibrated < batches {
             self.calibrate(backend, model, source, calibrated)?;
             return Ok(Step::Calibrated { done: self.progress.calibrated, of: batches });
@@ -578,7 +579,7 @@ impl<'m> Session<'m> {
 
         let steps = self.steps(samples);
         let now = (self.progress.epoch, self.progress.step);
-        let place = self.progress.updates as usize % self.plan.feed.queue as usize;
+        let place = self.progress.updates.checked_rem(self.plan.feed.queue).unwrap_or(0) as usize;
         self.draw(backend, source, now, place)?;
         let x = self.input_slot(backend, model, place, recipe.batch)?;
         let phase = Phase::Train {
