@@ -512,8 +512,7 @@ mod tests {
     fn memory_of_another_length_than_a_padded_slot_is_refused() {
         let mut memory = [Word::ZERO; 4];
         let mut backend = Reference::new(&mut memory);
-        let padded =
-            Slot { layout: Layout::Nchw8c, ..Slot::vector(0, 3, Dtype::F32) };
+        let padded = Slot { layout: Layout::Nchw8c, ..Slot::vector(0, 3, Dtype::F32) };
         let length = |slot, host| Err(ArenaError::Length { slot, host }.into());
         assert_eq!(backend.write(padded, Host::F32(&[1.0; 3])), length(8, 3));
         assert_eq!(backend.read(padded, HostMut::F32(&mut [0.0; 3])), length(8, 3));
