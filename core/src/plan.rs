@@ -323,7 +323,7 @@ impl EvalWalk {
         }
         let saved = Slot::vector(free, needs.saved.0, needs.saved.1);
         let scratch_at = free + Word::round_up(saved.bytes());
-        self.cursor = Cursor { layer: layer + 1, x: y, top: top != !needs.in_place };
+        self.cursor = Cursor { layer: layer + 1, x: y, top: top == needs.in_place };
         Place {
             x,
             y,
@@ -497,7 +497,7 @@ impl TrainWalk {
             free += Word::round_up(y.bytes());
         }
         let saved = Slot::vector(free, needs.saved.0, needs.saved.1);
-        let y_top = top != !needs.gradient_in_place;
+        let y_top = top == needs.gradient_in_place;
         let dy = self.gradient(y, y_top);
         let wanted = if layer == 0 { Slot::EMPTY } else { self.gradient(x, top) };
         // The two gradients lie at the two ends; scratch follows the lower one.

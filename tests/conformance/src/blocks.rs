@@ -188,16 +188,24 @@ pub fn dense_dropout(with: With) {
     check(with, &[dense(9), RELU, DROPOUT, dense(4)], Shape::new(5, 2, 3, 3));
 }
 
-/// Tanh reads its own output in backward: what follows may not overwrite it.
+/// Tanh reads its own output in backward: what follows may not overwrite it. (ReLU would do no
+/// harm, because it drops the gradient where it drops the value; leaky ReLU and dropout would.)
 pub fn relu_over_tanh(with: With) {
+    check(with, &[conv(3), TANH, LEAKY, conv(2)], Shape::new(2, 2, 4, 4));
+    check(with, &[dense(6), TANH, DROPOUT, dense(3)], Shape::rows(4, 5));
+    check(with, &[dense(6), TANH, TANH, STANDARDISE, dense(3)], Shape::rows(4, 5));
     check(with, &[conv(3), TANH, RELU, conv(2)], Shape::new(2, 2, 4, 4));
     check(with, &[dense(6), RELU, TANH, LEAKY, dense(3)], Shape::rows(4, 5));
 }
 
 /// A view between them does not make it free.
 pub fn unit_length_over_relu(with: With) {
-    check(with, &[conv(3), RELU, FLATTEN, L2], Shape::new(3, 2, 4, 4));
-    check(with, &[conv(3), LEAKY, FLATTEN, FLATTEN, TANH, dense(2)], Shape::new(3, 2, 4, 4));
+    let shape = Shape::new(3, 2, 4, 4);
+    check(with, &[conv(3), RELU, FLATTEN, L2], shape);
+    check(with, &[conv(3), TANH, FLATTEN, L2], shape);
+    check(with, &[conv(3), TANH, FLATTEN, FLATTEN, DROPOUT, dense(2)], shape);
+    check(with, &[conv(3), L2, FLATTEN, TANH, dense(2)], shape);
+    check(with, &[conv(3), LEAKY, FLATTEN, FLATTEN, TANH, dense(2)], shape);
 }
 
 /// Dropout may not overwrite what ReLU keeps; ReLU may overwrite what dropout gave.

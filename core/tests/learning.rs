@@ -1,0 +1,251 @@
+//! Learning is tested: a block trained forward by SI separates held-out images better than the
+//! same block frozen as it was drawn.
+
+use sepal_core::arena::Word;
+use sepal_core::backend::Backend;
+use sepal_core::infer::Inference;
+use sepal_core::init;
+use sepal_core::layer::{BatchNorm, Conv2d, Flatten, L2Normalise, Layer, MaxPool, RELU, Window};
+use sepal_core::neighbour::{Pair, Rows, nearest_pair};
+use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+use sepal_core::optim::Rule;
+use sepal_core::reference::Reference;
+use sepal_core::rng::{Purpose, Rng};
+use sepal_core::schedule::Schedule;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
+use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::train::{Feed, Session, StagePlan, Step};
+
+const SIDE: usize = 10;
+const PIXELS: usize = SIDE * SIDE;
+const CLASSES: u32 = 4;
+
+/// Two blocks without bias, as the paper's nets have them.
+const NET: Net<'static> = Net {
+    input: Input {
+        shape: Shape::new(1, 1, SIDE as u32, SIDE as u32),
+        normalisation: Normalisation::scalar(0.5, 0.25),
+    },
+    layers: &[
+        Layer::Conv2d(Conv2d { bias: false, ..Conv2d::new(6, 3) }),
+        Layer::BatchNorm(BatchNorm::new()),
+        RELU,
+        Layer::MaxPool(MaxPool { window: Window::square(2) }),
+        Layer::Conv2d(Conv2d { bias: false, ..Conv2d::new(8, 3) }),
+        Layer::BatchNorm(BatchNorm::new()),
+        RELU,
+        Layer::MaxPool(MaxPool { window: Window::square(2) }),
+    ],
+    blocks: &[4, 8],
+    features: 2,
+};
+
+/// Images of one of four textures, with a phase, a contrast and noise of their own, so that the
+/// pixels themselves are a poor guide: rows, columns and both diagonals, every third one lit.
+#[derive(Clone, Copy)]
+struct Textures {
+    len: u32,
+    seed: u64,
+}
+
+impl Textures {
+    fn label(index: u32) -> u32 {
+        index % CLASSES
+    }
+
+    fn image(self, index: u32) -> [u8; PIXELS] {
+        let mut rng = Rng::new(self.seed, Purpose::Sample, 0, index);
+        let (phase, contrast) = (rng.below(3) as usize, 20.0 + 30.0 * rng.uniform());
+        let [level, down, across] = [(); 3].map(|()| rng.normal());
+        let label = Self::label(index);
+        core::array::from_fn(|at| {
+            let (row, column) = (at / SIDE, at % SIDE);
+            let along = match label {
+                0 => row,
+                1 => column,
+                2 => row + column,
+                _ => row + 2 * column,
+            };
+            let lit = if (along + phase).is_multiple_of(3) { contrast } else { -contrast / 2.0 };
+            let ramp = down * (row as f32 - 4.5) + across * (column as f32 - 4.5);
+            let noise = 15.0 * rng.normal();
+            (128.0 + 20.0 * level + 8.0 * ramp + lit + noise).clamp(0.0, 255.0) as u8
+        })
+    }
+}
+
+impl Source for Textures {
+    fn len(&self) -> u32 {
+        self.len
+    }
+
+    fn shape(&self) -> Shape {
+        NET.input.shape
+    }
+
+    fn is_u8(&self) -> bool {
+        true
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        let Batch::U8(x) = batch else {
+            return Err(SourceError::Batch { expected: PIXELS as u32, got: 0 });
+        };
+        for (x, index) in x.chunks_exact_mut(PIXELS).zip(indices) {
+            x.copy_from_slice(&self.image(*index));
+        }
+        labels.iter_mut().zip(indices).for_each(|(l, i)| *l = Self::label(*i) as u16);
+        Ok(())
+    }
+}
+
+/// The two losses that are in use.
+const LOSSES: [Loss; 2] = [Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 0.1 }];
+
+const fn recipe(objective: Objective) -> Recipe<'static> {
+    Recipe {
+        head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
+        objective,
+        epochs: 6,
+        batch: 32,
+        rule: Rule::adam(),
+        rate: 0.01,
+        schedule: Schedule::Cosine { warmup: 0 },
+        stop: Stop::Never,
+    }
+}
+
+/// Trains both blocks, one after the other; gives the weights and, for each block that learns, SI
+/// within the batches of the first pass and of the last.
+fn train(objectives: [Objective; 2], seed: u64) -> (Vec<f32>, Vec<[f32; 2]>) {
+    let mut source = Textures { len: 192, seed };
+    let mut weights = vec![0.0; NET.params(NET.layers.len()).unwrap()];
+    assert!(init::weights(&NET, seed, &mut weights));
+    let mut within = vec![];
+    for (index, objective) in (0u16..).zip(objectives) {
+        let (first, last) = (4 * index, 4 * index + 4);
+        let stage = Stage { first, last, calibrate: true, recipe: recipe(objective) };
+        let plan = StagePlan::reference(&NET, &stage, Feed::BYTES).unwrap();
+        let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+        let mut backend = Reference::new(&mut memory);
+        let before = weights.clone();
+        let model = Model { net: NET, weights: Weights::Flat(&before) };
+        let mut session = Session::new(NET, stage, plan, seed, index);
+        session.load(&mut backend, &model).unwrap();
+        let mut passes = vec![];
+        loop {
+            match session.step(&mut backend, &model, &mut source).unwrap() {
+                Step::Trained { epoch_ends: true, .. } => passes.push(session.outcome().score),
+                Step::Done => break,
+                _ => {}
+            }
+        }
+        session.store(&mut backend, &mut weights).unwrap();
+        if let (Some(first), Some(last)) = (passes.first(), passes.last()) {
+            within.push([*first, *last]);
+        }
+    }
+    (weights, within)
+}
+
+/// Outputs of the first `layers` layers, each of unit length, with their labels.
+fn features(weights: &[f32], layers: usize, source: Textures) -> (Vec<f32>, usize, Vec<u16>) {
+    const N: u32 = 32;
+    let model = Model { net: NET, weights: Weights::Flat(weights) };
+    let plan = Inference::new(&Reference::new(&mut []), &model, (0, layers), N, true).unwrap();
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Reference::new(&mut memory);
+    backend.prepare(&model, 0, layers).unwrap();
+    let dim = plan.output();
+    let mut all = vec![];
+    for first in (0..source.len).step_by(N as usize) {
+        let mut out = vec![0.0; dim * N as usize];
+        let fill = |raw: &mut [u8]| {
+            let images = (first..).map(|index| source.image(index));
+            raw.chunks_exact_mut(PIXELS).zip(images).for_each(|(x, image)| {
+                x.copy_from_slice(&image);
+            });
+        };
+        plan.run(&mut backend, &model, N, fill, &mut out).unwrap();
+        all.extend(out);
+    }
+    let shape = Shape::rows(source.len, dim as u32);
+    L2Normalise.forward(shape, &mut all, &mut vec![0.0; source.len as usize]);
+    (all, dim, (0..source.len).map(|i| Textures::label(i) as u16).collect())
+}
+
+/// The share of held-out images whose nearest training image has their label.
+fn cross_si(weights: &[f32], layers: usize, seed: u64) -> f64 {
+    let bank = features(weights, layers, Textures { len: 192, seed });
+    let held_out = features(weights, layers, Textures { len: 256, seed: seed + 1000 });
+    let [held_out, bank] =
+        [&held_out, &bank].map(|(data, dim, labels)| Rows { data: &data[..], dim: *dim, labels });
+    let mut pairs = vec![Pair::NONE; held_out.len()];
+    nearest_pair(held_out, bank, 0, None, &mut pairs);
+    let correct = pairs.iter().filter(|pair| pair.correct() == Some(true)).count();
+    correct as f64 / pairs.len() as f64
+}
+
+const SEEDS: u64 = 5;
+const STILL: Objective = Objective::Statistics;
+
+/// The deviation of a share of 256 held-out images is at most 0.031, that of a difference of two
+/// at most 0.044: what is asked of each seed is 2 to 6 of these, and of five seeds together it
+/// cannot come by chance. The measured rises, over both losses and all seeds, are at least 0.17
+/// and 0.35 above the control.
+#[test]
+fn blocks_separate_held_out_images() {
+    let control: Vec<_> = (0..SEEDS).map(|seed| train([STILL, STILL], seed).0).collect();
+    for loss in LOSSES {
+        let learn = Objective::Separation(loss);
+        let (mut raw, mut top) = (0.0, 0.0);
+        for seed in 0..SEEDS {
+            let (trained, within) = train([learn, learn], seed);
+            let (start, _) = train([learn, STILL], seed);
+            let frozen = &control[seed as usize];
+            let si = |weights: &[f32], layers| cross_si(weights, layers, seed);
+            let [one, two] = [4, 8].map(|layers| si(&trained, layers));
+            let what = format!("{loss:?}, seed {seed}: {one} and {two}");
+
+            // Block 1 begins as the control; block 2 begins as drawn, behind block 1 trained.
+            let control = [4, 8].map(|layers| si(frozen, layers));
+            assert!(one > control[0] + 0.10, "{what}, frozen {control:?}");
+            assert!(two > control[1] + 0.25, "{what}, frozen {control:?}");
+            let start = si(&start, 8);
+            assert!(two > start + 0.08, "{what}, block 2 began with {start}");
+
+            // The batches say so too.
+            let [first, second] = within[..] else { panic!("two blocks learn") };
+            assert!(first[1] > first[0] + 0.15, "{what}: within batches {first:?}");
+            assert!(second[1] > second[0] + 0.10, "{what}: within batches {second:?}");
+            raw += si(&trained, 0);
+            top += one;
+        }
+        let (raw, top) = (raw / SEEDS as f64, top / SEEDS as f64);
+        assert!(top > raw + 0.06, "{loss:?}: {top} after block 1, {raw} of the pixels");
+    }
+}
+
+/// The control is a control: the frozen blocks are as they were drawn, but for their statistics.
+#[test]
+fn frozen_blocks_are_as_drawn() {
+    let mut drawn = vec![0.0; NET.params(NET.layers.len()).unwrap()];
+    assert!(init::weights(&NET, 2, &mut drawn));
+    let (frozen, within) = train([STILL, STILL], 2);
+    assert!(within.is_empty(), "nothing is trained");
+    // 6 filters of 9, then 6 means and 6 variances; 8 filters of 54, then 8 and 8.
+    assert_eq!(frozen[..54], drawn[..54]);
+    assert_ne!(frozen[54..66], drawn[54..66], "statistics are measured");
+    assert_eq!(frozen[66..498], drawn[66..498]);
+    assert_ne!(frozen[498..514], drawn[498..514]);
+    assert_eq!(drawn.len(), 514);
+    let (trained, _) = train([Objective::Separation(LOSSES[0]), STILL], 2);
+    assert_ne!(trained[..54], drawn[..54], "what is trained moves");
+}
