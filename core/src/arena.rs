@@ -36,6 +36,7 @@ impl Word {
 
 /// The type of a slot's or tensor's elements. The numbers are those of the model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Dtype {
@@ -84,6 +85,7 @@ element!(half::f16 => F16);
 
 /// How the elements of a slot lie in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Layout {
     /// Channels before rows before columns: the reference's.
@@ -110,6 +112,7 @@ impl Layout {
 
 /// A place in an arena: data, valid on any backend whose memory is cut by the same plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Slot {
     /// The first byte.
     pub at: usize,

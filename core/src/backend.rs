@@ -6,7 +6,7 @@
 //! The trait's required methods work on one layer; whole blocks have defaults that loop over the
 //! layers, so that a new layer works everywhere and a backend can fuse what it likes.
 
-use crate::arena::{ArenaError, Slot};
+use crate::arena::{ArenaError, Slot, Word};
 use crate::error::Error;
 use crate::layer::{Layer, Needs, Pass};
 use crate::loss::Score;
@@ -201,7 +201,8 @@ pub trait Backend {
     /// Another type or length than the slot's.
     fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error>;
 
-    /// Lets the host write a slot: in place where the host can, else through staging memory.
+    /// Lets the host write all of a slot: in place where the host can, else through staging
+    /// memory. What it finds there is not the slot's content: nothing is copied back for it.
     ///
     /// # Errors
     /// Those of `with`.
@@ -350,6 +351,20 @@ pub trait Backend {
             }
         }
         Ok(())
+    }
+}
+
+/// Opens backends in memory that the caller allocates once a plan says how much.
+pub trait Device {
+    /// The backend, borrowing its memory.
+    type Backend<'a>: Backend;
+
+    /// A backend in `memory`. Without memory it plans, and searches rows of the host.
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a>;
+
+    /// Samples that frozen layers run on together. More need more memory.
+    fn chunk(&self) -> u32 {
+        1
     }
 }
 

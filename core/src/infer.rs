@@ -34,9 +34,29 @@ use crate::shape::Shape;
 /// let mut backend = Reference::new(&mut memory);
 /// let model = Model { net: NET, weights: Weights::Flat(&[1., 0., 0., 0., 0., 0., 0., 1.]) };
 /// let mut logits = [0.0; 2];
-/// PLAN.run(&mut backend, &model, 1, |raw| raw.copy_from_slice(&[255, 0, 0, 51]), &mut logits)?;
-/// assert_eq!(logits, [1.0, 0.2]);
+/// PLAN.run(&mut backend, &model, 1, |raw| raw.copy_from_slice(&[0, 0, 0, 255]), &mut logits)?;
+/// assert_eq!(logits, [0.0, 1.0]);
 /// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+/// A net over the budget is a compile error:
+/// ```compile_fail,E0080
+/// # use sepal_core::infer::Inference;
+/// # use sepal_core::layer::{Conv2d, Layer};
+/// # use sepal_core::net::{Input, Net, Normalisation};
+/// # use sepal_core::shape::Shape;
+/// const NET: Net<'static> = Net {
+///     input: Input { shape: Shape::new(1, 3, 64, 64), normalisation: Normalisation::NONE },
+///     layers: &[Layer::Conv2d(Conv2d::new(32, 3))],
+///     blocks: &[1],
+///     features: 1,
+/// };
+/// const BYTES: usize = match Inference::reference(NET, 1) {
+///     Ok(plan) => plan.bytes(),
+///     Err(_) => panic!("the layers do not fit each other"),
+/// };
+/// // It takes 541,184: 3x64x64 numbers and 32x62x62.
+/// const _: () = assert!(BYTES <= 65_536, "the net does not fit the board");
+/// # fn main() {}
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Inference<'m> {

@@ -8,6 +8,8 @@ extern crate std;
 pub mod arena;
 pub mod backend;
 pub mod error;
+#[cfg(feature = "format")]
+pub mod format;
 pub mod infer;
 pub mod init;
 pub mod layer;

@@ -19,6 +19,7 @@ use crate::real::Real;
 ///
 /// In `f32` it is two words: see [`Pair`] for how it is kept in plain memory.
 #[derive(Clone, Copy, Debug, PartialEq, AnyBitPattern)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Nearest<T = f32> {
     /// The row; `u32::MAX` where there is none.
@@ -60,6 +61,7 @@ impl<T: Real> Nearest<T> {
 /// assert_eq!((pairs[0], pairs[1].same.index), (Pair::NONE, 3));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, AnyBitPattern)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(C)]
 pub struct Pair<T = f32> {
     /// With the anchor's label.

@@ -202,6 +202,8 @@ impl<'m> Stored<'m> {
     /// The elements in place, where they are aligned f32.
     pub fn as_f32(&self) -> Option<&'m [f32]> {
         match self.dtype {
+            // An empty slice has no address that could be aligned.
+            Dtype::F32 if self.bytes.is_empty() => Some(&[]),
             Dtype::F32 if cfg!(target_endian = "little") => {
                 bytemuck::try_cast_slice(self.bytes).ok()
             }
@@ -261,6 +263,7 @@ impl<'m> Stored<'m> {
 
 /// Where a tensor of a model file lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TensorRecord {
     /// The layer that it belongs to.
     pub layer: u16,
@@ -350,4 +353,14 @@ pub struct Model<'m> {
     pub net: Net<'m>,
     /// Its parameters.
     pub weights: Weights<'m>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_that_is_not_there_is_used_in_place() {
+        assert_eq!(Stored::EMPTY.as_f32(), Some(&[][..]));
+    }
 }

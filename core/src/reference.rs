@@ -3,7 +3,7 @@
 
 use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot, Word};
 use crate::backend::{
-    Backend, Bank, Call, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
 };
 use crate::error::Error;
 use crate::layer::{Layer, Pass, Role, Tensors};
@@ -39,36 +39,47 @@ impl<'a> Reference<'a> {
     }
 }
 
+/// The reference backend as a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnReference;
+
+impl Device for OnReference {
+    type Backend<'a> = Reference<'a>;
+
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Reference<'a> {
+        Reference::new(memory)
+    }
+}
+
 impl Backend for Reference<'_> {
     fn bytes(&self) -> usize {
         self.arena.bytes()
     }
 
     fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
-        same_length(slot, from.len())?;
-        match from {
-            Host::F32(v) => self.arena.view_mut::<f32>(slot)?.copy_from_slice(v),
-            Host::U8(v) => self.arena.view_mut::<u8>(slot)?.copy_from_slice(v),
-            Host::U16(v) => self.arena.view_mut::<u16>(slot)?.copy_from_slice(v),
-        }
-        Ok(())
+        let wrong = ArenaError::Length { slot: slot.elements(), host: from.len() };
+        let copied = match from {
+            Host::F32(v) => copy(v, self.arena.view_mut(slot)?),
+            Host::U8(v) => copy(v, self.arena.view_mut(slot)?),
+            Host::U16(v) => copy(v, self.arena.view_mut(slot)?),
+        };
+        if copied { Ok(()) } else { Err(wrong.into()) }
     }
 
     fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error> {
-        match into {
-            HostMut::F32(v) => same_length(slot, v.len())
-                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
-            HostMut::U8(v) => same_length(slot, v.len())
-                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
-            HostMut::U16(v) => same_length(slot, v.len())
-                .and_then(|()| Ok(v.copy_from_slice(self.arena.view(slot)?)))?,
+        let (host, copied) = match into {
+            HostMut::F32(v) => (v.len(), copy(self.arena.view(slot)?, v)),
+            HostMut::U8(v) => (v.len(), copy(self.arena.view(slot)?, v)),
+            HostMut::U16(v) => (v.len(), copy(self.arena.view(slot)?, v)),
             HostMut::Pair(v) => {
                 same_length(slot, v.len())?;
                 let words = self.arena.view::<[u32; 4]>(slot)?;
                 v.iter_mut().zip(words).for_each(|(v, &words)| *v = Pair::from_words(words));
+                (v.len(), true)
             }
-        }
-        Ok(())
+        };
+        let wrong = ArenaError::Length { slot: slot.elements(), host };
+        if copied { Ok(()) } else { Err(wrong.into()) }
     }
 
     fn fill(
@@ -212,6 +223,16 @@ impl Backend for Reference<'_> {
     }
 }
 
+/// Copies memory of one length; false where the lengths differ, as those of a slot in a layout
+/// that pads and of host memory do.
+fn copy<T: Copy>(from: &[T], to: &mut [T]) -> bool {
+    let same = from.len() == to.len();
+    if same {
+        to.copy_from_slice(from);
+    }
+    same
+}
+
 /// The channel planes of an image batch, raw and widened, each with its channel.
 fn planes<'a>(
     shape: Shape,
@@ -310,7 +331,10 @@ pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
     let stays = layer.needs(shape, pass).is_some_and(|needs| needs.in_place);
     if stays && place.x.at != place.y.at {
         let [x, y] = arena.lease([place.x, place.y])?;
-        y.get::<f32>()?.copy_from_slice(x.get::<f32>()?);
+        if !copy(x.get::<f32>()?, y.get::<f32>()?) {
+            let (slot, host) = (place.y.elements(), place.x.elements());
+            return Err(ArenaError::Length { slot, host }.into());
+        }
     }
     let x = if stays { Slot::EMPTY } else { place.x };
     match call.param {
@@ -417,8 +441,9 @@ fn train(
     Ok(())
 }
 
-/// Another seed for each layer of a chain, or two dropout layers would drop the same places.
-const fn layer_seed(seed: u64, index: usize) -> u64 {
+/// The seed of layer `index` of a chain: another for each, or two dropout layers would drop the same
+/// places.
+pub const fn layer_seed(seed: u64, index: usize) -> u64 {
     seed ^ ((index as u64) << 40)
 }
 
@@ -476,4 +501,22 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::Project(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::Layout;
+
+    #[test]
+    fn memory_of_another_length_than_a_padded_slot_is_refused() {
+        let mut memory = [Word::ZERO; 4];
+        let mut backend = Reference::new(&mut memory);
+        let padded = Slot { layout: Layout::Nchw8c, ..Slot::vector(0, 3, Dtype::F32) };
+        let length = |slot, host| Err(ArenaError::Length { slot, host }.into());
+        assert_eq!(backend.write(padded, Host::F32(&[1.0; 3])), length(8, 3));
+        assert_eq!(backend.read(padded, HostMut::F32(&mut [0.0; 3])), length(8, 3));
+        let plain = Slot::vector(0, 3, Dtype::F32);
+        assert_eq!(backend.read(plain, HostMut::F32(&mut [0.0; 4])), length(3, 4));
+    }
 }

@@ -31,6 +31,7 @@ use crate::stage::{Objective, Outcome, Stage, Stop};
 
 /// How samples reach a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Feed {
     /// Leading layers that the source has already applied; see [`Source::depth`].
     pub depth: usize,
@@ -409,7 +410,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// An arena that is too small (both sizes are named), weights that are missing.
-    pub fn load<B: Backend>(&mut self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+    pub fn load<B: Backend + ?Sized>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+    ) -> Result<(), Error> {
         let (needed, given) = (self.plan.bytes(), backend.bytes());
         if needed > given {
             return Err(crate::arena::ArenaError::OutOfMemory { needed, given }.into());
@@ -451,7 +456,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Those of [`Backend::prepare`].
-    pub fn prepare<B: Backend>(&self, backend: &mut B, model: &Model<'_>) -> Result<(), Error> {
+    pub fn prepare<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        model: &Model<'_>,
+    ) -> Result<(), Error> {
         if self.plan.feed.depth < usize::from(self.stage.first) {
             backend.prepare(model, self.plan.feed.depth, usize::from(self.stage.first))?;
         }
@@ -462,7 +471,7 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// A layer that the stage does not train, or memory of another length than the tensor's.
-    pub fn save<B: Backend>(
+    pub fn save<B: Backend + ?Sized>(
         &self,
         backend: &mut B,
         layer: usize,
@@ -489,7 +498,11 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Weights of another length than the net's.
-    pub fn store<B: Backend>(&self, backend: &mut B, weights: &mut [f32]) -> Result<(), Error> {
+    pub fn store<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        weights: &mut [f32],
+    ) -> Result<(), Error> {
         let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
         let expected = self.net.params(self.net.layers.len())?;
         if weights.len() != expected {
@@ -538,7 +551,7 @@ impl<'m> Session<'m> {
     /// A source of another shape or with fewer samples than one batch, a failed read, a loss that
     /// is not a number, a pass in which no anchor could be used. The session is as it was before
     /// the step, the parameters too, except after a loss that is not a number.
-    pub fn step<B: Backend, S: Source>(
+    pub fn step<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         model: &Model<'_>,
@@ -554,7 +567,7 @@ impl<'m> Session<'m> {
             return Err(Error::TooFew { samples, needed: recipe.batch });
         }
         let calibrated = self.calibrated_layers()?;
-        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch) };
+        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch.max(1)) };
         if self.progress.calibrated < batches {
             self.calibrate(backend, model, source, calibrated)?;
             return Ok(Step::Calibrated { done: self.progress.calibrated, of: batches });
@@ -566,7 +579,7 @@ impl<'m> Session<'m> {
 
         let steps = self.steps(samples);
         let now = (self.progress.epoch, self.progress.step);
-        let place = self.progress.updates as usize % self.plan.feed.queue as usize;
+        let place = self.progress.updates.checked_rem(self.plan.feed.queue).unwrap_or(0) as usize;
         self.draw(backend, source, now, place)?;
         let x = self.input_slot(backend, model, place, recipe.batch)?;
         let phase = Phase::Train {
@@ -594,23 +607,38 @@ impl<'m> Session<'m> {
             let next =
                 if now.1 + 1 < steps { (now.0, now.1 + 1) } else { (now.0.saturating_add(1), 0) };
             if next.0 < recipe.epochs {
-                self.draw(backend, source, next, 1 - place)?;
+                // This update is made: a failed read is for the next step, which reads again.
+                self.draw(backend, source, next, 1 - place).ok();
             }
         }
         let epoch_ends = self.count(score, steps)?;
         Ok(Step::Trained { score, rate, epoch_ends })
     }
 
-    fn check_finite<B: Backend>(&self, backend: &mut B, features: Slot) -> Result<(), Error> {
+    fn check_finite<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        features: Slot,
+    ) -> Result<(), Error> {
         let diverged = Error::Diverged {
             stage: self.progress.stage,
             layer: self.stage.first,
             update: self.progress.updates,
         };
-        backend.fill(features, &mut |host| match host {
-            HostMut::F32(x) if x.iter().all(|x| x.is_finite()) => Ok(()),
-            _ => Err(diverged),
-        })
+        const PIECE: usize = 64;
+        let mut piece = [0.0; PIECE];
+        let mut done = 0;
+        while done < features.elements() {
+            let count = (features.elements() - done).min(PIECE);
+            let at = features.at + done * Dtype::F32.size();
+            let numbers = piece.get_mut(..count).unwrap_or_default();
+            backend.read(Slot::vector(at, count as u32, Dtype::F32), HostMut::F32(numbers))?;
+            if !numbers.iter().all(|x| x.is_finite()) {
+                return Err(diverged);
+            }
+            done += count;
+        }
+        Ok(())
     }
 
     /// Adds a batch's score to the pass; says whether the pass is over.
@@ -660,7 +688,7 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// Those of [`step`](Self::step).
-    pub fn run<B: Backend, S: Source>(
+    pub fn run<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         model: &Model<'_>,
@@ -698,7 +726,7 @@ impl<'m> Session<'m> {
         Ok(TrainBlock { chain, params: self.plan.params, plan: self.plan.train, x, phase })
     }
 
-    fn objective_place<B: Backend>(
+    fn objective_place<B: Backend + ?Sized>(
         &self,
         backend: &B,
         block: &TrainBlock<'_>,
@@ -723,7 +751,7 @@ impl<'m> Session<'m> {
     }
 
     /// Puts the batch of `when` into a place of the queue, unless it is there.
-    fn draw<B: Backend, S: Source>(
+    fn draw<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         source: &mut S,
@@ -748,7 +776,7 @@ impl<'m> Session<'m> {
 
     /// Reads `n` samples into a place of the queue, some at a time: indices need no memory that
     /// grows with the batch.
-    fn read<B: Backend, S: Source>(
+    fn read<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         source: &mut S,
@@ -787,7 +815,7 @@ impl<'m> Session<'m> {
     }
 
     /// The batch at `place` as the chain's input: widened, and run through the prefix.
-    fn input_slot<B: Backend>(
+    fn input_slot<B: Backend + ?Sized>(
         &mut self,
         backend: &mut B,
         model: &Model<'_>,
@@ -824,7 +852,7 @@ impl<'m> Session<'m> {
     }
 
     /// Measures statistics on one more batch, in the order of the source, the last one partial.
-    fn calibrate<B: Backend, S: Source>(
+    fn calibrate<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         model: &Model<'_>,

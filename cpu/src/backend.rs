@@ -1,9 +1,11 @@
 //! The backend.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Slot, Word};
-use sepal_core::backend::{Backend, Bank, Call, Host, HostMut, ObjectivePlace};
+use sepal_core::backend::{Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace};
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
 use sepal_core::loss::Score;
@@ -55,23 +57,13 @@ pub fn words(bytes: usize) -> Vec<Word> {
 #[derive(Debug)]
 pub struct Cpu<'a> {
     reference: Reference<'a>,
-    pool: Option<ThreadPool>,
+    pool: Option<Arc<ThreadPool>>,
 }
 
 impl<'a> Cpu<'a> {
     /// A backend whose memory is `words`, on rayon's shared threads.
     pub const fn new(words: &'a mut [Word]) -> Self {
         Self { reference: Reference::new(words), pool: None }
-    }
-
-    /// A backend with `threads` threads of its own; 0 for as many as there are cores.
-    ///
-    /// # Errors
-    /// Threads that the system does not give.
-    pub fn with_threads(words: &'a mut [Word], threads: usize) -> Result<Self, Error> {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
-        Ok(Self { pool: Some(pool), ..Self::new(words) })
     }
 
     /// Runs `work` with the reference on this backend's threads.
@@ -81,6 +73,49 @@ impl<'a> Cpu<'a> {
             Some(pool) => pool.install(|| work(reference)),
             None => work(reference),
         }
+    }
+}
+
+/// Opens [`Cpu`] backends that share their threads.
+///
+/// ```
+/// use sepal_core::backend::Device;
+/// let device = sepal_cpu::OnCpu::with_threads(2)?;
+/// assert_eq!(device.chunk(), 128);
+/// # Ok::<(), sepal_core::error::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct OnCpu {
+    pool: Option<Arc<ThreadPool>>,
+}
+
+impl OnCpu {
+    /// On rayon's shared threads, one for each core.
+    pub const fn new() -> Self {
+        Self { pool: None }
+    }
+
+    /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
+    /// result.
+    ///
+    /// # Errors
+    /// Threads that the system does not give.
+    pub fn with_threads(threads: usize) -> Result<Self, Error> {
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
+        Ok(Self { pool: Some(Arc::new(pool)) })
+    }
+}
+
+impl Device for OnCpu {
+    type Backend<'a> = Cpu<'a>;
+
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
+        Cpu { pool: self.pool.clone(), ..Cpu::new(memory) }
+    }
+
+    fn chunk(&self) -> u32 {
+        128
     }
 }
 

@@ -39,4 +39,4 @@ pub mod views;
 #[cfg(test)]
 mod check;
 
-pub use backend::{Cpu, words};
+pub use backend::{Cpu, OnCpu, words};

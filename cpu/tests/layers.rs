@@ -6,12 +6,12 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use sepal_core::arena::Dtype;
-use sepal_core::backend::Phase;
+use sepal_core::backend::{Device, Phase};
 use sepal_core::layer::*;
 use sepal_core::net::Stored;
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
-use sepal_cpu::Cpu;
+use sepal_cpu::{Cpu, OnCpu};
 
 const TRAIN: Phase = Phase::Train { seed: 5, update: 2 };
 
@@ -273,7 +273,7 @@ fn threads_change_no_bit() {
         let input = Input::new(&layer, shape, 1);
         let of = |threads| {
             let mut memory = nan_memory(&layer, shape);
-            let mut cpu = Cpu::with_threads(&mut memory, threads).unwrap();
+            let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory);
             run(&mut cpu, &layer, shape, TRAIN, &input, true)
         };
         let one = of(1);

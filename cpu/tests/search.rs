@@ -5,13 +5,13 @@ mod common;
 use common::*;
 use proptest::prelude::*;
 use sepal_core::arena::{Dtype, Slot, Word};
-use sepal_core::backend::{Backend, Bank, Host, HostMut, ObjectivePlace};
+use sepal_core::backend::{Backend, Bank, Device, Host, HostMut, ObjectivePlace};
 use sepal_core::loss::Score;
 use sepal_core::neighbour::{self, Nearest, Pair, Rows};
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
-use sepal_cpu::Cpu;
+use sepal_cpu::{Cpu, OnCpu};
 
 /// Losses and gradients of distances from products, against direct ones.
 const DISTANCES: Tolerance = Tolerance { relative: 1e-4 };
@@ -231,7 +231,7 @@ fn objective<B: Backend>(
 
 fn on_cpu(what: Objective, set: &Set, threads: usize) -> (Score, Vec<f32>, Vec<Pair>) {
     let mut memory = nan(place(&Cpu::new(&mut []), what, set).1);
-    objective(&mut Cpu::with_threads(&mut memory, threads).unwrap(), what, set)
+    objective(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory), what, set)
 }
 
 fn on_reference(what: Objective, set: &Set) -> (Score, Vec<f32>, Vec<Pair>) {
@@ -306,7 +306,7 @@ fn threads_change_no_bit() {
     }
     let of = |threads| {
         let mut memory = [];
-        let mut cpu = Cpu::with_threads(&mut memory, threads).unwrap();
+        let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory);
         (pairs(&mut cpu, set.rows(), Some(0)), near(&mut cpu, set.rows(), 7, Some(0)))
     };
     let one = of(1);

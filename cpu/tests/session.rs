@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use ndarray::{Array, ArrayView4};
 use sepal_core::arena::{Dtype, Slot};
-use sepal_core::backend::{Backend, Host, HostMut};
+use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::layer::*;
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
@@ -15,7 +15,7 @@ use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan, Step};
-use sepal_cpu::{Cpu, views, words};
+use sepal_cpu::{Cpu, OnCpu, views, words};
 
 /// Losses of the first steps of a run, where the order of sums differs from the start. Adam
 /// divides by the gradient's size, which carries differences of the small ones.
@@ -139,7 +139,7 @@ const FEED: Feed = Feed { chunk: 17, ..Feed::BYTES };
 fn on_cpu(stage: Stage<'static>, threads: usize, weights: &mut [f32]) -> Vec<f32> {
     let plan = StagePlan::new(&Cpu::new(&mut []), &NET, &stage, FEED).unwrap();
     let mut memory = nan(plan.bytes());
-    train(&mut Cpu::with_threads(&mut memory, threads).unwrap(), plan, stage, weights)
+    train(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory), plan, stage, weights)
 }
 
 fn initial() -> Vec<f32> {

@@ -1,39 +1,13 @@
 //! What frozen layers make of a data set, kept in memory.
 
 use sepal_core::arena::{ArenaError, Word};
-use sepal_core::backend::{Backend, HostMut};
+use sepal_core::backend::{Backend, Device, HostMut};
 use sepal_core::error::Error;
 use sepal_core::infer::Inference;
 use sepal_core::layer::L2Normalise;
 use sepal_core::net::Model;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-
-/// Opens backends in memory that is allocated once a plan says how much.
-pub trait Device {
-    /// The backend, borrowing its memory.
-    type Backend<'a>: Backend;
-
-    /// A backend in `memory`.
-    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a>;
-
-    /// Samples that frozen layers run on together. More need more memory.
-    fn chunk(&self) -> u32 {
-        1
-    }
-}
-
-/// The reference backend as a device.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OnReference;
-
-impl Device for OnReference {
-    type Backend<'a> = sepal_core::reference::Reference<'a>;
-
-    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a> {
-        sepal_core::reference::Reference::new(memory)
-    }
-}
 
 /// Memory for `bytes`, zeroed.
 ///

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use sepal_core::arena::{ArenaError, Slot};
-use sepal_core::backend::{Backend, Host, HostMut};
+use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::error::Error;
 use sepal_core::net::{Model, Net, Weights};
 use sepal_core::plan::PlanError;
@@ -13,7 +13,7 @@ use sepal_core::stage::{Outcome, Stage};
 use sepal_core::strategy::Strategy;
 use sepal_core::train::{Feed, Progress, Session, StagePlan, Step};
 
-use crate::features::{Device, Features, allocate};
+use crate::features::{Features, allocate};
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +148,7 @@ impl<E: Into<Error>> From<E> for FitError {
 /// A run of a strategy.
 ///
 /// ```
-/// use sepal_models::features::OnReference;
+/// use sepal_core::reference::OnReference;
 /// use sepal_models::fit::Fit;
 /// use sepal_models::{lenet::LENET, recipe};
 /// # #[cfg(feature = "bundled")] {

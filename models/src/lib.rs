@@ -2,9 +2,10 @@
 //!
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
-//! | `std` (default) | [`data`]: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches | csv, flate2 |
+//! | `std` (default) | `data`: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches | csv, flate2 |
 //! | `bundled` (default) | 3,000 images of Fashion-MNIST inside the program | 1.3 MB of program |
 //! | `images` | folders of PNG and JPEG images | image |
+//! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,10 @@ pub mod data;
 #[cfg(feature = "std")]
 pub mod features;
 #[cfg(feature = "std")]
+pub mod file;
+#[cfg(feature = "std")]
 pub mod fit;
 pub mod lenet;
+#[cfg(feature = "std")]
+pub mod measure;
 pub mod recipe;

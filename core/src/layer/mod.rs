@@ -52,6 +52,7 @@ use crate::shape::Shape;
 
 /// Lengths of a layer's parameters; 0 where it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Tensors {
     /// Trained: weights, or the scale of a normalisation.
     pub weight: u32,
@@ -65,6 +66,7 @@ pub struct Tensors {
 
 /// Which of a layer's parameters. The numbers are those of the model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u8)]
 pub enum Role {
     /// [`Tensors::weight`].

@@ -33,6 +33,7 @@ use crate::real::Real;
 
 /// What a loss says about a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Score<T = f32> {
     /// The loss.
     pub value: T,

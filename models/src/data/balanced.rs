@@ -359,7 +359,7 @@ mod tests {
             assert_ne!(one, pick(&source, 3, 5, places));
             assert_ne!(one, pick(&source, 2, 6, places));
             let mut other = vec![0; places];
-            source.pick(Draw { seed: 12, epoch: 2, step: 5 }, &mut other);
+            source.pick(Draw { seed: 12, epoch: 2, step: 5 }, other.len() as u32, 0, &mut other);
             assert_ne!(one, other);
             pick(&source, u32::MAX, u32::MAX, places);
         }

@@ -8,6 +8,8 @@
 //! | NumPy arrays | [`npy`] | NPY 1.0 and 2.0 |
 //! | class folders of PNG or JPEG | `folder` (feature `images`) | |
 //!
+//! Feature `download` adds `download`, which fetches the official sets into a cache folder.
+//!
 //! [`open`] recognises a folder of one of the well-known sets. Loaders check every length before
 //! they use it, allocate no more than twice what a file really has, and their errors name the
 //! file, the place, what was found and what was expected.
@@ -27,6 +29,8 @@ mod balanced;
 pub mod cifar;
 pub mod csv;
 mod dataset;
+#[cfg(feature = "download")]
+pub mod download;
 mod error;
 #[cfg(feature = "images")]
 pub mod folder;

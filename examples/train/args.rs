@@ -1,0 +1,234 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use sepal::layer::Layer;
+use sepal::models::recipe;
+use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
+use sepal::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Strategy};
+
+/// Trains a net forward, block by block, by the Separation Index, and shows what each block
+/// learnt. Without options: LeNet on 2,000 bundled images of Fashion-MNIST.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// Folder of a data set: IDX (gzip or not), CIFAR binary, or class folders of images
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// File of little-endian u16 indices: the order in which training images are taken
+    #[arg(long, value_name = "FILE")]
+    pub order: Option<PathBuf>,
+
+    /// Train on the first N images of the order only
+    #[arg(long, value_name = "N")]
+    pub images: Option<u32>,
+
+    /// Measure on the last N training images of the order instead of on the test set
+    #[arg(long, value_name = "N")]
+    pub dev: Option<u32>,
+
+    /// The architecture
+    #[arg(long, value_enum, default_value_t = Model::Lenet)]
+    pub model: Model,
+
+    /// How it learns
+    #[arg(long, value_enum, default_value_t = Way::Si)]
+    pub strategy: Way,
+
+    /// What stands in for SI while a block learns
+    #[arg(long, value_enum, default_value_t = Stand::Soft)]
+    pub loss: Stand,
+
+    /// Passes over the data for each block; for the whole net with --strategy end-to-end
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub epochs: u16,
+
+    /// Passes for the classifier on frozen features
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    pub head_epochs: u16,
+
+    /// First learning rate of blocks and of --strategy end-to-end [default: 0.01, 0.003]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    pub rate: Option<f32>,
+
+    /// First learning rate of the classifier
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
+    pub head_rate: f32,
+
+    /// Samples in a step
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    pub batch: u32,
+
+    /// End a block's training when the SI of held-out images has not risen for this many passes;
+    /// a tenth of the training images is held out
+    #[arg(long, value_name = "PASSES")]
+    pub patience: Option<u16>,
+
+    /// Flip half of the training images from left to right, drawn anew in each pass
+    #[arg(long)]
+    pub flip: bool,
+
+    /// Shift training images by up to this many pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 0)]
+    pub shift: u8,
+
+    /// Blank a square of this size in each training image
+    #[arg(long, value_name = "PIXELS", default_value_t = 0)]
+    pub cutout: u8,
+
+    /// Decides weights, batches and augmentation
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+
+    /// Memory for the features of frozen blocks, in MiB; more is recomputed for every batch
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    pub cache: usize,
+
+    /// Write the trained model here, and while it trains a checkpoint beside it
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+
+    /// Seconds between checkpoints
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub every: f64,
+
+    /// Go on from the checkpoint beside --save, where there is one
+    #[arg(long, requires = "save")]
+    pub resume: bool,
+
+    /// Leave out the control, a net whose blocks stay random
+    #[arg(long)]
+    pub no_control: bool,
+
+    /// Samples of the training set that SI is measured on, and that the nearest neighbour is
+    /// looked up among
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub si_samples: u32,
+
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+        _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
+/// An architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Model {
+    /// Two 5x5 convolutions with batch norm, dense 120-84-classes
+    Lenet,
+    /// The same without padding and norm, with biases
+    Lenet5,
+}
+
+/// A strategy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Way {
+    /// Each block by SI, then the whole classifier by cross-entropy
+    Si,
+    /// Each block and each hidden dense layer by SI, then the last layer by cross-entropy
+    SiLayerwise,
+    /// The whole net by back-propagation
+    EndToEnd,
+    /// Random frozen blocks, then the classifier: the control
+    Random,
+}
+
+/// A loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stand {
+    /// The nearest other class must be farther than the nearest own by 0.2
+    Margin,
+    /// Soft nearest neighbour, temperature 0.1
+    Soft,
+    /// Eq. 7 of the paper
+    Triplet,
+}
+
+/// Any of the strategies.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub enum Chosen {
+    Si(ForwardSi<'static>),
+    EndToEnd(EndToEnd<'static>),
+    Random(RandomFrozen<'static>),
+}
+
+impl Strategy for Chosen {
+    fn next(&self, net: &sepal::net::Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
+        match self {
+            Self::Si(s) => s.next(net, done),
+            Self::EndToEnd(s) => s.next(net, done),
+            Self::Random(s) => s.next(net, done),
+        }
+    }
+}
+
+impl Args {
+    /// The strategy that the options describe.
+    pub fn chosen(&self) -> Chosen {
+        let stop = match self.patience {
+            Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
+            None => Stop::Never,
+        };
+        let block = recipe::block(self.epochs);
+        let block = Recipe {
+            objective: Objective::Separation(match self.loss {
+                Stand::Margin => Loss::Margin { margin: 0.2 },
+                Stand::Soft => Loss::SoftNearest { temperature: 0.1 },
+                Stand::Triplet => Loss::Triplet,
+            }),
+            rate: self.rate.unwrap_or(block.rate),
+            batch: self.batch,
+            stop,
+            ..block
+        };
+        let classifier = Recipe {
+            rate: self.head_rate,
+            batch: self.batch,
+            ..recipe::classifier(self.head_epochs)
+        };
+        let si = |form| Chosen::Si(ForwardSi { block, classifier, form });
+        match self.strategy {
+            Way::Si => si(Classifier::Whole),
+            Way::SiLayerwise => si(Classifier::LayerWise),
+            Way::EndToEnd => {
+                let recipe = recipe::end_to_end(self.epochs, self.rate.unwrap_or(3e-3)).recipe;
+                Chosen::EndToEnd(EndToEnd { recipe: Recipe { batch: self.batch, ..recipe } })
+            }
+            Way::Random => Chosen::Random(RandomFrozen { classifier }),
+        }
+    }
+
+    /// The control that the strategy is measured against.
+    pub fn control(&self) -> Chosen {
+        Self { strategy: Way::Random, ..self.clone() }.chosen()
+    }
+
+    /// Where the run is kept while it is under way.
+    pub fn checkpoint(&self) -> Option<PathBuf> {
+        self.save.as_ref().map(|save| {
+            let mut name = save.file_name().unwrap_or_default().to_owned();
+            name.push(".checkpoint");
+            save.with_file_name(name)
+        })
+    }
+
+    /// The layers of the net, for a number of classes.
+    pub fn layers(&self, classes: u32) -> Vec<Layer> {
+        match self.model {
+            Model::Lenet => sepal::models::lenet::lenet_layers(classes).to_vec(),
+            Model::Lenet5 => sepal::models::lenet::lenet5_layers(classes).to_vec(),
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Trains a net forward, block by block, and says what each block learnt.
+//!
+//! Without arguments it trains LeNet on 2,000 bundled images of Fashion-MNIST.
+
+mod args;
+#[path = "../common/data.rs"]
+mod data;
+mod progress;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sepal::format::{Meta, Provenance, identity};
+use sepal::models::data::{Augment, Dataset};
+use sepal::models::file::{self, Loaded};
+use sepal::models::fit::{Fit, FitError};
+use sepal::models::lenet;
+use sepal::net::{Input, Normalisation};
+use sepal::source::Source;
+
+use args::{Args, Model};
+use progress::Progress;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            // The status that a shell gives a program that was interrupted.
+            let stopped = matches!(error.downcast_ref(), Some(FitError::Stopped));
+            ExitCode::from(if stopped { 130 } else { 1 })
+        }
+    }
+}
+
+/// What everything runs on.
+pub type Device = sepal::cpu::OnCpu;
+
+fn run(args: &Args) -> Result<(), Failure> {
+    let device = match args.threads {
+        Some(threads) => Device::with_threads(threads.into())?,
+        None => Device::new(),
+    };
+    let (train, test, held_out) = sets(args)?;
+    warn_of_small_classes(args, &train);
+
+    let classes = train.names().len() as u32;
+    let moments = train.moments();
+    let scale = if train.is_u8() { 255.0 } else { 1.0 };
+    let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
+    let normalisation = Normalisation::scalar((moments.mean / scale) as f32, std as f32);
+    let layers = args.layers(classes);
+    let input = Input { shape: train.shape(), normalisation };
+    let net = match args.model {
+        Model::Lenet => lenet::lenet(&layers, input),
+        Model::Lenet5 => lenet::lenet5(&layers, input),
+    };
+    net.check()
+        .map_err(|e| format!("{:?} cannot take images of {}: {e}", args.model, input.shape))?;
+
+    let chosen = args.chosen();
+    let run_identity = (chosen, args.flip, args.shift, args.cutout);
+    let data = data::digest(&train);
+    let text = format!("{chosen:?}");
+    let mut progress = Progress::new(net, args.json, false);
+    progress.checkpoints = args.checkpoint().map(|path| progress::Checkpoints {
+        path,
+        every: std::time::Duration::from_secs_f64(args.every.max(0.0)),
+        identity: identity(&run_identity, data, args.seed),
+        text: text.clone(),
+    });
+    progress.held_out = held_out.map(|set| (set, &device));
+    ctrlc::set_handler(|| progress::STOP.store(true, std::sync::atomic::Ordering::Relaxed))?;
+
+    let cache = args.cache << 20;
+    let mut fit = match &progress.checkpoints {
+        Some(checkpoints) if args.resume && checkpoints.path.exists() => {
+            let snapshot = Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
+            Fit::resume(net, args.seed, cache, snapshot)?
+        }
+        _ => Fit::new(net, args.seed, cache)?,
+    };
+    let began = cpu_time::ProcessTime::now();
+    fit_on(&mut fit, args, &device, &chosen, &train, &mut progress)?;
+    let cpu = began.elapsed().as_secs_f64();
+
+    let judge = report::Judge {
+        device: &device,
+        bank: train.head(args.si_samples.min(train.len()))?,
+        train: &train,
+        test: &test,
+        classes,
+        epochs: args.head_epochs,
+        seed: args.seed,
+    };
+    let model = fit.model();
+    let ends: Vec<usize> = match args.strategy {
+        args::Way::SiLayerwise => {
+            net.blocks.iter().rev().skip(1).rev().map(|&end| usize::from(end)).collect()
+        }
+        _ => (0..usize::from(net.features)).filter_map(|b| Some(net.block(b)?.1)).collect(),
+    };
+    let rows = judge.rows(&model, &ends, &progress.costs)?;
+    if let Some(path) = &args.save {
+        save(path, args, &fit, &train, data, &text, &rows)?;
+    }
+    report::print_rows(&rows, args.json);
+    let name = if args.strategy == args::Way::EndToEnd { "end to end" } else { "this net" };
+    let mut accuracy = vec![(name, judge.accuracy(&model)?)];
+    if !args.no_control && args.strategy != args::Way::Random {
+        let mut control = Fit::new(net, args.seed, cache)?;
+        let mut quiet = Progress::new(net, args.json, true);
+        fit_on(&mut control, args, &device, &args.control(), &train, &mut quiet)?;
+        accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
+    }
+    report::print_accuracy(&accuracy, args.json);
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({"event": "done", "cpu_seconds": cpu,
+            "seed": args.seed, "train": train.len(), "test": test.len()})
+        );
+    } else {
+        println!(
+            "\n{} training and {} test images, seed {}; training took {cpu:.1} CPU seconds",
+            train.len(),
+            test.len(),
+            args.seed
+        );
+    }
+    Ok(())
+}
+
+/// The images to train on, to test on, and to hold out.
+fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
+    let split = data::open(args.data.as_deref())?;
+    let order = match &args.order {
+        Some(path) => data::order(path, split.train.len())?,
+        None => (0..split.train.len()).collect(),
+    };
+    let (order, test) = match args.dev {
+        Some(n) if n == 0 || n as usize >= order.len() => {
+            return Err(format!("--dev {n}: expected 1 to {}", order.len() - 1).into());
+        }
+        Some(n) => {
+            let (rest, dev) = order.split_at(order.len() - n as usize);
+            (rest.to_vec(), split.train.subset(dev)?)
+        }
+        None => (order, split.test),
+    };
+    let images = args.images.unwrap_or(order.len() as u32);
+    let chosen = order.get(..images as usize).filter(|chosen| !chosen.is_empty());
+    let Some(chosen) = chosen else {
+        return Err(format!("--images {images}: expected 1 to {}", order.len()).into());
+    };
+    let (chosen, held_out) = match args.patience {
+        Some(_) => {
+            let (fit, held) = chosen.split_at(chosen.len() - chosen.len() / 10);
+            (fit, if held.is_empty() { None } else { Some(split.train.subset(held)?) })
+        }
+        None => (chosen, None),
+    };
+    Ok((split.train.subset(chosen)?, test, held_out))
+}
+
+/// A class of one image has no neighbour of its own; a single class has no other.
+fn warn_of_small_classes(args: &Args, train: &Dataset) {
+    for (name, count) in train.names().iter().zip(train.counts()) {
+        if count == 1 && !args.json {
+            eprintln!("warning: class {name} has one image: it is never an anchor");
+        }
+    }
+}
+
+fn fit_on(
+    fit: &mut Fit<'_>,
+    args: &Args,
+    device: &Device,
+    strategy: &args::Chosen,
+    train: &Dataset,
+    watch: &mut Progress<'_>,
+) -> Result<(), FitError> {
+    if args.flip || args.shift > 0 || args.cutout > 0 {
+        let (shift, cutout) = (u32::from(args.shift), u32::from(args.cutout));
+        let mut source = Augment { flip: args.flip, shift, cutout, ..Augment::new(train) };
+        fit.run(device, strategy, &mut source, false, watch)
+    } else {
+        fit.run(device, strategy, &mut &*train, true, watch)
+    }
+}
+
+fn save(
+    path: &std::path::Path,
+    args: &Args,
+    fit: &Fit<'_>,
+    train: &Dataset,
+    data: u64,
+    recipe: &str,
+    rows: &[report::Row],
+) -> Result<(), Failure> {
+    let classes: Vec<&str> = train.names().iter().map(String::as_str).collect();
+    let separation: Vec<(u16, f32)> =
+        (0..).zip(rows).filter_map(|(block, row)| Some((block, row.cross_si? as f32))).collect();
+    let provenance =
+        Provenance { version: env!("CARGO_PKG_VERSION"), recipe, seed: args.seed, data };
+    let meta = Meta {
+        classes: &classes,
+        provenance: Some(provenance),
+        separation: &separation,
+        ..Meta::NONE
+    };
+    file::save(path, &fit.model(), &meta)?;
+    // The run is over: its checkpoint has done its work.
+    match args.checkpoint().map(std::fs::remove_file) {
+        Some(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}

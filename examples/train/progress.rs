@@ -1,0 +1,194 @@
+//! What a person sees while it trains, and the checkpoints on the way.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sepal::models::data::Dataset;
+use sepal::models::features::Features;
+use sepal::models::file;
+use sepal::models::fit::{Event, Snapshot, Watch, WatchError, Wish};
+use sepal::net::{Model, Net};
+use sepal::stage::{Objective, Stage};
+use sepal::train::Step;
+use serde_json::json;
+
+/// Set by Ctrl-C.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Where checkpoints go.
+pub struct Checkpoints {
+    pub path: PathBuf,
+    pub every: Duration,
+    pub identity: u64,
+    pub text: String,
+}
+
+/// What a stage took.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    pub last: usize,
+    pub seconds: f64,
+    pub bytes: usize,
+    pub epochs: u16,
+}
+
+/// Watches a run.
+pub struct Progress<'a> {
+    pub net: Net<'a>,
+    pub json: bool,
+    pub quiet: bool,
+    pub checkpoints: Option<Checkpoints>,
+    /// Images that no stage trains on, for early stopping.
+    pub held_out: Option<(Dataset, &'a crate::Device)>,
+    pub costs: Vec<Cost>,
+    bar: ProgressBar,
+    bytes: usize,
+    epoch: u32,
+    stage: String,
+    saved: Instant,
+}
+
+impl<'a> Progress<'a> {
+    pub fn new(net: Net<'a>, json: bool, quiet: bool) -> Self {
+        Self {
+            net,
+            json,
+            quiet,
+            checkpoints: None,
+            held_out: None,
+            costs: Vec::new(),
+            bar: ProgressBar::hidden(),
+            bytes: 0,
+            epoch: 0,
+            stage: String::new(),
+            saved: Instant::now(),
+        }
+    }
+
+    /// A line for people, above the bar where there is one.
+    fn line(&self, text: &str) {
+        if self.json || self.quiet {
+            return;
+        }
+        if self.bar.is_hidden() {
+            eprintln!("{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    fn begins(&mut self, index: usize, stage: &Stage<'_>, bytes: usize, steps: u32, done: u32) {
+        let what = match stage.recipe.objective {
+            Objective::Statistics => "statistics",
+            Objective::Separation(_) => "separation",
+            Objective::CrossEntropy { .. } => "cross-entropy",
+            _ => "training",
+        };
+        self.bytes = bytes;
+        self.epoch = done.checked_div(steps).unwrap_or(0);
+        self.stage = format!("layers {}..{} by {what}", stage.first, stage.last);
+        let total = u64::from(steps) * u64::from(stage.recipe.epochs);
+        if self.json {
+            println!(
+                "{}",
+                json!({"event": "stage", "index": index, "first": stage.first,
+                "last": stage.last, "objective": what, "bytes": bytes, "steps": steps,
+                "epochs": stage.recipe.epochs, "done": done})
+            );
+        } else if !self.quiet {
+            let style = "{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed} (left {eta})";
+            let style = ProgressStyle::with_template(style);
+            self.bar = ProgressBar::new(total);
+            self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar.set_prefix(self.stage.clone());
+            self.bar.set_position(u64::from(done));
+            self.bar.reset_eta();
+        }
+    }
+
+    fn wish(&mut self) -> Wish {
+        if STOP.load(Ordering::Relaxed) {
+            return Wish::Stop;
+        }
+        match &self.checkpoints {
+            Some(checkpoints) if self.saved.elapsed() >= checkpoints.every => Wish::Snapshot,
+            _ => Wish::Go,
+        }
+    }
+}
+
+impl Watch for Progress<'_> {
+    fn event(&mut self, event: &Event<'_>) -> Wish {
+        match *event {
+            Event::Stage { index, stage, bytes, steps, done } => {
+                self.begins(index, stage, bytes, steps, done);
+            }
+            Event::Step(&Step::Trained { score, rate, epoch_ends }) => {
+                self.bar.inc(1);
+                self.bar.set_message(format!("loss {:.4} rate {rate:.1e}", score.value));
+                if epoch_ends {
+                    self.epoch += 1;
+                    let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
+                    if self.json {
+                        println!(
+                            "{}",
+                            json!({"event": "epoch", "epoch": self.epoch,
+                            "batch_loss": score.value, "batch_score": share,
+                            "skipped": score.skipped, "rate": rate})
+                        );
+                    }
+                }
+            }
+            Event::Step(_) => {}
+            Event::Done { index, outcome, time } => {
+                self.bar.finish_and_clear();
+                let seconds = time.as_secs_f64();
+                let last = usize::from(outcome.last);
+                self.costs.push(Cost { last, seconds, bytes: self.bytes, epochs: outcome.epochs });
+                if self.json {
+                    println!(
+                        "{}",
+                        json!({"event": "stage_done", "index": index,
+                        "epochs": outcome.epochs, "updates": outcome.updates,
+                        "loss": outcome.loss, "score": outcome.score, "seconds": seconds})
+                    );
+                } else if outcome.updates > 0 {
+                    self.line(&format!(
+                        "{}: {} passes, loss {:.4}, within batches {:.1} %, {seconds:.1} s",
+                        self.stage,
+                        outcome.epochs,
+                        outcome.loss,
+                        outcome.score * 100.0
+                    ));
+                } else {
+                    self.line(&format!("{}: {seconds:.1} s", self.stage));
+                }
+            }
+        }
+        self.wish()
+    }
+
+    fn snapshot(&mut self, snapshot: &Snapshot) -> Result<(), WatchError> {
+        if let Some(Checkpoints { path, identity, text, .. }) = &self.checkpoints {
+            file::save_checkpoint(path, self.net, snapshot, *identity, text)?;
+            self.saved = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, model: &Model<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+        let Some((held_out, device)) = &self.held_out else { return Ok(None) };
+        if !matches!(stage.recipe.objective, Objective::Separation(_)) {
+            return Ok(None);
+        }
+        let last = usize::from(stage.last);
+        let features = Features::new(*device, model, &mut &*held_out, last)?.unit();
+        let si = features.si(*device)?.value().map(|si| si as f32);
+        if let Some(si) = si {
+            self.line(&format!("{}: held-out SI {:.1} %", self.stage, si * 100.0));
+        }
+        Ok(si)
+    }
+}

@@ -1,0 +1,61 @@
+//! Forward, layer-wise learning of convolutional networks on the device itself.
+//!
+//! A network learns here from its first block to its last, each block alone, the ones before it
+//! frozen. A block learns to raise the **Separation Index** (SI): the share of samples whose
+//! nearest neighbour has their own label, which is the accuracy of leave-one-out nearest-neighbour
+//! classification. No error travels back through the network, so only one block's weights,
+//! gradients and activations are in memory; the frozen rest is read where it is stored, in flash.
+//! The classifier is trained last, by cross-entropy. The method is that of Karimi, Kalhor and
+//! Sadeghi Tabrizi, "Forward layer-wise learning of convolutional neural networks through
+//! separation index maximizing", Scientific Reports (2024).
+//!
+//! # A first look
+//! Train, on the host:
+//! ```
+//! use sepal::models::{data, features::Features, fit::Fit, lenet::LENET, recipe};
+//!
+//! let mut images = data::bundled().train.head(512)?;
+//! let mut test = data::bundled().test.head(128)?;
+//! let mut fit = Fit::new(LENET, 0, 1 << 30)?;
+//! fit.run(&sepal::cpu::OnCpu::default(), &recipe::forward_si(2, 4), &mut images, true, &mut ())?;
+//! let logits = Features::new(&sepal::cpu::OnCpu::default(), &fit.model(), &mut test, LENET.layers.len())?;
+//! assert!(logits.accuracy() > 0.5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! Infer, anywhere: [`infer::Inference`] shows how, with memory that is a constant of the program.
+//! Train one block without a heap: [`train::Session`].
+//!
+//! # The rooms
+//! * [`layer`]: what nets are made of, each with `forward` and a hand-derived `backward`;
+//!   [`net`]: layers in a row, cut into blocks, with their weights.
+//! * [`neighbour`]: the nearest sample with the same label and the nearest with another, the one
+//!   primitive behind [`si`] and [`loss`].
+//! * [`stage`], [`strategy`], [`train`]: what is trained together, in which order, step by step.
+//! * [`arena`], [`plan`], [`backend`]: memory lent by the caller, cut by a plan that is
+//!   arithmetic on shapes, computed on by a backend. [`mod@reference`] is the specification.
+//! * [`mod@format`]: the model file, read in place.
+//!
+//! # Features
+//! | feature | what it adds | what it costs |
+//! |---|---|---|
+//! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
+//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, 1.3 MB of images |
+//! | `f16` | weights stored in half precision | half |
+//!
+//! Without default features the crate is `no_std` and never allocates. The minimum supported Rust
+//! version is 1.95; it is raised only in a minor release.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[doc(inline)]
+pub use sepal_core::*;
+
+/// The CPU backend.
+#[cfg(feature = "cpu")]
+#[doc(inline)]
+pub use sepal_cpu as cpu;
+
+/// Architectures, recipes, data sets and the host's trainer.
+#[cfg(feature = "models")]
+#[doc(inline)]
+pub use sepal_models as models;

@@ -1,0 +1,5 @@
+//! The reference, held to its own specification.
+
+use sepal_core::reference::Reference;
+
+sepal_conformance::suite!(reference, |words| Reference::new(words));
