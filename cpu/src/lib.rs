@@ -18,10 +18,10 @@
 //!
 //! # Memory
 //! Everything that training and inference work with is planned: a session's or an inference's
-//! `bytes()` is exact and includes this backend's scratch. Beside it, `matrixmultiply` allocates
-//! a packing buffer of at most a few hundred KiB for each product, `rayon` its queues. Searches of the host's
-//! rows ([`Backend::nearest`](sepal_core::backend::Backend::nearest), `top_k`) have no plan and
-//! allocate about 1.5 MB for each thread and a few bytes for each row.
+//! `bytes()` is exact and includes this backend's scratch. Beside it, `matrixmultiply` allocates a
+//! packing buffer of up to 1.1 MB for each running product, and `rayon` its queues. Searches
+//! ([`Backend::nearest`](sepal_core::backend::Backend::nearest), `top_k`) have no plan: they
+//! allocate about 1.4 MB for each thread, and one number for each row and each feature.
 #![deny(unsafe_code)]
 
 mod backend;

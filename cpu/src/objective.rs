@@ -234,11 +234,12 @@ pub(crate) fn soft_nearest(
 /// Squared lengths, temperatures and their inverses from which on products could overflow.
 const HUGE: f32 = 1e30;
 
-/// Exponents of e below which a neighbour has no weight in f32.
-const NEGLIGIBLE: f32 = 100.0;
+/// A neighbour farther than the nearest by this many temperatures has no weight: e^-32 is 1e-14.
+const NEGLIGIBLE: f32 = 32.0;
 
-/// The share of the temperature that a distance that matters may be off by.
-const SHARE: f32 = 1.0 / 1024.0;
+/// The share of the temperature that the error bound of a distance that matters may be. The bound
+/// is of the worst case; the error itself is about a thirtieth of it.
+const SHARE: f32 = 1.0 / 64.0;
 
 struct Anchor<'a> {
     rows: Rows<'a, f32>,

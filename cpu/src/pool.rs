@@ -16,19 +16,54 @@ pub(crate) fn forward(
     let (Some(out), TWO) = (layer.output(shape), layer.window) else {
         return layer.forward(shape, x, y, winner);
     };
-    let rows = lines(shape, out, x).zip(y.chunks_exact_mut(out.w.max(1) as usize));
+    let (plane, width) = (shape.plane().max(1) as usize, shape.w.max(1) as usize);
+    let (out_plane, out_width) = (out.plane().max(1) as usize, out.w.max(1) as usize);
+    let planes = x.chunks_exact(plane).zip(y.chunks_exact_mut(out_plane));
+    let line = |x: &[f32], y: &mut [f32], winner: &mut [u8]| {
+        let (top, bottom) = x.split_at(width);
+        row(top.as_chunks().0, bottom.as_chunks().0, y, winner);
+    };
     match winner {
         Some(winner) => {
-            for ((windows, y), winner) in rows.zip(winner.chunks_exact_mut(out.w.max(1) as usize)) {
-                for ((window, y), winner) in windows.zip(y).zip(winner) {
-                    (*y, *winner) = largest(window);
-                }
+            for ((x, y), winner) in planes.zip(winner.chunks_exact_mut(out_plane)) {
+                let rows = x.chunks_exact(2 * width).zip(y.chunks_exact_mut(out_width));
+                let rows = rows.zip(winner.chunks_exact_mut(out_width));
+                rows.for_each(|((x, y), winner)| line(x, y, winner));
             }
         }
-        None => rows.for_each(|(windows, y)| {
-            windows.zip(y).for_each(|(window, y)| *y = largest(window).0);
-        }),
+        None => {
+            for (x, y) in planes {
+                let rows = x.chunks_exact(2 * width).zip(y.chunks_exact_mut(out_width));
+                rows.for_each(|(x, y)| line(x, y, &mut []));
+            }
+        }
     }
+}
+
+/// Windows that are compared side by side.
+const LANES: usize = 8;
+
+/// One output row, from two input rows cut into pairs of columns; `winner` may be empty.
+fn row(top: &[[f32; 2]], bottom: &[[f32; 2]], y: &mut [f32], winner: &mut [u8]) {
+    let (blocks, rest) = y.as_chunks_mut::<LANES>();
+    let (tops, top) = top.as_chunks::<LANES>();
+    let (bottoms, bottom) = bottom.as_chunks::<LANES>();
+    let (winners, winner) = winner.as_chunks_mut::<LANES>();
+    let mut winners = winners.iter_mut();
+    for ((y, top), bottom) in blocks.iter_mut().zip(tops).zip(bottoms) {
+        let at;
+        (*y, at) = largest(top, bottom);
+        if let Some(winner) = winners.next() {
+            *winner = at.map(|at| at as u8);
+        }
+    }
+    // The last few, in a block filled up with zeros.
+    let (mut tops, mut bottoms) = ([[0.0; 2]; LANES], [[0.0; 2]; LANES]);
+    tops.iter_mut().zip(top).for_each(|(to, from)| *to = *from);
+    bottoms.iter_mut().zip(bottom).for_each(|(to, from)| *to = *from);
+    let (largest, at) = largest(&tops, &bottoms);
+    rest.iter_mut().zip(largest).for_each(|(y, largest)| *y = largest);
+    winner.iter_mut().zip(at).for_each(|(winner, at)| *winner = at as u8);
 }
 
 /// [`MaxPool::backward`].
@@ -56,30 +91,20 @@ pub(crate) fn backward(layer: MaxPool, shape: Shape, winner: &[u8], dy: &[f32], 
     }
 }
 
-/// The windows of each output row, of all planes.
-fn lines(
-    shape: Shape,
-    out: Shape,
-    x: &[f32],
-) -> impl Iterator<Item = impl Iterator<Item = [f32; 4]>> {
-    let (plane, width) = (shape.plane().max(1) as usize, shape.w.max(1) as usize);
-    let rows = out.h as usize;
-    x.chunks_exact(plane).flat_map(move |x| {
-        x.chunks_exact(2 * width).take(rows).map(move |x| {
-            let (top, bottom) = x.split_at(width);
-            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-            pairs.map(|(&[a, b], &[c, d])| [a, b, c, d])
-        })
-    })
-}
-
-/// The largest number and its place: of equal ones the first, the first NaN before all numbers.
-fn largest([first, rest @ ..]: [f32; 4]) -> (f32, u8) {
-    let (mut best, mut at) = (first, 0);
-    for (place, x) in (1..).zip(rest) {
-        let wins = x > best || (x.is_nan() && !best.is_nan());
-        best = if wins { x } else { best };
-        at = if wins { place } else { at };
+/// The largest number of each window and its place: of equal ones the first, the first NaN before
+/// all numbers. Without branches, which random numbers would mispredict.
+#[inline]
+fn largest(top: &[[f32; 2]; LANES], bottom: &[[f32; 2]; LANES]) -> ([f32; LANES], [u32; LANES]) {
+    let column =
+        |rows: &[[f32; 2]; LANES], at: usize| rows.map(|[a, b]| if at == 0 { a } else { b });
+    let (mut best, mut at) = (column(top, 0), [0; LANES]);
+    for (place, x) in (1..).zip([column(top, 1), column(bottom, 0), column(bottom, 1)]) {
+        for ((best, at), x) in best.iter_mut().zip(&mut at).zip(x) {
+            // Larger, or NaN where the best is none.
+            let wins = ((x > *best) | x.is_nan()) & !best.is_nan();
+            *best = if wins { x } else { *best };
+            *at = if wins { place } else { *at };
+        }
     }
     (best, at)
 }

@@ -392,7 +392,7 @@ impl Prepared {
 
 /// As [`neighbour::nearest_pair`](sepal_core::neighbour::nearest_pair), in parallel.
 ///
-/// Allocates about 1.5 MB for each thread, one number for each row and one for each feature.
+/// Allocates about 1.4 MB for each thread, one number for each row and one for each feature.
 pub(crate) fn nearest(
     queries: Rows<'_, f32>,
     bank: Rows<'_, f32>,

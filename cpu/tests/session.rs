@@ -4,7 +4,8 @@ mod common;
 
 use common::*;
 use ndarray::{Array, ArrayView4};
-use sepal_core::backend::{Backend, Device};
+use sepal_core::arena::{Dtype, Slot};
+use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::layer::*;
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
@@ -172,6 +173,40 @@ fn threads_change_no_bit() {
     let one = run(1);
     for threads in 2..=4 {
         assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+/// Raw samples as bytes, as numbers in place, and as numbers from elsewhere.
+#[test]
+fn samples_are_widened() {
+    let norm = Normalisation { mean: [0.1, 0.2, 0.3, 0.4], std: [0.5, 0.6, 0.7, 0.8] };
+    for shape in [Shape::new(1, 1, 1, 1), Shape::new(33, 3, 4, 5), Shape::new(9, 5, 2, 3)] {
+        let (x, count) = (Slot::new(1 << 13, shape, Dtype::F32), len(shape));
+        let numbers = values(2, count);
+        let bytes: Vec<u8> = (0..count).map(|i| (i * 31) as u8).collect();
+        fn run<B: Backend>(
+            mut backend: B,
+            raw: Slot,
+            from: Host<'_>,
+            norm: &Normalisation,
+            x: Slot,
+        ) -> Vec<f32> {
+            backend.write(raw, from).unwrap();
+            backend.widen(raw, norm, x).unwrap();
+            let mut out = vec![0.0; len(x.shape)];
+            backend.read(x, HostMut::F32(&mut out)).unwrap();
+            out
+        }
+        let elsewhere = Slot { at: 0, ..x };
+        for (raw, from) in [
+            (Slot::new(0, shape, Dtype::U8), Host::U8(&bytes)),
+            (x, Host::F32(&numbers)),
+            (elsewhere, Host::F32(&numbers)),
+        ] {
+            let (mut one, mut other) = (nan(1 << 14), nan(1 << 14));
+            let expected = run(Reference::new(&mut one), raw, from, &norm, x);
+            assert_eq!(run(Cpu::new(&mut other), raw, from, &norm, x), expected);
+        }
     }
 }
 
