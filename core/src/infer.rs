@@ -114,6 +114,7 @@ impl<'m> Inference<'m> {
     }
 
     /// Runs `n` samples: `fill` writes the raw ones, `out` takes the outputs, row by row.
+    /// Backends that pack or upload weights want [`Backend::prepare`] called once before.
     ///
     /// # Errors
     /// An arena that is too small (both sizes are named), memory of another length than the

@@ -581,6 +581,10 @@ impl<'m> Session<'m> {
         let now = (self.progress.epoch, self.progress.step);
         let place = self.progress.updates.checked_rem(self.plan.feed.queue).unwrap_or(0) as usize;
         self.draw(backend, source, now, place)?;
+        // The batch is used up: a step that fails from here on reads it again.
+        if let Some(loaded) = self.loaded.get_mut(place) {
+            *loaded = None;
+        }
         let x = self.input_slot(backend, model, place, recipe.batch)?;
         let phase = Phase::Train {
             seed: self.seed ^ u64::from(self.progress.stage) << 48,
@@ -644,6 +648,9 @@ impl<'m> Session<'m> {
     /// Adds a batch's score to the pass; says whether the pass is over.
     fn count(&mut self, score: Score, steps: u32) -> Result<bool, Error> {
         let p = &mut self.progress;
+        if p.step + 1 >= steps && p.anchors == 0 && score.anchors == 0 {
+            return Err(Error::NoAnchor { stage: p.stage, update: p.updates });
+        }
         p.loss += f64::from(score.value);
         p.anchors += u64::from(score.anchors);
         p.skipped += u64::from(score.skipped);
@@ -653,10 +660,7 @@ impl<'m> Session<'m> {
         if p.step < steps {
             return Ok(false);
         }
-        if p.anchors == 0 {
-            return Err(Error::NoAnchor { stage: p.stage, update: p.updates });
-        }
-        let counted = p.anchors.max(1) as f64;
+        let counted = (p.anchors + p.skipped).max(1) as f64;
         p.last = ((p.loss / f64::from(steps.max(1))) as f32, (p.correct as f64 / counted) as f32);
         (p.loss, p.anchors, p.skipped, p.correct) = (0.0, 0, 0, 0);
         p.step = 0;

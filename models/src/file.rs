@@ -204,13 +204,9 @@ impl Loaded {
         let mut tensors = vec![format::File::NO_TENSOR; counts.tensors];
         let model = file.decode(&mut layers, &mut blocks, &mut tensors).map_err(format)?;
         let (input, features) = (model.net.input, model.net.features);
-        let blob = match model.weights {
-            Weights::File { blob, .. } => {
-                let at = blob.as_ptr().addr() - bytes.as_ptr().addr();
-                at..at + blob.len()
-            }
-            Weights::Flat(_) => 0..0,
-        };
+        // The weights end where the last checksum begins.
+        let past = len - format::TRAILER;
+        let blob = past - file.blob().len()..past;
         let path = path.to_owned();
         Ok(Self { path, words, len, input, features, layers, blocks, tensors, blob })
     }

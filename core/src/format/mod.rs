@@ -45,7 +45,7 @@ pub const CHECKPOINT: u32 = 1;
 /// All flags that are known.
 const FLAGS: u32 = CHECKPOINT;
 /// Bytes of the checksum behind the weights.
-const TRAILER: usize = 4;
+pub const TRAILER: usize = 4;
 /// The crate's version, as checkpoints and provenance name it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
