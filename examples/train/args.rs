@@ -49,9 +49,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub head_epochs: u16,
 
-    /// First learning rate of blocks and of --strategy end-to-end [default: 0.01, 0.003]
-    #[arg(long, value_name = "RATE", value_parser = positive)]
-    pub rate: Option<f32>,
+    /// First learning rate of blocks, and of --strategy end-to-end
+    #[arg(long, value_name = "RATE", default_value_t = 1e-2, value_parser = positive)]
+    pub rate: f32,
 
     /// First learning rate of the classifier
     #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
@@ -188,7 +188,7 @@ impl Args {
                 Stand::Soft => Loss::SoftNearest { temperature: 0.1 },
                 Stand::Triplet => Loss::Triplet,
             }),
-            rate: self.rate.unwrap_or(block.rate),
+            rate: self.rate,
             batch: self.batch,
             stop,
             ..block
@@ -203,7 +203,7 @@ impl Args {
             Way::Si => si(Classifier::Whole),
             Way::SiLayerwise => si(Classifier::LayerWise),
             Way::EndToEnd => {
-                let recipe = recipe::end_to_end(self.epochs, self.rate.unwrap_or(3e-3)).recipe;
+                let recipe = recipe::end_to_end(self.epochs, self.rate).recipe;
                 Chosen::EndToEnd(EndToEnd { recipe: Recipe { batch: self.batch, ..recipe } })
             }
             Way::Random => Chosen::Random(RandomFrozen { classifier }),

@@ -76,8 +76,9 @@ pub fn replace(
     write: impl FnOnce(&mut dyn Write) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
     let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
+    // Always the same name: what a killed writer left is overwritten by the next.
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(".new");
     let beside = path.with_file_name(name);
     let attempt = || {
         let mut file = BufWriter::new(File::create(&beside).map_err(io("creating"))?);

@@ -1,0 +1,77 @@
+//! Training that is killed goes on where it was, bit for bit.
+#![cfg(all(feature = "cpu", feature = "models"))]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The example, which cargo builds for the tests of its package.
+fn train(save: &Path) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples/train");
+    let mut command = Command::new(program);
+    let options = "--images 300 --epochs 2 --head-epochs 3 --batch 64 --no-control --every 0";
+    command.args(options.split(' ')).arg("--save").arg(save);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn checkpoint(save: &Path) -> PathBuf {
+    save.with_file_name("model.sepal.checkpoint")
+}
+
+fn finish(child: Child) -> (bool, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_killed_run_gives_the_model_of_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole.sepal");
+    let (done, errors) = finish(train(&whole).spawn().unwrap());
+    assert!(done, "{errors}");
+    let expected = std::fs::read(&whole).unwrap();
+
+    let save = folder.path().join("model.sepal");
+    let (mut kills, mut resumed) = (0, 0);
+    // Moments from before the first checkpoint to after the last, unequal from run to run.
+    for wait in (0..).map(|round: u64| Duration::from_millis(30 + round * 37 % 400)) {
+        resumed += u32::from(checkpoint(&save).exists());
+        let mut child = train(&save).arg("--resume").spawn().unwrap();
+        std::thread::sleep(wait);
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap();
+            kills += 1;
+        }
+        let (done, errors) = finish(child);
+        assert!(done || errors.is_empty() || !errors.contains("error"), "{errors}");
+        if done {
+            break;
+        }
+        assert!(kills < 200, "no run ever ended");
+    }
+    assert!(kills > 0 && resumed > 0, "{kills} kills, {resumed} resumed: nothing was interrupted");
+    assert_eq!(std::fs::read(&save).unwrap(), expected);
+    assert!(!checkpoint(&save).exists(), "the checkpoint of a finished run is left");
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("model.sepal");
+    let mut child = train(&save).spawn().unwrap();
+    while !checkpoint(&save).exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended without a checkpoint");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = std::fs::read(checkpoint(&save)).unwrap();
+
+    let (done, errors) =
+        finish(train(&save).args(["--resume", "--seed", "1"]).spawn().unwrap());
+    assert!(!done);
+    assert!(errors.contains("model.sepal.checkpoint") && errors.contains("identity"), "{errors}");
+    assert_eq!(std::fs::read(checkpoint(&save)).unwrap(), kept);
+}
