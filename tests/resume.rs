@@ -35,8 +35,9 @@ fn a_killed_run_gives_the_model_of_one_that_was_not() {
 
     let save = folder.path().join("model.sepal");
     let (mut kills, mut resumed) = (0, 0);
-    // Moments from before the first checkpoint to after the last, unequal from run to run.
-    for wait in (0..).map(|round: u64| Duration::from_millis(30 + round * 37 % 400)) {
+    // Moments from before the first checkpoint to after the last. They grow, so that a run ends on
+    // a slow machine too.
+    for wait in (0..).map(|round: u64| Duration::from_millis(30 + round * 37 % 400 + round * 10)) {
         resumed += u32::from(checkpoint(&save).exists());
         let mut child = train(&save).arg("--resume").spawn().unwrap();
         std::thread::sleep(wait);
@@ -69,8 +70,7 @@ fn a_checkpoint_of_another_run_is_refused_and_kept() {
     child.wait().unwrap();
     let kept = std::fs::read(checkpoint(&save)).unwrap();
 
-    let (done, errors) =
-        finish(train(&save).args(["--resume", "--seed", "1"]).spawn().unwrap());
+    let (done, errors) = finish(train(&save).args(["--resume", "--seed", "1"]).spawn().unwrap());
     assert!(!done);
     assert!(errors.contains("model.sepal.checkpoint") && errors.contains("identity"), "{errors}");
     assert_eq!(std::fs::read(checkpoint(&save)).unwrap(), kept);

@@ -3,49 +3,53 @@
 //! Without arguments it trains LeNet on 2,000 bundled images of Fashion-MNIST.
 
 mod args;
-#[path = "../common/data.rs"]
 mod data;
+#[path = "../common/device.rs"]
+mod device;
+#[path = "../common/program.rs"]
+mod program;
 mod progress;
 mod report;
+#[path = "../common/warn.rs"]
+mod warn;
 
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clap::Parser;
 use sepal::format::{Meta, Provenance, identity};
 use sepal::models::data::{Augment, Dataset};
 use sepal::models::file::{self, Loaded};
-use sepal::models::fit::{Fit, FitError};
+use sepal::models::fit::{Fit, FitError, Watch};
 use sepal::models::lenet;
 use sepal::net::{Input, Normalisation};
 use sepal::source::Source;
+use serde_json::json;
 
 use args::{Args, Model};
+use device::Device;
+use program::Failure;
 use progress::Progress;
-
-type Failure = Box<dyn std::error::Error>;
+use warn::warn;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            // The status that a shell gives a program that was interrupted.
-            let stopped = matches!(error.downcast_ref(), Some(FitError::Stopped));
-            ExitCode::from(if stopped { 130 } else { 1 })
-        }
-    }
+    let args = Args::parse();
+    let code = program::run(|out| run(&args, out));
+    // The status that a shell gives a program that was interrupted.
+    let stopped = progress::STOP.load(Ordering::Relaxed) && code == ExitCode::FAILURE;
+    if stopped { ExitCode::from(130) } else { code }
 }
 
-/// What everything runs on.
-pub type Device = sepal::cpu::OnCpu;
-
-fn run(args: &Args) -> Result<(), Failure> {
-    let device = match args.threads {
-        Some(threads) => Device::with_threads(threads.into())?,
-        None => Device::new(),
-    };
+fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let device = device::device(args.threads)?;
+    if let Some(path) = &args.save {
+        // Found out now rather than after the training.
+        file::check_writable(path)?;
+    }
     let (train, test, held_out) = sets(args)?;
-    warn_of_small_classes(args, &train);
+    check_classes(args, &train)?;
 
     let classes = train.names().len() as u32;
     let moments = train.moments();
@@ -65,15 +69,15 @@ fn run(args: &Args) -> Result<(), Failure> {
     let run_identity = (chosen, args.flip, args.shift, args.cutout);
     let data = data::digest(&train);
     let text = format!("{chosen:?}");
-    let mut progress = Progress::new(net, args.json, false);
+    let mut progress = Progress::new(net, args.json, out);
     progress.checkpoints = args.checkpoint().map(|path| progress::Checkpoints {
         path,
-        every: std::time::Duration::from_secs_f64(args.every.max(0.0)),
+        every: Duration::from_secs_f64(args.every.max(0.0)),
         identity: identity(&run_identity, data, args.seed),
         text: text.clone(),
     });
     progress.held_out = held_out.map(|set| (set, &device));
-    ctrlc::set_handler(|| progress::STOP.store(true, std::sync::atomic::Ordering::Relaxed))?;
+    ctrlc::set_handler(|| progress::STOP.store(true, Ordering::Relaxed))?;
 
     let cache = args.cache << 20;
     let mut fit = match &progress.checkpoints {
@@ -84,8 +88,10 @@ fn run(args: &Args) -> Result<(), Failure> {
         _ => Fit::new(net, args.seed, cache)?,
     };
     let began = cpu_time::ProcessTime::now();
-    fit_on(&mut fit, args, &device, &chosen, &train, &mut progress)?;
+    let done = fit_on(&mut fit, args, &device, &chosen, &train, &mut progress);
     let cpu = began.elapsed().as_secs_f64();
+    let costs = progress.finish()?;
+    done?;
 
     let judge = report::Judge {
         device: &device,
@@ -103,33 +109,34 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
         _ => (0..usize::from(net.features)).filter_map(|b| Some(net.block(b)?.1)).collect(),
     };
-    let rows = judge.rows(&model, &ends, &progress.costs)?;
+    let rows = judge.rows(&model, &ends, &costs)?;
     if let Some(path) = &args.save {
         save(path, args, &fit, &train, data, &text, &rows)?;
     }
-    report::print_rows(&rows, args.json);
+    report::print_rows(out, &rows, args.json)?;
     let name = if args.strategy == args::Way::EndToEnd { "end to end" } else { "this net" };
     let mut accuracy = vec![(name, judge.accuracy(&model)?)];
     if !args.no_control && args.strategy != args::Way::Random {
         let mut control = Fit::new(net, args.seed, cache)?;
-        let mut quiet = Progress::new(net, args.json, true);
-        fit_on(&mut control, args, &device, &args.control(), &train, &mut quiet)?;
+        fit_on(&mut control, args, &device, &args.control(), &train, &mut ())?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
-    report::print_accuracy(&accuracy, args.json);
+    report::print_accuracy(out, &accuracy, args.json)?;
     if args.json {
-        println!(
+        writeln!(
+            out,
             "{}",
-            serde_json::json!({"event": "done", "cpu_seconds": cpu,
+            json!({"event": "done", "cpu_seconds": cpu,
             "seed": args.seed, "train": train.len(), "test": test.len()})
-        );
+        )?;
     } else {
-        println!(
+        writeln!(
+            out,
             "\n{} training and {} test images, seed {}; training took {cpu:.1} CPU seconds",
             train.len(),
             test.len(),
             args.seed
-        );
+        )?;
     }
     Ok(())
 }
@@ -166,13 +173,28 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
     Ok((split.train.subset(chosen)?, test, held_out))
 }
 
-/// A class of one image has no neighbour of its own; a single class has no other.
-fn warn_of_small_classes(args: &Args, train: &Dataset) {
-    for (name, count) in train.names().iter().zip(train.counts()) {
-        if count == 1 && !args.json {
-            eprintln!("warning: class {name} has one image: it is never an anchor");
-        }
+/// Refuses images that no net can learn to tell apart, and warns of a class of one.
+fn check_classes(args: &Args, train: &Dataset) -> Result<(), Failure> {
+    let name = args.data.as_ref().map_or("the bundled images".into(), |p| p.display().to_string());
+    let counts = train.counts();
+    let there = || train.names().iter().zip(&counts).filter(|(_, count)| **count > 0);
+    if let (Some((class, count)), 1) = (there().next(), there().count()) {
+        let all = format!("{name}: all {count} training images are of class `{class}`");
+        return Err(format!("{all}, expected 2 classes or more").into());
     }
+    if there().all(|(_, count)| *count == 1) {
+        let none = format!("{name}: no class has two training images");
+        return Err(format!("{none}: there is no neighbour of the same class").into());
+    }
+    if train.len() < args.batch {
+        let len = train.len();
+        let least = format!("expected at least the {} of --batch", args.batch);
+        return Err(format!("{name}: {len} training images, {least}").into());
+    }
+    for (class, _) in there().filter(|(_, count)| **count == 1) {
+        warn(&format!("{name}: class `{class}` has one training image: it is never an anchor"));
+    }
+    Ok(())
 }
 
 fn fit_on(
@@ -181,7 +203,7 @@ fn fit_on(
     device: &Device,
     strategy: &args::Chosen,
     train: &Dataset,
-    watch: &mut Progress<'_>,
+    watch: &mut impl Watch,
 ) -> Result<(), FitError> {
     if args.flip || args.shift > 0 || args.cutout > 0 {
         let (shift, cutout) = (u32::from(args.shift), u32::from(args.cutout));

@@ -1,5 +1,6 @@
 //! What a person sees while it trains, and the checkpoints on the way.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use sepal::models::fit::{Event, Snapshot, Watch, WatchError, Wish};
 use sepal::net::{Model, Net};
 use sepal::stage::{Objective, Stage};
 use sepal::train::Step;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::device::Device;
 
 /// Set by Ctrl-C.
 pub static STOP: AtomicBool = AtomicBool::new(false);
@@ -38,11 +41,13 @@ pub struct Cost {
 pub struct Progress<'a> {
     pub net: Net<'a>,
     pub json: bool,
-    pub quiet: bool,
     pub checkpoints: Option<Checkpoints>,
     /// Images that no stage trains on, for early stopping.
-    pub held_out: Option<(Dataset, &'a crate::Device)>,
-    pub costs: Vec<Cost>,
+    pub held_out: Option<(Dataset, &'a Device)>,
+    costs: Vec<Cost>,
+    out: &'a mut dyn Write,
+    /// Why the output cannot be written: the run ends.
+    broken: Option<io::Error>,
     bar: ProgressBar,
     bytes: usize,
     epoch: u32,
@@ -51,14 +56,15 @@ pub struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    pub fn new(net: Net<'a>, json: bool, quiet: bool) -> Self {
+    pub fn new(net: Net<'a>, json: bool, out: &'a mut dyn Write) -> Self {
         Self {
             net,
             json,
-            quiet,
             checkpoints: None,
             held_out: None,
             costs: Vec::new(),
+            out,
+            broken: None,
             bar: ProgressBar::hidden(),
             bytes: 0,
             epoch: 0,
@@ -67,16 +73,32 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// What the stages took.
+    ///
+    /// # Errors
+    /// The output could not be written.
+    pub fn finish(self) -> io::Result<Vec<Cost>> {
+        self.bar.finish_and_clear();
+        self.broken.map_or(Ok(self.costs), Err)
+    }
+
     /// A line for people, above the bar where there is one.
     fn line(&self, text: &str) {
-        if self.json || self.quiet {
+        if self.json {
             return;
         }
         if self.bar.is_hidden() {
-            eprintln!("{text}");
+            // Progress that nobody can see is no reason to stop.
+            let _ = writeln!(io::stderr(), "{text}");
         } else {
             self.bar.println(text);
         }
+    }
+
+    /// A line for machines, at once.
+    fn emit(&mut self, value: &Value) {
+        let written = writeln!(self.out, "{value}").and_then(|()| self.out.flush());
+        self.broken = self.broken.take().or(written.err());
     }
 
     fn begins(&mut self, index: usize, stage: &Stage<'_>, bytes: usize, steps: u32, done: u32) {
@@ -91,13 +113,10 @@ impl<'a> Progress<'a> {
         self.stage = format!("layers {}..{} by {what}", stage.first, stage.last);
         let total = u64::from(steps) * u64::from(stage.recipe.epochs);
         if self.json {
-            println!(
-                "{}",
-                json!({"event": "stage", "index": index, "first": stage.first,
+            self.emit(&json!({"event": "stage", "index": index, "first": stage.first,
                 "last": stage.last, "objective": what, "bytes": bytes, "steps": steps,
-                "epochs": stage.recipe.epochs, "done": done})
-            );
-        } else if !self.quiet {
+                "epochs": stage.recipe.epochs, "done": done}));
+        } else {
             let style = "{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed} (left {eta})";
             let style = ProgressStyle::with_template(style);
             self.bar = ProgressBar::new(total);
@@ -109,7 +128,7 @@ impl<'a> Progress<'a> {
     }
 
     fn wish(&mut self) -> Wish {
-        if STOP.load(Ordering::Relaxed) {
+        if STOP.load(Ordering::Relaxed) || self.broken.is_some() {
             return Wish::Stop;
         }
         match &self.checkpoints {
@@ -132,12 +151,9 @@ impl Watch for Progress<'_> {
                     self.epoch += 1;
                     let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
                     if self.json {
-                        println!(
-                            "{}",
-                            json!({"event": "epoch", "epoch": self.epoch,
+                        self.emit(&json!({"event": "epoch", "epoch": self.epoch,
                             "batch_loss": score.value, "batch_score": share,
-                            "skipped": score.skipped, "rate": rate})
-                        );
+                            "skipped": score.skipped, "rate": rate}));
                     }
                 }
             }
@@ -148,12 +164,9 @@ impl Watch for Progress<'_> {
                 let last = usize::from(outcome.last);
                 self.costs.push(Cost { last, seconds, bytes: self.bytes, epochs: outcome.epochs });
                 if self.json {
-                    println!(
-                        "{}",
-                        json!({"event": "stage_done", "index": index,
+                    self.emit(&json!({"event": "stage_done", "index": index,
                         "epochs": outcome.epochs, "updates": outcome.updates,
-                        "loss": outcome.loss, "score": outcome.score, "seconds": seconds})
-                    );
+                        "loss": outcome.loss, "score": outcome.score, "seconds": seconds}));
                 } else if outcome.updates > 0 {
                     self.line(&format!(
                         "{}: {} passes, loss {:.4}, within batches {:.1} %, {seconds:.1} s",

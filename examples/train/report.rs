@@ -1,11 +1,14 @@
 //! The closing tables.
 
+use std::io::{self, Write};
+
 use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::fit::FitError;
 use sepal::net::{Model, Net, Normalisation, Weights};
 use serde_json::json;
 
+use crate::device::Device;
 use crate::progress::Cost;
 
 /// One row of the first table.
@@ -28,7 +31,7 @@ pub struct Accuracy {
 
 /// What a trained net is measured on.
 pub struct Judge<'a> {
-    pub device: &'a crate::Device,
+    pub device: &'a Device,
     /// Training images: those that SI is measured on, and the nearest neighbour's bank.
     pub bank: Dataset,
     pub train: &'a Dataset,
@@ -102,53 +105,63 @@ pub fn bytes(bytes: usize) -> String {
 }
 
 /// The table of blocks.
-pub fn print_rows(rows: &[Row], json: bool) {
+pub fn print_rows(out: &mut dyn Write, rows: &[Row], json: bool) -> io::Result<()> {
     if json {
         for row in rows {
-            println!(
+            writeln!(
+                out,
                 "{}",
                 json!({"event": "block", "name": row.name, "shape": row.shape,
                 "parameters": row.parameters, "si_train": row.si, "cross_si": row.cross_si,
                 "seconds": row.cost.map(|c| c.seconds), "bytes": row.cost.map(|c| c.bytes),
                 "epochs": row.cost.map(|c| c.epochs)})
-            );
+            )?;
         }
-        return;
+        return Ok(());
     }
-    println!(
+    writeln!(
+        out,
         "\n{:<10} {:>9} {:>10} {:>11} {:>11} {:>8} {:>9}",
         "block", "shape", "parameters", "SI train %", "cross-SI %", "seconds", "RAM"
-    );
+    )?;
     for row in rows {
         let seconds = row.cost.map_or_else(|| "-".to_owned(), |c| format!("{:.1}", c.seconds));
         let ram = row.cost.map_or_else(|| "-".to_owned(), |c| bytes(c.bytes));
-        println!(
+        writeln!(
+            out,
             "{:<10} {:>9} {:>10} {:>11} {:>11} {seconds:>8} {ram:>9}",
             row.name,
             row.shape,
             row.parameters,
             percent(row.si),
             percent(row.cross_si)
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// The table of classifiers.
-pub fn print_accuracy(rows: &[(&str, Accuracy)], json: bool) {
+pub fn print_accuracy(
+    out: &mut dyn Write,
+    rows: &[(&str, Accuracy)],
+    json: bool,
+) -> io::Result<()> {
     if !json {
         let what = "test accuracy %";
-        println!("\n{what:<22} {:>8} {:>8} {:>8}", "nearest", "linear", "head");
+        writeln!(out, "\n{what:<22} {:>8} {:>8} {:>8}", "nearest", "linear", "head")?;
     }
     for (name, Accuracy { nearest, linear, head }) in rows {
         if json {
-            println!(
+            writeln!(
+                out,
                 "{}",
                 json!({"event": "accuracy", "net": name, "nearest": nearest,
                 "linear": linear, "head": head})
-            );
+            )?;
         } else {
             let [nearest, linear, head] = [nearest, linear, head].map(|share| share * 100.0);
-            println!("{name:<22} {nearest:>8.1} {linear:>8.1} {head:>8.1}");
+            writeln!(out, "{name:<22} {nearest:>8.1} {linear:>8.1} {head:>8.1}")?;
         }
     }
+    Ok(())
 }

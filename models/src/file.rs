@@ -76,10 +76,7 @@ pub fn replace(
     write: impl FnOnce(&mut dyn Write) -> Result<(), FileError>,
 ) -> Result<(), FileError> {
     let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
-    // Always the same name: what a killed writer left is overwritten by the next.
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let beside = path.with_file_name(name);
+    let beside = beside(path);
     let attempt = || {
         let mut file = BufWriter::new(File::create(&beside).map_err(io("creating"))?);
         write(&mut file)?;
@@ -99,6 +96,25 @@ pub fn replace(
         let _ = folder.sync_all();
     }
     done
+}
+
+/// Finds out whether `path` could be written, without touching what is there.
+///
+/// # Errors
+/// What the system refuses.
+pub fn check_writable(path: &Path) -> Result<(), FileError> {
+    let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
+    let beside = beside(path);
+    File::create(&beside).map_err(io("creating"))?;
+    fs::remove_file(&beside).map_err(io("removing"))
+}
+
+/// The file beside `path` that becomes it. It always has the same name: what a killed writer
+/// left is overwritten by the next.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
 }
 
 /// Writes a model file.

@@ -7,6 +7,8 @@ use sepal_core::neighbour::{Pair, Rows};
 use sepal_core::net::{Input, Net, Normalisation};
 use sepal_core::si::{self, Tally};
 use sepal_core::source::Source;
+use sepal_core::stage::{Outcome, Recipe, Stage};
+use sepal_core::strategy::Strategy;
 
 use crate::features::Features;
 use crate::fit::{Fit, FitError};
@@ -70,7 +72,7 @@ impl Features {
     /// The test accuracy of a linear classifier on standardised features, trained on these.
     ///
     /// # Errors
-    /// Fewer samples than one batch, a device that failed.
+    /// A device that failed.
     pub fn linear_accuracy<D: Device>(
         &self,
         device: &D,
@@ -84,28 +86,29 @@ impl Features {
         let input = Input { shape: self.shape(), normalisation: Normalisation::NONE };
         let net = Net { input, layers: &layers, blocks: &[2], features: 0 };
         let mut fit = Fit::new(net, seed, 0)?;
-        fit.run(device, &Linear(epochs), &mut self.clone().into_input(), true, &mut ())?;
+        fit.run(
+            device,
+            &Linear { epochs, samples: self.labels().len() as u32 },
+            &mut self.clone().into_input(),
+            true,
+            &mut (),
+        )?;
         let logits = Self::new(device, &fit.model(), &mut test.clone().into_input(), 2)?;
         Ok(logits.accuracy())
     }
 }
 
 /// A classifier alone, with standardisation measured first.
-struct Linear(u16);
+struct Linear {
+    epochs: u16,
+    samples: u32,
+}
 
-impl sepal_core::strategy::Strategy for Linear {
-    fn next(
-        &self,
-        net: &Net<'_>,
-        done: &[sepal_core::stage::Outcome],
-    ) -> Option<sepal_core::stage::Stage<'_>> {
+impl Strategy for Linear {
+    fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
+        let recipe = recipe::classifier(self.epochs);
+        let recipe = Recipe { batch: recipe.batch.min(self.samples), ..recipe };
         let last = net.layers.len() as u16;
-        let recipe = recipe::classifier(self.0);
-        done.is_empty().then_some(sepal_core::stage::Stage {
-            first: 0,
-            last,
-            calibrate: true,
-            recipe,
-        })
+        done.is_empty().then_some(Stage { first: 0, last, calibrate: true, recipe })
     }
 }

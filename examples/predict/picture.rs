@@ -1,0 +1,67 @@
+//! From an image file to the bytes that a model takes.
+
+use std::path::Path;
+
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageReader};
+use sepal::shape::Shape;
+
+use crate::program::Failure;
+
+/// What a model takes.
+#[derive(Clone, Copy)]
+pub struct Taken {
+    color: bool,
+    rows: u32,
+    columns: u32,
+}
+
+impl Taken {
+    /// `None` where samples of this shape are no images.
+    pub fn of(shape: Shape) -> Option<Self> {
+        let color = match shape.c {
+            1 => false,
+            3 => true,
+            _ => return None,
+        };
+        Some(Self { color, rows: shape.h, columns: shape.w })
+    }
+
+    /// The image's bytes as planes, (C, H, W). Transparency is dropped.
+    pub fn read(self, path: &Path, resize: bool, invert: bool) -> Result<Vec<u8>, Failure> {
+        let name = path.display();
+        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+        let reader = reader.map_err(|error| format!("{name}: could not be read: {error}"))?;
+        let image = reader.decode().map_err(|error| {
+            format!(
+                "{name}: found bytes that do not decode ({error}), expected a PNG or JPEG image"
+            )
+        })?;
+        let (rows, columns) = (image.height(), image.width());
+        let image = match (rows, columns) == (self.rows, self.columns) {
+            true => image,
+            false if resize => image.resize_exact(self.columns, self.rows, FilterType::Triangle),
+            false => {
+                let expected = format!("{} x {}", self.rows, self.columns);
+                return Err(format!(
+                    "{name}: {rows} x {columns} pixels, expected {expected} as the model takes (or --resize)"
+                )
+                .into());
+            }
+        };
+        let mut pixels = self.planes(image);
+        if invert {
+            pixels.iter_mut().for_each(|pixel| *pixel = u8::MAX - *pixel);
+        }
+        Ok(pixels)
+    }
+
+    fn planes(self, image: DynamicImage) -> Vec<u8> {
+        if !self.color {
+            return image.into_luma8().into_raw();
+        }
+        let pixels = image.into_rgb8().into_raw();
+        let plane = |channel| pixels.iter().skip(channel).step_by(3).copied();
+        (0..3).flat_map(plane).collect()
+    }
+}

@@ -1,0 +1,775 @@
+//! The programs, run as a person runs them: on good input, and on all kinds of bad input.
+//!
+//! `cargo test` builds them; with `--test programs` add `--examples`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use image::{GrayImage, RgbImage};
+use sepal::infer::Inference;
+use sepal::models::data::{self, Dataset, Samples};
+use sepal::models::features::Features;
+use sepal::models::file::{self, Loaded};
+use sepal::models::fit::{Event, Fit, Watch, Wish};
+use sepal::models::lenet::LENET;
+use sepal::models::recipe;
+use sepal::reference::OnReference;
+use serde_json::Value;
+
+const PROGRAMS: [&str; 5] = ["train", "evaluate", "predict", "inspect", "separation"];
+
+/// Where cargo puts a program: beside the folder of this test.
+fn program(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.push("examples");
+    path.push(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is not built: cargo build --examples", path.display());
+    path
+}
+
+/// How a program ended.
+struct Ended {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let out = String::from_utf8(output.stdout).unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(!err.contains("panicked"), "{err}");
+        let status = output.status.code().unwrap_or_else(|| panic!("killed: {err}"));
+        Self { status, out, err }
+    }
+}
+
+fn run<S: AsRef<std::ffi::OsStr>>(name: &str, args: &[S]) -> Ended {
+    Command::new(program(name)).args(args).output().unwrap().into()
+}
+
+impl Ended {
+    /// Its output, where all went well and nothing was odd.
+    #[track_caller]
+    fn good(self) -> String {
+        assert_eq!((self.status, &*self.err), (0, ""), "{}", self.out);
+        self.out
+    }
+
+    /// Its output, where all went well, but a warning has all the words.
+    #[track_caller]
+    fn warned(self, words: &[&str]) -> String {
+        assert_eq!(self.status, 0, "{}", self.err);
+        has(&self.err, "warning: ", words);
+        self.out
+    }
+
+    /// One line of error with all the words, and status 1.
+    #[track_caller]
+    fn refused(self, words: &[&str]) {
+        assert_eq!(self.status, 1, "{}{}", self.out, self.err);
+        has(&self.err, "error: ", words);
+    }
+}
+
+/// The one line that begins like this has all the words.
+#[track_caller]
+fn has(text: &str, begin: &str, words: &[&str]) {
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(begin)).collect();
+    let [line] = lines[..] else { panic!("not one line `{begin}`: {text}") };
+    for word in words {
+        assert!(line.contains(word), "`{word}` is not in: {line}");
+    }
+}
+
+/// Numbers of JSON are read with an error of some 1e-16.
+#[track_caller]
+fn close(found: Option<f64>, expected: Option<f64>) {
+    let near = match (found, expected) {
+        (Some(found), Some(expected)) => (found - expected).abs() < 1e-12,
+        (found, expected) => found == expected,
+    };
+    assert!(near, "{found:?}, expected {expected:?}");
+}
+
+#[track_caller]
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+/// An object's keys.
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// Every key that is anywhere in a value; settings of layers are the library's own.
+fn all_keys<'a>(value: &'a Value, found: &mut BTreeSet<&'a str>) {
+    match value {
+        Value::Object(object) => object.iter().for_each(|(key, value)| {
+            found.insert(key);
+            if key != "layer" {
+                all_keys(value, found);
+            }
+        }),
+        Value::Array(list) => list.iter().for_each(|value| all_keys(value, found)),
+        _ => {}
+    }
+}
+
+/// The help names each field of an output.
+#[track_caller]
+fn documented(name: &str, value: &Value) {
+    let help = run(name, &["--help"]).good();
+    let words: BTreeSet<&str> = help.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let mut found = BTreeSet::new();
+    all_keys(value, &mut found);
+    for key in found {
+        assert!(words.contains(key), "{name} --help does not name `{key}`");
+    }
+}
+
+/// A folder of one test, removed when it passes.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("programs-{}-{name}", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        let path = self.0.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        self.path(name)
+    }
+
+    /// A data set as IDX files, the same images to train and to test; image i has label
+    /// i % classes and a brightness of its own.
+    fn idx(&self, name: &str, count: u32, side: u32, classes: u32) -> String {
+        let header = |dims: &[u32]| {
+            let mut bytes = vec![0, 0, 8, dims.len() as u8];
+            dims.iter().for_each(|dim| bytes.extend(dim.to_be_bytes()));
+            bytes
+        };
+        let mut images = header(&[count, side, side]);
+        let pixel = |i: u32| (i / (side * side) * 7 + i % 13) as u8;
+        images.extend((0..count * side * side).map(pixel));
+        let mut labels = header(&[count]);
+        labels.extend((0..count).map(|i| (i % classes) as u8));
+        for part in ["train", "t10k"] {
+            self.file(&format!("{name}/{part}-images-idx3-ubyte"), &images);
+            self.file(&format!("{name}/{part}-labels-idx1-ubyte"), &labels);
+        }
+        self.path(name)
+    }
+
+    /// An NPY array.
+    fn npy(&self, name: &str, descr: &str, dims: &str, data: &[u8]) -> String {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {dims}, }}\n");
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        self.file(name, bytes)
+    }
+
+    fn png(&self, name: &str, side: u32, pixels: &[u8]) -> String {
+        let path = self.path(name);
+        GrayImage::from_raw(side, side, pixels.to_vec()).unwrap().save(&path).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // A test that failed to clean up must not hide why it failed.
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// The options of a run that takes seconds.
+const SHORT: [&str; 7] = ["--images", "256", "--epochs", "1", "--head-epochs", "1", "--no-control"];
+
+/// A model trained by the program, once for all tests: its bytes, and what the program said.
+fn trained() -> &'static (Vec<u8>, Vec<Value>) {
+    static MODEL: OnceLock<(Vec<u8>, Vec<Value>)> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let folder = Folder::new("trained");
+        let path = folder.path("model.sepal");
+        let out = run("train", &[&SHORT[..], &["--json", "--save", &path]].concat()).good();
+        assert!(!Path::new(&folder.path("model.sepal.checkpoint")).exists());
+        (std::fs::read(path).unwrap(), out.lines().map(json).collect())
+    })
+}
+
+/// The trained model in a folder.
+fn model(folder: &Folder) -> String {
+    folder.file("model.sepal", &trained().0)
+}
+
+/// A test image of the bundled set.
+fn pixels(at: usize) -> Vec<u8> {
+    let Samples::U8(all) = data::bundled().test.samples().clone() else { panic!("no bytes") };
+    all[at * 784..(at + 1) * 784].to_vec()
+}
+
+#[test]
+fn evaluate_finds_the_accuracy_that_training_found() {
+    let folder = Folder::new("evaluate");
+    let path = model(&folder);
+    let report = json(&run("evaluate", &["--json", &path]).good());
+    let fields = [
+        "accuracy",
+        "balanced_accuracy",
+        "classes",
+        "confusion",
+        "data",
+        "model",
+        "samples",
+        "set",
+    ];
+    assert_eq!(keys(&report), fields);
+    documented("evaluate", &report);
+    let said = trained().1.iter().find(|event| event["event"] == "accuracy").unwrap();
+    assert_eq!(report["accuracy"], said["head"]);
+    assert_eq!((&report["samples"], &report["set"]), (&1000.into(), &"test".into()));
+
+    let count = |row: usize, column: usize| report["confusion"][row][column].as_f64().unwrap();
+    let class = |at: usize, field: &str| report["classes"][at][field].as_f64();
+    let mut recalls = 0.0;
+    for at in 0..10 {
+        let samples: f64 = (0..10).map(|column| count(at, column)).sum();
+        let predicted: f64 = (0..10).map(|row| count(row, at)).sum();
+        assert_eq!(class(at, "samples"), Some(samples));
+        close(class(at, "recall"), Some(count(at, at) / samples));
+        let precision = (predicted > 0.0).then(|| count(at, at) / predicted);
+        close(class(at, "precision"), precision);
+        recalls += count(at, at) / samples;
+    }
+    let right: f64 = (0..10).map(|at| count(at, at)).sum();
+    close(report["accuracy"].as_f64(), Some(right / 1000.0));
+    close(report["balanced_accuracy"].as_f64(), Some(recalls / 10.0));
+
+    let text = run("evaluate", &[&path, "--threads", "1"]).good();
+    for word in ["1000 samples", "balanced accuracy", "Ankle boot", "recall", "precision"] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn evaluate_refuses_data_that_does_not_fit_and_warns_of_other_names() {
+    let folder = Folder::new("fit");
+    let path = model(&folder);
+    let small = folder.idx("small", 12, 8, 10);
+    run("evaluate", &[&path, "--data", &small]).refused(&[&small, "1x8x8", "1x28x28", &path]);
+    let few = folder.idx("few", 12, 28, 3);
+    run("evaluate", &[&path, "--data", &few]).refused(&[&few, "3 classes", "expected 10", &path]);
+    // Ten classes, but digits.
+    let digits = folder.idx("digits", 20, 28, 10);
+    let ended = run("evaluate", &["--json", "--train", &path, "--data", &digits]);
+    let report = json(&ended.warned(&[&digits, "`0`", "`T-shirt/top`"]));
+    assert_eq!((&report["samples"], &report["set"]), (&20.into(), &"train".into()));
+    let none = folder.path("none");
+    run("evaluate", &[&path, "--data", &none]).refused(&[&none]);
+    run("evaluate", &[&path, "--data", &path]).refused(&[&path, "a file", "folder"]);
+}
+
+#[test]
+fn predict_names_what_the_library_predicts() {
+    let folder = Folder::new("predict");
+    let path = model(&folder);
+    let images: Vec<String> =
+        (0..3).map(|at| folder.png(&format!("{at}.png"), 28, &pixels(at))).collect();
+    let loaded = Loaded::open(Path::new(&path)).unwrap();
+    let mut set = data::bundled().test.head(3).unwrap();
+    let logits = Features::new(&OnReference, &loaded.model(), &mut set, 15).unwrap();
+
+    let args: Vec<&str> =
+        ["--json", &path].into_iter().chain(images.iter().map(String::as_str)).collect();
+    let out = run("predict", &args).good();
+    let lines: Vec<Value> = out.lines().map(json).collect();
+    assert_eq!(lines.len(), 3);
+    for ((line, image), class) in lines.iter().zip(&images).zip(logits.largest()) {
+        assert_eq!((keys(line), &line["image"]), (vec!["classes", "image"], &image[..].into()));
+        let best = &line["classes"][0];
+        assert_eq!(best["index"], class);
+        assert_eq!(best["name"], data::FASHION_MNIST[usize::from(class)]);
+    }
+    documented("predict", &lines[0]);
+
+    let all = json(&run("predict", &["--json", "--top", "99", &path, &images[0]]).good());
+    let all: Vec<f64> = all["classes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|class| class["confidence"].as_f64().unwrap())
+        .collect();
+    assert_eq!(all.len(), 10);
+    assert!(all.is_sorted_by(|a, b| a >= b) && (all.iter().sum::<f64>() - 1.0).abs() < 1e-5);
+
+    // The negative of an image, inverted, is the image; so are three equal channels.
+    let text = |image: &str, more: &[&str]| {
+        let args = [&[&path, "--top", "2", image], more].concat();
+        run("predict", &args).good().split_once(": ").unwrap().1.to_owned()
+    };
+    let negative: Vec<u8> = pixels(0).iter().map(|pixel| 255 - pixel).collect();
+    let negative = folder.png("negative.png", 28, &negative);
+    assert_eq!(text(&negative, &["--invert"]), text(&images[0], &[]));
+    assert!(text(&images[0], &[]).contains(" %, "), "two classes");
+    let color = folder.path("color.png");
+    let rgb = pixels(0).iter().flat_map(|&pixel| [pixel; 3]).collect();
+    RgbImage::from_raw(28, 28, rgb).unwrap().save(&color).unwrap();
+    assert_eq!(text(&color, &[]), text(&images[0], &[]));
+    let jpeg = folder.path("large.jpg");
+    GrayImage::from_pixel(56, 40, image::Luma([9])).save(&jpeg).unwrap();
+    text(&jpeg, &["--resize"]);
+}
+
+#[test]
+fn predict_refuses_what_is_no_image_of_the_size() {
+    let folder = Folder::new("size");
+    let path = model(&folder);
+    let small = folder.png("small.png", 20, &[0; 400]);
+    run("predict", &[&path, &small]).refused(&[&small, "20 x 20", "28 x 28", "--resize"]);
+    let cut = std::fs::read(&small).unwrap();
+    let cut = folder.file("cut.png", &cut[..cut.len() / 2]);
+    run("predict", &[&path, &cut]).refused(&[&cut, "PNG or JPEG"]);
+    let foreign = folder.file("text.png", "no image at all");
+    run("predict", &[&path, &foreign]).refused(&[&foreign, "PNG or JPEG"]);
+    let none = folder.path("none.png");
+    run("predict", &[&path, &none]).refused(&[&none]);
+    let empty = folder.file("empty.png", "");
+    run("predict", &[&path, &empty]).refused(&[&empty, "PNG or JPEG"]);
+    // Those before it are there.
+    let good = folder.png("good.png", 28, &pixels(0));
+    let ended = run("predict", &[&path, &good, &small]);
+    assert!(ended.out.starts_with(&good), "{}", ended.out);
+    ended.refused(&[&small]);
+}
+
+/// Stops a run in its second stage.
+struct Stopping(usize);
+
+impl Watch for Stopping {
+    fn event(&mut self, event: &Event<'_>) -> Wish {
+        match event {
+            Event::Step(_) => {
+                self.0 += 1;
+                if self.0 == 3 { Wish::Stop } else { Wish::Go }
+            }
+            _ => Wish::Go,
+        }
+    }
+}
+
+#[test]
+fn inspect_shows_a_model() {
+    let folder = Folder::new("inspect");
+    let path = model(&folder);
+    let report = json(&run("inspect", &["--json", &path]).good());
+    let fields = [
+        "bytes",
+        "checkpoint",
+        "classes",
+        "file",
+        "input",
+        "layers",
+        "notes",
+        "parameters",
+        "provenance",
+        "ram",
+        "separation",
+        "version",
+    ];
+    assert_eq!(keys(&report), fields);
+    documented("inspect", &report);
+    assert_eq!(report["parameters"], LENET.params(15).unwrap());
+    assert_eq!(report["bytes"], trained().0.len());
+    assert_eq!(report["layers"].as_array().unwrap().len(), 15);
+    let convolution = &report["layers"][4];
+    assert_eq!(convolution["name"], "conv2d");
+    assert_eq!((&convolution["block"], &convolution["dtype"]), (&2.into(), &"f32".into()));
+    assert_eq!(convolution["output"], serde_json::json!([16, 10, 10]));
+    assert_eq!((&convolution["parameters"], &convolution["bytes"]), (&2400.into(), &9600.into()));
+    assert_eq!(report["classes"][9], "Ankle boot");
+    assert_eq!(report["provenance"]["seed"], 0);
+    assert_eq!(report["separation"].as_array().unwrap().len(), 3);
+    assert!(report["checkpoint"].is_null());
+
+    let memory = report["ram"]["memory"].as_array().unwrap();
+    assert_eq!(memory.len(), 5, "two blocks, the classifier, the whole net twice");
+    let whole = &memory[3];
+    assert_eq!(whole["infer"], Inference::reference(LENET, 1).unwrap().bytes());
+    let number = |need: &Value, name: &str| need[name].as_u64().unwrap();
+    for need in memory {
+        assert!(number(need, "infer") <= number(whole, "infer"));
+        // Momentum keeps one number for each parameter that is trained, Adam two.
+        let state = number(need, "momentum") - number(need, "sgd");
+        assert_eq!(number(need, "adam") - number(need, "momentum"), state);
+        assert!(state > 0, "{need}");
+    }
+
+    let budget = number(&memory[1], "momentum");
+    let args = ["--json", &path, "--ram", &budget.to_string()];
+    let report = json(&run("inspect", &args).good());
+    documented("inspect", &report);
+    assert_eq!(report["ram"]["memory"][1]["fits"], serde_json::json!(["infer", "sgd", "momentum"]));
+    let text = run("inspect", &[&path, "--ram", &budget.to_string()]).good();
+    for word in ["62528 parameters", "Ankle boot", "conv2d 5x5", "block 2 by SI", "seed 0"] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+    assert!(text.contains(&format!("*{budget}")) && text.contains(&format!("* fits in {budget}")));
+}
+
+#[test]
+fn inspect_shows_how_far_a_run_is() {
+    let folder = Folder::new("checkpoint");
+    let mut images = data::bundled().train.head(256).unwrap();
+    let mut fit = Fit::new(LENET, 0, 1 << 30).unwrap();
+    let strategy = recipe::forward_si(1, 1);
+    fit.run(&OnReference, &strategy, &mut images, true, &mut Stopping(0)).unwrap_err();
+    let path = folder.path("run.checkpoint");
+    file::save_checkpoint(Path::new(&path), LENET, &fit.snapshot(), 0xbeef, "by hand").unwrap();
+
+    let report = json(&run("inspect", &["--json", &path]).good());
+    documented("inspect", &report);
+    let run_so_far = &report["checkpoint"];
+    assert_eq!(run_so_far["run"], "by hand");
+    assert_eq!((&run_so_far["stage"], &run_so_far["updates"]), (&1.into(), &1.into()));
+    assert_eq!(run_so_far["done"][0]["updates"], 2);
+    let text = run("inspect", &[&path]).good();
+    for word in ["000000000000beef", "by hand", "stage 0, layers 0..4: done", "stage 1: 1 updates"]
+    {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn bad_model_files_are_refused_by_each_program() {
+    let folder = Folder::new("models");
+    let good = &trained().0;
+    let image = folder.png("image.png", 28, &pixels(0));
+    let changed = |name: &str, at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        assert_ne!(bytes[at], byte);
+        bytes[at] = byte;
+        folder.file(name, bytes)
+    };
+    let cut = folder.file("cut.sepal", &good[..good.len() - 1000]);
+    let (half, end) = (good.len() / 2, good.len() - 100);
+    let (whole, short) = (format!("{:#x}", good.len()), format!("{:#x}", good.len() - 1000));
+    let cases: [(String, &[&str]); 10] = [
+        (folder.path("none.sepal"), &["opening"]),
+        (folder.path(""), &["reading"]),
+        (folder.file("empty.sepal", ""), &["file length", "0x0", "0x20"]),
+        (cut, &["file length", &whole, &short]),
+        (folder.file("long.sepal", [&good[..], b"x"].concat()), &["file length", &whole]),
+        (changed("middle.sepal", half, !good[half]), &["weights checksum"]),
+        (changed("end.sepal", end, !good[end]), &["weights checksum"]),
+        (changed("manifest.sepal", 40, !good[40]), &["manifest checksum"]),
+        (changed("magic.sepal", 1, b'Z'), &["magic"]),
+        (changed("future.sepal", 8, 9), &["major version", "0x9", "0x1"]),
+    ];
+    for (path, words) in cases.iter().chain([&(image.clone(), &["magic"][..])]) {
+        let words = [&[&path[..]], *words].concat();
+        run("evaluate", &[path]).refused(&words);
+        run("inspect", &[path]).refused(&words);
+        run("predict", &[path, &image]).refused(&words);
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_none_stops_a_resumed_run() {
+    let folder = Folder::new("resume");
+    let save = model(&folder);
+    let resume = [&SHORT[..], &["--resume", "--save", &save]].concat();
+    let cut = folder.file("model.sepal.checkpoint", &trained().0[..500]);
+    run("train", &resume).refused(&[&cut, "file length", "0x1f4"]);
+    let finished = folder.file("model.sepal.checkpoint", &trained().0);
+    run("train", &resume).refused(&[&finished, "a finished model"]);
+    assert_eq!(&std::fs::read(&save).unwrap(), &trained().0);
+}
+
+/// Six samples of two features: SI by hand.
+const TABLE: &str = "a,b,kind\n0,0,x\n0.1,0,x\n5,5,y\n5.2,5,y\n0.15,0,y\n9,9,z\n";
+
+#[test]
+fn separation_is_what_a_hand_finds() {
+    let folder = Folder::new("separation");
+    let table = folder.file("table.csv", TABLE);
+    // Row 5 lies among the x: it and row 2 are each other's nearest. Row 6 is alone.
+    let args = ["--json", "--k", "2", "--triplets", "1000", &table];
+    let report = json(&run("separation", &args).warned(&[&table, "`z`", "one sample"]));
+    assert_eq!(keys(&report), ["classes", "features", "file", "measures", "samples", "unpaired"]);
+    documented("separation", &report);
+    let measure = |report: &Value, name: &str| {
+        let all = report["measures"].as_array().unwrap();
+        all.iter().find(|measure| measure["name"] == name).unwrap().clone()
+    };
+    let value = |name: &str| measure(&report, name)["value"].as_f64();
+    assert_eq!(report["unpaired"], 1);
+    close(value("SI"), Some(3.0 / 6.0));
+    close(value("high-order SI"), Some(0.0));
+    close(value("soft SI"), Some(4.0 / 12.0));
+    close(value("anti SI"), Some(2.0 / 6.0));
+    // Runs: 1, -1, 1, 1, -2, -2.
+    close(value("score"), Some(-2.0 / 6.0));
+    close(value("centre-based SI"), Some(5.0 / 6.0));
+    let triplets = measure(&report, "triplet SI");
+    assert_eq!((&triplets["anchors"], &triplets["skipped"]), (&1000.into(), &0.into()));
+    for (class, si) in [1.0 / 2.0, 2.0 / 3.0, 0.0].into_iter().enumerate() {
+        close(report["classes"][class]["si"].as_f64(), Some(si));
+    }
+
+    let test = folder.file("test.csv", "a,b,kind\n0,0.01,x\n5,5.1,z\n");
+    let args = ["--json", "--k", "2", "--label-column", "kind", &table, "--test", &test];
+    let report = json(&run("separation", &args).warned(&["`z`"]));
+    assert_eq!(measure(&report, "cross-SI")["value"], 0.5);
+    assert_eq!(measure(&report, "cross-SI")["anchors"], 2);
+    let text = run("separation", &[&table, "--label-column", "2"]).warned(&["`z`"]);
+    for word in ["6 samples of 2 features", "the nearest sample has their label", "0.5000"] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+    // Fewer samples, the same ones for the same seed.
+    let args = ["--samples", "4", "--k", "1", "--seed", "3", &table];
+    let [first, again] = [(); 2].map(|()| run("separation", &args));
+    assert!(first.err.contains("4 of 6"), "{}", first.err);
+    assert_eq!((first.status, first.out), (0, again.out));
+}
+
+#[test]
+fn separation_agrees_with_the_golden_file() {
+    let golden = |name: &str| format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let report = json(&run("separation", &["--json", &golden("si_digits.csv")]).warned(&["`10`"]));
+    let measures = report["measures"].as_array().unwrap();
+    let classes = report["classes"].as_array().unwrap();
+    let mut compared = 0;
+    for line in std::fs::read_to_string(golden("si_digits_expected.csv")).unwrap().lines() {
+        let [name, count, of] = line.split(',').collect::<Vec<_>>()[..] else { continue };
+        let find = |list: &[Value], name: &str, field: &str| {
+            list.iter().find(|item| item["name"] == name).and_then(|item| item[field].as_f64())
+        };
+        let measure = |name: &str| find(measures, name, "value");
+        let found = match name {
+            "si" => measure("SI"),
+            "high order 3" => measure("high-order SI"),
+            "soft 3" => measure("soft SI"),
+            "anti 3" => measure("anti SI"),
+            "centre" => measure("centre-based SI"),
+            _ => match name.strip_prefix("class ") {
+                Some(class) => find(classes, class, "si"),
+                None => continue,
+            },
+        };
+        let expected = count.parse::<f64>().unwrap() / of.parse::<f64>().unwrap();
+        close(found, Some(expected));
+        compared += 1;
+    }
+    assert_eq!(compared, 5 + 11);
+}
+
+#[test]
+fn separation_reads_arrays_folders_and_numbers_to_predict() {
+    let folder = Folder::new("arrays");
+    let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let features = folder.npy("x.npy", "<f4", "(4, 2)", &floats(&[0., 0., 0., 1., 8., 8., 8., 9.]));
+    let labels = folder.npy("y.npy", "|u1", "(4,)", &[0, 0, 1, 1]);
+    let args = ["--json", "--k", "1", &features, "--labels", &labels];
+    let more = ["--test", &features, "--test-labels", &labels];
+    let report = json(&run("separation", &[&args[..], &more].concat()).good());
+    assert_eq!(report["measures"][0]["value"], 1.0);
+    assert_eq!(report["measures"].as_array().unwrap().len(), 9);
+
+    let targets = folder.npy("t.npy", "<f4", "(4,)", &floats(&[0., 1., 5., 6.]));
+    let args = ["--json", "--regression", &features, "--labels", &targets];
+    let report = json(&run("separation", &args).good());
+    documented("separation", &report);
+    // The nearest sample has the nearest number, for each.
+    assert_eq!(report["measures"][0]["value"], 1.0);
+    assert_eq!(report["measures"][1]["value"], 1.0);
+    let table = folder.file("t.csv", "x,y\n0,0\n1,4\n2,1\n3,5\n");
+    let args = ["--json", "--regression", &table];
+    let report = json(&run("separation", &args).good());
+    // Nearest by x: 1, 0, 1, 2 (the lower index of two). |y - y*| = 4, 4, 3, 4; nearest and
+    // farthest numbers are 1 and 5, 1 and 4, 1 and 4, 1 and 5 away.
+    let linear = (1.0 / 4.0 + 0.0 + 1.0 / 3.0 + 1.0 / 4.0) / 4.0;
+    let found = report["measures"][0]["value"].as_f64().unwrap();
+    assert!((found - linear).abs() < 1e-6, "{found}, computed in f32; expected {linear}");
+
+    let images = folder.idx("images", 12, 8, 3);
+    let report = json(&run("separation", &["--json", &images]).good());
+    assert_eq!((&report["samples"], &report["features"]), (&12.into(), &64.into()));
+    // The test images are the training images.
+    assert_eq!(report["measures"][7]["name"], "cross-SI");
+    assert_eq!(report["measures"][7]["value"], 1.0);
+    run("separation", &["--regression", &images]).refused(&[&images, "--regression"]);
+}
+
+#[test]
+fn separation_refuses_features_that_say_nothing() {
+    let folder = Folder::new("features");
+    let table = folder.file("table.csv", TABLE);
+    let bad = |name: &str, text: &str, words: &[&str]| {
+        let path = folder.file(name, text);
+        run("separation", &[&path]).refused(&[&[&path[..]], words].concat());
+    };
+    bad("nan.csv", "a,b,l\n1,2,x\n1,nan,y\n", &["row 3", "`b`", "`nan`", "finite"]);
+    bad("inf.csv", "1,2,x\n1,inf,y\n", &["row 2", "column 1", "`inf`", "finite"]);
+    bad("word.csv", "1,2,x\n1,no,y\n", &["row 2", "`no`"]);
+    bad("empty.csv", "", &["no rows"]);
+    bad("header.csv", "a,b,l\n", &["no rows"]);
+    bad("ragged.csv", "1,2,x\n1,y\n", &["2"]);
+    bad("one.csv", "1,2,x\n", &["`x`", "all 1", "2 classes"]);
+    bad("class.csv", "1,2,x\n3,4,x\n5,6,x\n", &["`x`", "all 3", "2 classes"]);
+    bad("alone.csv", "1,2,x\n3,4,y\n5,6,z\n", &["3 classes of 1 sample"]);
+    let image = folder.png("image.png", 4, &[0; 16]);
+    run("separation", &[&image]).refused(&[&image]);
+    let none = folder.path("none.csv");
+    run("separation", &[&none]).refused(&[&none]);
+
+    let other = folder.file("other.csv", "a,b,kind\n0,0,x\n1,1,w\n");
+    run("separation", &[&table, "--test", &other]).refused(&[&other, "`w`"]);
+    let wide = folder.file("wide.csv", "a,b,c,kind\n0,0,0,x\n");
+    run("separation", &[&table, "--test", &wide]).refused(&[&wide, "3 features", "2", &table]);
+    run("separation", &[&table, "--label-column", "none"]).refused(&[&table, "`none`", "`kind`"]);
+    run("separation", &[&table, "--label-column", "7"]).refused(&[&table, "7", "0 to 2"]);
+    run("separation", &[&table, "--k", "6"]).refused(&[&table, "6", "1 to 5"]);
+
+    let floats = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let nan = folder.npy("x.npy", "<f4", "(2, 1)", &floats(&[0.0, f32::NAN]));
+    let labels = folder.npy("y.npy", "<i4", "(2,)", &[0, 0, 0, 0, 1, 0, 0, 0]);
+    run("separation", &[&nan, "--labels", &labels]).refused(&[&nan, "sample 1", "NaN", "finite"]);
+    let features = folder.npy("z.npy", "<f4", "(2, 1)", &floats(&[0.0, 1.0]));
+    let negative = folder.npy("n.npy", "<i4", "(2,)", &[0, 0, 0, 0, 255, 255, 255, 255]);
+    let args = [&features, "--labels", &negative];
+    run("separation", &args).refused(&[&negative, "sample 1", "-1", "65535"]);
+    let three = folder.npy("three.npy", "|u1", "(3,)", &[0, 1, 1]);
+    run("separation", &[&features, "--labels", &three]).refused(&[&three, "[3]", "2"]);
+    let args = ["--regression", &features, "--labels", &three];
+    run("separation", &args).refused(&[&features, "[2, 1]", "3 rows"]);
+    run("separation", &[&features]).refused(&[&features, "--labels"]);
+    run("separation", &[&table, "--labels", &labels]).refused(&[&table, "NPY"]);
+    let same = folder.file("same.csv", "1,7\n2,7\n3,7\n");
+    run("separation", &["--regression", &same]).refused(&[&same, "7", "different"]);
+    let single = folder.file("single.csv", "1,7\n");
+    run("separation", &["--regression", &single]).refused(&[&single, "1 sample", "2 or more"]);
+}
+
+#[test]
+fn training_refuses_sets_that_cannot_be_learnt() {
+    let folder = Folder::new("sets");
+    run("train", &["--images", "64", "--no-control"]).refused(&["64", "128"]);
+    run("train", &["--images", "0"]).refused(&["--images 0", "1 to 2000"]);
+    let one = folder.idx("one", 16, 28, 1);
+    let args = ["--data", &one, "--batch", "8", "--epochs", "1", "--no-control"];
+    run("train", &args).refused(&["class"]);
+    let small = folder.idx("small", 16, 4, 2);
+    run("train", &["--data", &small]).refused(&["1x4x4"]);
+    let none = folder.path("none");
+    run("train", &["--data", &none]).refused(&[&none]);
+}
+
+#[test]
+fn an_unknown_option_has_status_2() {
+    for name in PROGRAMS {
+        let ended = run(name, &["--nonsense"]);
+        assert_eq!(ended.status, 2, "{name}: {}", ended.err);
+        has(&ended.err, "error: ", &["--nonsense"]);
+    }
+    for (name, args) in [
+        ("predict", &["model", "image", "--top", "0"][..]),
+        ("separation", &["table", "--k", "0"]),
+        ("separation", &["table", "--gamma", "nan"]),
+        ("inspect", &["model", "--ram", "-1"]),
+        ("evaluate", &["model", "--threads", "0"]),
+        ("train", &["--epochs", "0"]),
+    ] {
+        assert_eq!(run(name, args).status, 2, "{name} {args:?}");
+    }
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let folder = Folder::new("place");
+    let file = folder.file("file", "not a folder");
+    let save = format!("{file}/model.sepal");
+    // With the first checkpoint, after one step.
+    let args = [&SHORT[..], &["--every", "0", "--save", &save]].concat();
+    run("train", &args).refused(&[&save]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"not a folder");
+}
+
+/// Files of the program may not grow past 4 kB, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_model_that_was_there() {
+    let folder = Folder::new("full");
+    let save = model(&folder);
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
+    let ended: Ended = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(program("train"))
+        .args(SHORT)
+        .args(["--every", "1000", "--seed", "1", "--save", &save])
+        .output()
+        .unwrap()
+        .into();
+    ended.refused(&[&save, "writing", "large"]);
+    assert_eq!(&std::fs::read(&save).unwrap(), &trained().0);
+    let left: Vec<_> = std::fs::read_dir(&folder.0).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// The standard output may be full, or nobody may read it.
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written_is_no_panic() {
+    let folder = Folder::new("output");
+    let path = model(&folder);
+    let table = folder.file("table.csv", "0,x\n1,x\n5,y\n6,y\n7,y\n");
+    let image = folder.png("image.png", 28, &pixels(0));
+    let cases: [(&str, &[&str]); 4] = [
+        ("inspect", &[&path]),
+        ("evaluate", &[&path, "--json"]),
+        ("predict", &[&path, &image]),
+        ("separation", &[&table]),
+    ];
+    for (name, args) in cases {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Command::new(program(name)).args(args).stdout(full).output().unwrap();
+        Ended::from(output).refused(&["standard output"]);
+
+        let mut child = Command::new(program(name))
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        Ended::from(child.wait_with_output().unwrap()).good();
+    }
+}
+
+/// The sets of these tests are what they are meant to be.
+#[test]
+fn the_idx_writer_writes_what_the_library_reads() {
+    let folder = Folder::new("idx");
+    let split = data::open(folder.idx("set", 5, 8, 3)).unwrap();
+    let expected: Vec<u16> = vec![0, 1, 2, 0, 1];
+    assert_eq!((Dataset::len(&split.train), split.test.labels()), (5, &expected[..]));
+}
