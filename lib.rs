@@ -59,3 +59,7 @@ pub use sepal_cpu as cpu;
 #[cfg(feature = "models")]
 #[doc(inline)]
 pub use sepal_models as models;
+
+#[cfg(all(doctest, feature = "cpu", feature = "models"))]
+#[doc = include_str!("README.md")]
+struct Readme;

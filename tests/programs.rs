@@ -673,15 +673,17 @@ fn separation_refuses_features_that_say_nothing() {
 #[test]
 fn training_refuses_sets_that_cannot_be_learnt() {
     let folder = Folder::new("sets");
-    run("train", &["--images", "64", "--no-control"]).refused(&["64", "128"]);
+    run("train", &["--images", "64", "--no-control"]).refused(&["bundled images", "64", "128 of --batch"]);
     run("train", &["--images", "0"]).refused(&["--images 0", "1 to 2000"]);
     let one = folder.idx("one", 16, 28, 1);
     let args = ["--data", &one, "--batch", "8", "--epochs", "1", "--no-control"];
-    run("train", &args).refused(&["class"]);
+    run("train", &args).refused(&[&one, "all 16", "2 classes or more"]);
     let small = folder.idx("small", 16, 4, 2);
-    run("train", &["--data", &small]).refused(&["1x4x4"]);
+    run("train", &["--data", &small, "--batch", "8"]).refused(&["1x4x4"]);
     let none = folder.path("none");
     run("train", &["--data", &none]).refused(&[&none]);
+    let nowhere = folder.path("no folder/model.sepal");
+    run("train", &["--images", "256", "--save", &nowhere]).refused(&[&nowhere, "creating"]);
 }
 
 #[test]
