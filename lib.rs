@@ -41,6 +41,7 @@
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
 //! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, 1.3 MB of images |
 //! | `f16` | weights stored in half precision | half |
+//! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!
 //! Without default features the crate is `no_std` and never allocates. The minimum supported Rust
 //! version is 1.95; it is raised only in a minor release.

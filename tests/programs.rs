@@ -673,7 +673,11 @@ fn separation_refuses_features_that_say_nothing() {
 #[test]
 fn training_refuses_sets_that_cannot_be_learnt() {
     let folder = Folder::new("sets");
-    run("train", &["--images", "64", "--no-control"]).refused(&["bundled images", "64", "128 of --batch"]);
+    run("train", &["--images", "64", "--no-control"]).refused(&[
+        "bundled images",
+        "64",
+        "128 of --batch",
+    ]);
     run("train", &["--images", "0"]).refused(&["--images 0", "1 to 2000"]);
     let one = folder.idx("one", 16, 28, 1);
     let args = ["--data", &one, "--batch", "8", "--epochs", "1", "--no-control"];

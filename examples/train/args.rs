@@ -111,7 +111,14 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub si_samples: u32,
 
-    /// Print one JSON object a line instead of text
+    /// Print one JSON object a line instead of text; --help lists the fields
+    ///
+    /// "event" says which: "stage" (index, first, last, objective, bytes of the arena, steps in a
+    /// pass, epochs, done: updates made before); "epoch" (epoch, batch_loss, batch_score and
+    /// skipped of its last batch, rate); "stage_done" (index, epochs, updates, mean loss and score
+    /// of the last pass, seconds); "block" (name, shape, parameters, si_train, cross_si, seconds,
+    /// bytes, epochs; null where there is none); "accuracy" (net, nearest, linear, head: shares of
+    /// the test set); "done" (cpu_seconds of the training, seed, train and test: numbers of images)
     #[arg(long)]
     pub json: bool,
 }

@@ -225,7 +225,7 @@ fn save(
 ) -> Result<(), Failure> {
     let classes: Vec<&str> = train.names().iter().map(String::as_str).collect();
     let separation: Vec<(u16, f32)> =
-        (0..).zip(rows).filter_map(|(block, row)| Some((block, row.cross_si? as f32))).collect();
+        (0..).zip(rows).filter_map(|(block, row)| Some((block, row.si? as f32))).collect();
     let provenance =
         Provenance { version: env!("CARGO_PKG_VERSION"), recipe, seed: args.seed, data };
     let meta = Meta {
