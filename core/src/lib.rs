@@ -1,4 +1,23 @@
 //! The core of sepal: forward, layer-wise learning without `std` and without a heap.
+//!
+//! Nets are data ([`net`], [`layer`]), memory is lent by the caller ([`arena`]) and cut by
+//! arithmetic on shapes ([`plan`]), and everything is computed by a [`backend`], of which the
+//! [`mod@reference`] is the specification. [`infer`] runs a net, [`train`] trains a stage of it,
+//! step by step; [`stage`] and [`strategy`] say which and in which order. [`neighbour`] is the
+//! primitive behind the Separation Index ([`si`]) and the losses ([`loss`]).
+//!
+//! # Contract
+//! Nothing here allocates, and nothing panics on any input. Shapes are checked when a plan is
+//! made; errors are small values that carry the numbers which explain them. The same backend, seed
+//! and data give the same bits. Functions of mathematics come from libm on every target, so the
+//! reference gives the same bits on every target with IEEE 754 arithmetic.
+//!
+//! # Features
+//! | feature | what it adds | what it costs |
+//! |---|---|---|
+//! | `serde` | serde on every type that describes a model | serde |
+//! | `format` | [`mod@format`]: the model file and checkpoints | serde, postcard, crc |
+//! | `f16` | weights stored in half precision | half |
 #![no_std]
 #![forbid(unsafe_code)]
 
