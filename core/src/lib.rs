@@ -16,7 +16,7 @@
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
 //! | `serde` | serde on every type that describes a model | serde |
-//! | `format` | [`mod@format`]: the model file and checkpoints | serde, postcard, crc |
+//! | `format` | the model file and checkpoints | serde, postcard, crc |
 //! | `f16` | weights stored in half precision | half |
 #![no_std]
 #![forbid(unsafe_code)]
