@@ -25,7 +25,8 @@ pub enum PlanError {
         /// What reaches it.
         input: Shape,
     },
-    /// A size does not fit the address space, or a tensor has 2^32 elements or more.
+    /// A size does not fit the address space, a tensor has 2^32 elements or more, or scratch takes
+    /// 4 GiB or more.
     Overflow {
         /// The layer, counted from the first of the chain.
         layer: usize,
@@ -39,10 +40,15 @@ pub enum PlanError {
         /// How many layers there are.
         layers: usize,
     },
-    /// A batch, chunk or queue of a size that cannot be used.
+    /// A batch or chunk of a size that cannot be used.
     Batch {
         /// The size.
         size: u32,
+    },
+    /// More batches in flight than 2, or none.
+    Queue {
+        /// How many.
+        batches: u32,
     },
 }
 
@@ -55,6 +61,7 @@ impl core::fmt::Display for PlanError {
                 write!(f, "layers {first}..{last} of a net of {layers}")
             }
             Self::Batch { size } => write!(f, "a batch of {size} samples"),
+            Self::Queue { batches } => write!(f, "{batches} batches in flight, expected 1 or 2"),
         }
     }
 }
@@ -175,9 +182,23 @@ const fn room(
     }
 }
 
+/// The first byte past a slot, rounded up to whole words.
+pub(crate) const fn past(slot: Slot) -> Result<usize, PlanError> {
+    add(slot.at, tri!(room(slot.shape, slot.layout, slot.dtype, 0)), 0)
+}
+
+/// The largest scratch: its bytes are elements of one slot.
+const SCRATCH: usize = u32::MAX as usize / Word::BYTES * Word::BYTES;
+
+/// Bytes of scratch, rounded up to whole words.
+const fn scratch_room(bytes: usize, layer: usize) -> Result<usize, PlanError> {
+    if bytes > SCRATCH { Err(PlanError::Overflow { layer }) } else { Ok(Word::round_up(bytes)) }
+}
+
+/// A slot of bytes: of whole words, and never more than was granted to one layer.
 const fn bytes_slot(at: usize, bytes: usize) -> Slot {
-    // A scratch of 4 GiB or more is given in units that fit the shape.
-    Slot::new(at, Shape::new((bytes / Word::BYTES) as u32, Word::BYTES as u32, 1, 1), Dtype::U8)
+    let words = if bytes > SCRATCH { SCRATCH } else { bytes } / Word::BYTES;
+    Slot::new(at, Shape::new(words as u32, Word::BYTES as u32, 1, 1), Dtype::U8)
 }
 
 /// The state of a walk over the layers of a plan.
@@ -204,6 +225,7 @@ impl Eval {
     /// An input of 2^32 elements or more.
     pub const fn new(at: usize, input: Shape) -> Result<Self, PlanError> {
         let bytes = tri!(room(input, Layout::Nchw, Dtype::F32, 0));
+        tri!(add(at, bytes, 0));
         Ok(Self { at, bytes, input: Slot::new(at, input, Dtype::F32) })
     }
 
@@ -250,7 +272,8 @@ impl Eval {
                 tri!(add(bytes, tri!(room(needs.out, needs.layout, needs.dtype, layer)), layer));
         }
         bytes = tri!(add(bytes, tri!(saved_room(needs, layer)), layer));
-        bytes = tri!(add(bytes, Word::round_up(needs.forward_scratch), layer));
+        bytes = tri!(add(bytes, tri!(scratch_room(needs.forward_scratch, layer)), layer));
+        tri!(add(self.at, bytes, layer));
         Ok(Self { bytes: max(self.bytes, bytes), ..self })
     }
 
@@ -261,6 +284,7 @@ impl Eval {
     /// Sizes past the address space.
     pub const fn before(self, raw: usize) -> Result<Self, PlanError> {
         let bytes = tri!(add(Word::round_up(raw), self.input_bytes(), 0));
+        tri!(add(self.at, bytes, 0));
         Ok(Self { bytes: max(self.bytes, bytes), ..self })
     }
 
@@ -408,8 +432,10 @@ impl Train {
             tri!(room(self.output, self.layout, Dtype::F32, layer))
         };
         let backward = tri!(add(dy, dx, layer));
-        let backward = tri!(add(backward, Word::round_up(needs.backward_scratch), layer));
-        let gradients = max(self.gradients, max(backward, Word::round_up(needs.forward_scratch)));
+        let backward =
+            tri!(add(backward, tri!(scratch_room(needs.backward_scratch, layer)), layer));
+        let forward = tri!(scratch_room(needs.forward_scratch, layer));
+        let gradients = max(self.gradients, max(backward, forward));
         let keeps = if needs.view { self.keeps } else { needs.keeps_output };
         Ok(Self {
             kept,
@@ -428,7 +454,7 @@ impl Train {
     /// Sizes past the address space.
     pub const fn finish(self, scratch: usize) -> Result<Self, PlanError> {
         let dy = tri!(room(self.output, self.layout, Dtype::F32, self.layers));
-        let objective = tri!(add(dy, Word::round_up(scratch), self.layers));
+        let objective = tri!(add(dy, tri!(scratch_room(scratch, self.layers)), self.layers));
         let plan = Self { gradients: max(self.gradients, objective), ..self };
         tri!(add(plan.at, tri!(add(plan.kept, plan.gradients, self.layers)), self.layers));
         Ok(plan)
@@ -585,6 +611,11 @@ impl Params {
             }
             i += 1;
         }
+        // All of a kind are one slot for the optimiser, and for who saves them.
+        let most = u32::MAX as usize;
+        if max(plan.trained, plan.measured) / Dtype::F32.size() > most {
+            return Err(PlanError::Overflow { layer });
+        }
         Ok(plan)
     }
 
@@ -685,5 +716,54 @@ impl ParamsWalk {
             dweight: Slot { at: g + trained, ..weight },
             dbias: Slot { at: g + bias_at, ..bias },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Dense;
+
+    #[test]
+    fn scratch_that_no_slot_can_hold_is_refused() {
+        let x = Shape::rows(2, 4);
+        let needs = Layer::Dense(Dense { units: 3, bias: true }).needs(x, Pass::Train).unwrap();
+        let overflow = Err(PlanError::Overflow { layer: 0 });
+        for (bytes, fits) in [(SCRATCH, true), (SCRATCH + 1, false), (usize::MAX, false)] {
+            let forward = Needs { forward_scratch: bytes, ..needs };
+            let backward = Needs { backward_scratch: bytes, ..needs };
+            let eval = Eval::new(0, x).unwrap();
+            let eval = eval.push(0, x, Layout::Nchw, Dtype::F32, forward);
+            for plan in [Train::new(0, x).push(forward), Train::new(0, x).push(backward)] {
+                assert_eq!((plan.is_ok(), eval.is_ok()), (fits, fits), "{bytes}");
+                assert!(fits || plan == overflow);
+            }
+            let finished = Train::new(0, Shape::rows(0, 4)).finish(bytes);
+            assert_eq!(finished.is_ok(), fits, "{bytes}");
+            if let Ok(eval) = eval {
+                assert_eq!(eval.walk(2).step(forward).scratch.bytes(), bytes);
+            }
+        }
+        // What the objective has beside a large region is not nothing.
+        let plan = Train { gradients: SCRATCH * 2, ..Train::new(0, Shape::rows(0, 4)) };
+        assert_eq!(plan.walk(Slot::EMPTY).objective_scratch().bytes(), SCRATCH);
+    }
+
+    #[test]
+    fn parameters_that_no_slot_can_hold_are_refused() {
+        let dense = |units| Layer::Dense(Dense { units, bias: false });
+        let plan = |layers: &[Layer]| Params::new(0, Chain::new(layers), Shape::rows(1, 65_536), 0);
+        let half = plan(&[dense(32_768)]).unwrap();
+        assert_eq!(half.trained().bytes(), 1 << 33);
+        let twice = plan(&[dense(32_768), dense(65_536)]);
+        assert_eq!(twice, Err(PlanError::Overflow { layer: 1 }));
+    }
+
+    #[test]
+    fn a_region_past_the_address_space_is_refused() {
+        let x = Shape::rows(1, 4);
+        assert_eq!(Eval::new(usize::MAX - 15, x), Err(PlanError::Overflow { layer: 0 }));
+        let eval = Eval::new(usize::MAX - 31, x).unwrap();
+        assert_eq!(eval.before(16), Err(PlanError::Overflow { layer: 0 }));
     }
 }

@@ -15,7 +15,7 @@
 //! work: the prefix, some samples at a time, then the chain       the larger of both
 //! ```
 
-use crate::arena::{Dtype, Slot, Word};
+use crate::arena::{Dtype, Slot};
 use crate::backend::{
     self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
 };
@@ -35,7 +35,7 @@ use crate::stage::{Objective, Outcome, Stage, Stop};
 pub struct Feed {
     /// Leading layers that the source has already applied; see [`Source::depth`].
     pub depth: usize,
-    /// Whether the source gives bytes.
+    /// Whether the source gives bytes; where layers were applied it always gives numbers.
     pub bytes: bool,
     /// Samples that run through the frozen prefix together. 1 needs the least memory.
     pub chunk: u32,
@@ -84,10 +84,6 @@ struct Fixed {
     prefix: Option<(usize, Shape)>,
 }
 
-const fn after(slot: Slot) -> usize {
-    slot.at + Word::round_up(slot.bytes())
-}
-
 impl Fixed {
     const fn new(net: &Net<'_>, stage: &Stage<'_>, feed: Feed) -> Result<Self, PlanError> {
         let (first, last) = (stage.first as usize, stage.last as usize);
@@ -95,9 +91,14 @@ impl Fixed {
         if feed.depth > first || first >= last || last > net.layers.len() {
             return Err(PlanError::Range { first: feed.depth, last, layers: net.layers.len() });
         }
-        if batch == 0 || feed.chunk == 0 || feed.queue == 0 || feed.queue > 2 {
-            return Err(PlanError::Batch { size: if batch == 0 { 0 } else { feed.chunk } });
+        if batch == 0 || feed.chunk == 0 {
+            return Err(PlanError::Batch { size: 0 });
         }
+        if feed.queue == 0 || feed.queue > 2 {
+            return Err(PlanError::Queue { batches: feed.queue });
+        }
+        // What layers give is never bytes.
+        let bytes = feed.bytes && feed.depth == 0;
         let given = tri!(net.shape(feed.depth));
         let input = tri!(net.shape(first)).with_n(batch);
         let chain = tri!(net.chain(first, last));
@@ -106,13 +107,13 @@ impl Fixed {
 
         let none = Slot::EMPTY;
         let (mut labels, mut raw) = ([none; 2], [none; 2]);
-        let dtype = if feed.bytes { Dtype::U8 } else { Dtype::F32 };
+        let dtype = if bytes { Dtype::U8 } else { Dtype::F32 };
         let mut at = params.bytes();
         let mut i = 0;
         while i < feed.queue as usize {
             labels[i] = Slot::vector(at, batch, Dtype::U16);
-            raw[i] = Slot::new(after(labels[i]), given.with_n(batch), dtype);
-            at = after(raw[i]);
+            raw[i] = Slot::new(tri!(plan::past(labels[i])), given.with_n(batch), dtype);
+            at = tri!(plan::past(raw[i]));
             i += 1;
         }
         let pairs = if stage.recipe.objective.pairs() { batch } else { 0 };
@@ -123,9 +124,9 @@ impl Fixed {
             None
         };
         // Numbers that need no prefix are the chain's input where they are.
-        let own = feed.bytes || prefix.is_some();
-        let x = Slot::new(after(pairs), input, Dtype::F32);
-        let work = if own { after(x) } else { after(pairs) };
+        let own = bytes || prefix.is_some();
+        let x = Slot::new(tri!(plan::past(pairs)), input, Dtype::F32);
+        let work = if own { tri!(plan::past(x)) } else { x.at };
         Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
     }
 
@@ -439,7 +440,8 @@ impl<'m> Session<'m> {
                     let HostMut::F32(host) = host else { return Err(missing) };
                     if at >= chain.body.len() {
                         // The head is drawn anew in every stage.
-                        let draw = Rng::new(self.seed, Purpose::Weights, 1, head_key(self, at));
+                        let (stage, key) = (self.progress.stage, crate::init::key(at, role));
+                        let draw = Rng::new(self.seed, Purpose::Weights, 1 + u32::from(stage), key);
                         crate::init::tensor(layer, shape, role, draw, host);
                     } else if !stored.widen(host) {
                         return Err(missing);
@@ -550,7 +552,7 @@ impl<'m> Session<'m> {
     /// # Errors
     /// A source of another shape or with fewer samples than one batch, a failed read, a loss that
     /// is not a number, a pass in which no anchor could be used. The session is as it was before
-    /// the step, the parameters too, except after a loss that is not a number.
+    /// the step, the trained parameters too; running statistics may have followed the batch.
     pub fn step<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
@@ -880,10 +882,6 @@ impl<'m> Session<'m> {
     }
 }
 
-fn head_key(session: &Session<'_>, at: usize) -> u32 {
-    u32::from(session.progress.stage) << 16 | at as u32
-}
-
 fn next_params<'m>(
     walk: &mut plan::ParamsWalk,
     chain: &Chain<'m>,
@@ -894,4 +892,124 @@ fn next_params<'m>(
     let layer = chain.get(at).ok_or(impossible)?;
     let tensors = layer.tensors(shape).ok_or(impossible)?;
     Ok((layer, tensors, walk.step(tensors)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::{Dense, GlobalAvgPool};
+    use crate::net::{Input, Normalisation, Weights};
+    use crate::optim::Rule;
+    use crate::reference::Reference;
+    use crate::schedule::Schedule;
+    use crate::stage::Recipe;
+    use std::vec;
+    use std::vec::Vec;
+
+    const HEAD: &[Layer] = &[Layer::Dense(Dense { units: 3, bias: true })];
+    const RECIPE: Recipe<'static> = Recipe {
+        head: HEAD,
+        objective: Objective::CrossEntropy { smoothing: 0.0 },
+        epochs: 1,
+        batch: 4,
+        rule: Rule::sgd(),
+        rate: 0.1,
+        schedule: Schedule::Constant,
+        stop: Stop::Never,
+    };
+    const STAGE: Stage<'static> = Stage { first: 0, last: 1, calibrate: false, recipe: RECIPE };
+    const NET: Net<'static> = Net {
+        input: Input { shape: Shape::new(1, 8, 256, 256), normalisation: Normalisation::NONE },
+        layers: &[Layer::GlobalAvgPool(GlobalAvgPool)],
+        blocks: &[1],
+        features: 1,
+    };
+
+    #[test]
+    fn samples_that_no_slot_can_hold_are_refused() {
+        for (batch, fits) in [(8191, true), (8192, false), (u32::MAX, false)] {
+            let stage = Stage { recipe: Recipe { batch, ..RECIPE }, ..STAGE };
+            for bytes in [true, false] {
+                let plan = StagePlan::reference(&NET, &stage, Feed { bytes, ..Feed::BYTES });
+                assert_eq!(plan.is_ok(), fits, "{batch}: {plan:?}");
+                assert!(fits || matches!(plan, Err(PlanError::Overflow { .. })));
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_is_of_one_or_two() {
+        for queue in [0, 3, u32::MAX] {
+            let plan = StagePlan::reference(&NET, &STAGE, Feed { queue, ..Feed::BYTES });
+            assert_eq!(plan, Err(PlanError::Queue { batches: queue }));
+        }
+    }
+
+    /// What layers give are numbers: a source that would give them as bytes is refused, not read
+    /// as if its bytes had been widened.
+    #[test]
+    fn features_are_never_bytes() {
+        struct Bytes;
+        impl Source for Bytes {
+            fn len(&self) -> u32 {
+                4
+            }
+            fn shape(&self) -> Shape {
+                Shape::rows(1, 8)
+            }
+            fn is_u8(&self) -> bool {
+                true
+            }
+            fn depth(&self) -> usize {
+                1
+            }
+            fn read(
+                &mut self,
+                _: &[u32],
+                _: Option<Draw>,
+                x: Batch<'_>,
+                _: &mut [u16],
+            ) -> Result<(), crate::source::SourceError> {
+                match x {
+                    Batch::U8(_) => Ok(()),
+                    Batch::F32(x) => {
+                        let got = x.len() as u32;
+                        Err(crate::source::SourceError::Batch { expected: 0, got })
+                    }
+                }
+            }
+        }
+        let layers = [NET.layers[0], Layer::Dense(Dense::new(3))];
+        let net = Net { layers: &layers, blocks: &[1, 2], ..NET };
+        let stage = Stage { first: 1, last: 2, recipe: Recipe { head: &[], ..RECIPE }, ..STAGE };
+        let plan = StagePlan::reference(&net, &stage, Feed::of(&Bytes)).unwrap();
+        let mut memory = vec![crate::arena::Word::NAN; plan.bytes() / 16];
+        let mut backend = Reference::new(&mut memory);
+        let model = Model { net, weights: Weights::Flat(&[0.5; 27]) };
+        let mut session = Session::new(net, stage, plan, 0, 0);
+        session.load(&mut backend, &model).unwrap();
+        let step = session.step(&mut backend, &model, &mut Bytes);
+        assert!(matches!(step, Err(Error::Source(_))), "{step:?}");
+    }
+
+    #[test]
+    fn each_tensor_of_a_head_is_drawn_anew() {
+        let net = Net { input: Input { shape: Shape::new(1, 2, 4, 4), ..NET.input }, ..NET };
+        let drawn = |index| -> Vec<f32> {
+            let plan = StagePlan::reference(&net, &STAGE, Feed::BYTES).unwrap();
+            let mut memory = vec![crate::arena::Word::NAN; plan.bytes() / 16];
+            let mut backend = Reference::new(&mut memory);
+            let model = Model { net, weights: Weights::Flat(&[]) };
+            let mut session = Session::new(net, STAGE, plan, 7, index);
+            session.load(&mut backend, &model).unwrap();
+            let trained = session.state()[0];
+            let mut numbers = vec![0.0; trained.elements()];
+            backend.read(trained, HostMut::F32(&mut numbers)).unwrap();
+            // Six weights and three biases, each rounded up to whole words.
+            [&numbers[..6], &numbers[8..11]].concat()
+        };
+        let mut all = [drawn(0), drawn(1)].concat();
+        all.sort_by(f32::total_cmp);
+        assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
+    }
 }
