@@ -8,7 +8,8 @@ use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::error::Error;
 use sepal_core::net::{Model, Net, Weights};
 use sepal_core::plan::PlanError;
-use sepal_core::source::Source;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_core::stage::{Outcome, Stage};
 use sepal_core::strategy::Strategy;
 use sepal_core::train::{Feed, Progress, Session, StagePlan, Step};
@@ -233,7 +234,9 @@ impl<'n> Fit<'n> {
                 self.refill(device, source, &mut cached, usize::from(stage.first))?;
             }
             match &mut cached {
-                Some(features) => self.stage(device, stage, features, watch)?,
+                Some(features) => {
+                    self.stage(device, stage, &mut Kept { features, source }, watch)?;
+                }
                 None => self.stage(device, stage, source, watch)?,
             }
         }
@@ -339,6 +342,44 @@ impl<'n> Fit<'n> {
     }
 }
 
+/// Features in batches that the source they are of chooses.
+struct Kept<'a, S> {
+    features: &'a mut Features,
+    source: &'a S,
+}
+
+impl<S: Source> Source for Kept<'_, S> {
+    fn len(&self) -> u32 {
+        Source::len(self.features)
+    }
+
+    fn shape(&self) -> Shape {
+        Source::shape(self.features)
+    }
+
+    fn is_u8(&self) -> bool {
+        self.features.is_u8()
+    }
+
+    fn depth(&self) -> usize {
+        self.features.depth()
+    }
+
+    fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+        self.source.pick(draw, batch, first, indices);
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        draw: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        self.features.read(indices, draw, batch, labels)
+    }
+}
+
 fn underway<B: Backend>(session: &Session<'_>, backend: &mut B) -> Result<Underway, Error> {
     let mut state = [const { Vec::new() }; 4];
     for (slot, numbers) in session.state().into_iter().zip(&mut state) {
@@ -364,11 +405,9 @@ mod tests {
     use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU};
     use sepal_core::net::{Input, Normalisation};
     use sepal_core::reference::OnReference;
-    use sepal_core::shape::Shape;
-    use sepal_core::source::{Batch, Draw, SourceError};
     use sepal_core::stage::Recipe;
 
-    /// Two classes that differ in their first number.
+    /// Two classes that differ in their first number, in batches of its own.
     struct Two;
 
     impl Source for Two {
@@ -382,6 +421,12 @@ mod tests {
 
         fn is_u8(&self) -> bool {
             false
+        }
+
+        fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+            for (place, index) in (first..).zip(indices) {
+                *index = (draw.step * batch + place + draw.epoch) * 5 % self.len();
+            }
         }
 
         fn read(
@@ -413,6 +458,7 @@ mod tests {
         }
     }
 
+    /// So are batches: those of the source, whether features are kept or not.
     #[test]
     fn a_block_that_is_trained_again_leaves_no_old_features() {
         let layers = [
