@@ -1,6 +1,6 @@
 //! The programs, run as a person runs them: on good input, and on all kinds of bad input.
 //!
-//! `cargo test` builds them; with `--test programs` add `--examples`.
+//! `cargo test` builds them; `cargo test --test programs` needs `cargo build --examples` before.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -704,6 +704,11 @@ fn an_unknown_option_has_status_2() {
         ("inspect", &["model", "--ram", "-1"]),
         ("evaluate", &["model", "--threads", "0"]),
         ("train", &["--epochs", "0"]),
+        ("train", &["--si-samples", "0"]),
+        ("train", &["--every", "inf"]),
+        ("train", &["--every", "1e30"]),
+        ("train", &["--every", "nan"]),
+        ("train", &["--every", "-1"]),
     ] {
         assert_eq!(run(name, args).status, 2, "{name} {args:?}");
     }
@@ -718,6 +723,10 @@ fn a_place_that_cannot_be_written_is_named() {
     let args = [&SHORT[..], &["--every", "0", "--save", &save]].concat();
     run("train", &args).refused(&[&save]);
     assert_eq!(std::fs::read(&file).unwrap(), b"not a folder");
+    // Before the training, which an option that is refused later would end.
+    for save in [&folder.path(""), "..", "/"] {
+        run("train", &["--images", "0", "--save", save]).refused(&[save, "creating"]);
+    }
 }
 
 /// Files of the program may not grow past 4 kB, as on a full disk.

@@ -75,3 +75,61 @@ fn a_checkpoint_of_another_run_is_refused_and_kept() {
     assert!(errors.contains("model.sepal.checkpoint") && errors.contains("identity"), "{errors}");
     assert_eq!(std::fs::read(checkpoint(&save)).unwrap(), kept);
 }
+
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// Waits for a file that a run writes on its way.
+#[cfg(unix)]
+fn wait_for(child: &mut Child, file: &Path) {
+    while !file.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended without {}", file.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_has_status_130_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, save) = (folder.path().join("whole.sepal"), folder.path().join("model.sepal"));
+    let long = |save: &Path| {
+        let mut command = train(save);
+        command.args(["--strategy", "end-to-end", "--cutout", "5"]);
+        command
+    };
+    let (done, errors) = finish(long(&whole).spawn().unwrap());
+    assert!(done, "{errors}");
+
+    let mut child = long(&save).spawn().unwrap();
+    wait_for(&mut child, &checkpoint(&save));
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    // It may have ended before the signal came.
+    assert!(output.status.code() == Some(130) || save.exists(), "{errors}");
+    assert_eq!(output.status.success(), save.exists(), "{errors}");
+    let (done, errors) = finish(long(&save).arg("--resume").spawn().unwrap());
+    assert!(done, "{errors}");
+    assert_eq!(std::fs::read(&save).unwrap(), std::fs::read(&whole).unwrap());
+}
+
+/// The model is saved by then: only what it is measured against is left.
+#[cfg(unix)]
+#[test]
+fn the_control_can_be_interrupted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().join("model.sepal");
+    let mut command = train(&save);
+    let program = command.get_program().to_owned();
+    command = Command::new(program);
+    command.args(["--images", "300", "--epochs", "1", "--head-epochs", "200", "--save"]).arg(&save);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&mut child, &save);
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use sepal::layer::Layer;
@@ -95,8 +96,8 @@ pub struct Args {
     pub save: Option<PathBuf>,
 
     /// Seconds between checkpoints
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
-    pub every: f64,
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub every: Duration,
 
     /// Go on from the checkpoint beside --save, where there is one
     #[arg(long, requires = "save")]
@@ -108,7 +109,7 @@ pub struct Args {
 
     /// Samples of the training set that SI is measured on, and that the nearest neighbour is
     /// looked up among
-    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub si_samples: u32,
 
     /// Print one JSON object a line instead of text; --help lists the fields
@@ -128,6 +129,11 @@ fn positive(text: &str) -> Result<f32, String> {
         Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
         _ => Err("expected a number above 0".to_owned()),
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    seconds.ok_or_else(|| "expected a number of seconds, 0 or more".to_owned())
 }
 
 /// An architecture.

@@ -16,7 +16,6 @@ mod warn;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use clap::Parser;
 use sepal::format::{Meta, Provenance, identity};
@@ -34,12 +33,14 @@ use program::Failure;
 use progress::Progress;
 use warn::warn;
 
+/// The status that a shell gives a program that was interrupted.
+const INTERRUPTED: u8 = 130;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let code = program::run(|out| run(&args, out));
-    // The status that a shell gives a program that was interrupted.
     let stopped = progress::STOP.load(Ordering::Relaxed) && code == ExitCode::FAILURE;
-    if stopped { ExitCode::from(130) } else { code }
+    if stopped { ExitCode::from(INTERRUPTED) } else { code }
 }
 
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
@@ -72,14 +73,20 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut progress = Progress::new(net, args.json, out);
     progress.checkpoints = args.checkpoint().map(|path| progress::Checkpoints {
         path,
-        every: Duration::from_secs_f64(args.every.max(0.0)),
+        every: args.every,
         identity: identity(&run_identity, data, args.seed),
         text: text.clone(),
     });
     progress.held_out = held_out.map(|set| (set, &device));
-    ctrlc::set_handler(|| progress::STOP.store(true, Ordering::Relaxed))?;
+    ctrlc::set_handler(|| {
+        // The first ends the training at its next step. The second does not wait for one: files
+        // are whole at every moment.
+        if progress::STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
+        }
+    })?;
 
-    let cache = args.cache << 20;
+    let cache = args.cache.saturating_mul(1 << 20);
     let mut fit = match &progress.checkpoints {
         Some(checkpoints) if args.resume && checkpoints.path.exists() => {
             let snapshot = Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
@@ -118,7 +125,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut accuracy = vec![(name, judge.accuracy(&model)?)];
     if !args.no_control && args.strategy != args::Way::Random {
         let mut control = Fit::new(net, args.seed, cache)?;
-        fit_on(&mut control, args, &device, &args.control(), &train, &mut ())?;
+        fit_on(&mut control, args, &device, &args.control(), &train, &mut progress::Quiet)?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;

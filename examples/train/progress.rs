@@ -205,3 +205,12 @@ impl Watch for Progress<'_> {
         Ok(si)
     }
 }
+
+/// Watches a run that is only measured against: Ctrl-C ends it.
+pub struct Quiet;
+
+impl Watch for Quiet {
+    fn event(&mut self, _: &Event<'_>) -> Wish {
+        if STOP.load(Ordering::Relaxed) { Wish::Stop } else { Wish::Go }
+    }
+}

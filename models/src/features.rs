@@ -57,7 +57,12 @@ impl Features {
         let mut backend = device.open(&mut memory);
         backend.prepare(model, depth, last)?;
         let dim = plan.output();
-        let mut data = vec![0.0; dim * m as usize];
+        let (mut data, numbers) = (Vec::new(), dim.saturating_mul(m as usize));
+        if data.try_reserve_exact(numbers).is_err() {
+            let needed = numbers.saturating_mul(size_of::<f32>());
+            return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
+        }
+        data.resize(numbers, 0.0);
         let mut labels = vec![0; m as usize];
         let rows = data.chunks_mut(dim.max(1) * chunk as usize);
         let mut indices: Vec<u32> = (0..chunk).collect();

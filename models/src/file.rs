@@ -104,6 +104,9 @@ pub fn replace(
 /// What the system refuses.
 pub fn check_writable(path: &Path) -> Result<(), FileError> {
     let io = |doing| move |error| FileError::Io { path: path.to_owned(), doing, error };
+    if path.is_dir() || path.file_name().is_none() {
+        return Err(io("creating")(io::ErrorKind::IsADirectory.into()));
+    }
     let beside = beside(path);
     File::create(&beside).map_err(io("creating"))?;
     fs::remove_file(&beside).map_err(io("removing"))

@@ -8,7 +8,8 @@ use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::error::Error;
 use sepal_core::net::{Model, Net, Weights};
 use sepal_core::plan::PlanError;
-use sepal_core::source::Source;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_core::stage::{Outcome, Stage};
 use sepal_core::strategy::Strategy;
 use sepal_core::train::{Feed, Progress, Session, StagePlan, Step};
@@ -233,7 +234,9 @@ impl<'n> Fit<'n> {
                 self.refill(device, source, &mut cached, usize::from(stage.first))?;
             }
             match &mut cached {
-                Some(features) => self.stage(device, stage, features, watch)?,
+                Some(features) => {
+                    self.stage(device, stage, &mut Kept { features, source }, watch)?;
+                }
                 None => self.stage(device, stage, source, watch)?,
             }
         }
@@ -250,6 +253,10 @@ impl<'n> Fit<'n> {
     ) -> Result<(), Error> {
         let dim = self.net.shape(first)?.sample().unwrap_or(0) as usize;
         let bytes = dim.saturating_mul(size_of::<f32>()).saturating_mul(source.len() as usize);
+        // A stage that trains layers in front of the features makes others of them.
+        if cached.as_ref().is_some_and(|cached| cached.depth() > first) {
+            *cached = None;
+        }
         let there = cached.as_ref().map_or(0, Source::depth);
         if first > there && bytes <= self.cache {
             *cached = Some(match cached.take() {
@@ -335,6 +342,44 @@ impl<'n> Fit<'n> {
     }
 }
 
+/// Features in batches that the source they are of chooses.
+struct Kept<'a, S> {
+    features: &'a mut Features,
+    source: &'a S,
+}
+
+impl<S: Source> Source for Kept<'_, S> {
+    fn len(&self) -> u32 {
+        Source::len(self.features)
+    }
+
+    fn shape(&self) -> Shape {
+        Source::shape(self.features)
+    }
+
+    fn is_u8(&self) -> bool {
+        self.features.is_u8()
+    }
+
+    fn depth(&self) -> usize {
+        self.features.depth()
+    }
+
+    fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+        self.source.pick(draw, batch, first, indices);
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        draw: Option<Draw>,
+        batch: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        self.features.read(indices, draw, batch, labels)
+    }
+}
+
 fn underway<B: Backend>(session: &Session<'_>, backend: &mut B) -> Result<Underway, Error> {
     let mut state = [const { Vec::new() }; 4];
     for (slot, numbers) in session.state().into_iter().zip(&mut state) {
@@ -351,4 +396,87 @@ fn restore<B: Backend>(backend: &mut B, slot: Slot, numbers: &[f32]) -> Result<(
         return Err(ArenaError::Length { slot: slot.elements(), host: numbers.len() }.into());
     }
     if slot.is_empty() { Ok(()) } else { backend.write(slot, Host::F32(numbers)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe;
+    use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU};
+    use sepal_core::net::{Input, Normalisation};
+    use sepal_core::reference::OnReference;
+    use sepal_core::stage::Recipe;
+
+    /// Two classes that differ in their first number, in batches of its own.
+    struct Two;
+
+    impl Source for Two {
+        fn len(&self) -> u32 {
+            32
+        }
+
+        fn shape(&self) -> Shape {
+            Shape::rows(1, 3)
+        }
+
+        fn is_u8(&self) -> bool {
+            false
+        }
+
+        fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+            for (place, index) in (first..).zip(indices) {
+                *index = (draw.step * batch + place + draw.epoch) * 5 % self.len();
+            }
+        }
+
+        fn read(
+            &mut self,
+            indices: &[u32],
+            _: Option<Draw>,
+            batch: Batch<'_>,
+            labels: &mut [u16],
+        ) -> Result<(), SourceError> {
+            let Batch::F32(x) = batch else {
+                return Err(SourceError::Batch { expected: 0, got: 0 });
+            };
+            for ((x, label), &i) in x.chunks_exact_mut(3).zip(labels).zip(indices) {
+                *label = (i % 2) as u16;
+                x.copy_from_slice(&[(i % 2) as f32, (i % 5) as f32, (i % 7) as f32]);
+            }
+            Ok(())
+        }
+    }
+
+    /// Blocks in the order given.
+    struct Order(&'static [usize]);
+
+    impl Strategy for Order {
+        fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
+            let (first, last) = net.block(*self.0.get(done.len())?)?;
+            let recipe = Recipe { batch: 8, head: &[], ..recipe::block(1) };
+            Some(Stage { first: first as u16, last: last as u16, calibrate: true, recipe })
+        }
+    }
+
+    /// So are batches: those of the source, whether features are kept or not.
+    #[test]
+    fn a_block_that_is_trained_again_leaves_no_old_features() {
+        let layers = [
+            Layer::Dense(Dense::new(4)),
+            Layer::BatchNorm(BatchNorm::new()),
+            RELU,
+            Layer::Dense(Dense::new(3)),
+            RELU,
+            Layer::Flatten(Flatten),
+        ];
+        let input = Input { shape: Shape::rows(1, 3), normalisation: Normalisation::NONE };
+        let net = Net { input, layers: &layers, blocks: &[3, 6], features: 2 };
+        let weights = |keeps| {
+            let mut fit = Fit::new(net, 3, 1 << 20).unwrap();
+            fit.run(&OnReference, &Order(&[0, 1, 0, 1]), &mut Two, keeps, &mut ()).unwrap();
+            assert_eq!(fit.outcomes().len(), 4);
+            fit.weights
+        };
+        assert_eq!(weights(true), weights(false));
+    }
 }
