@@ -682,8 +682,11 @@ fn training_refuses_sets_that_cannot_be_learnt() {
     let one = folder.idx("one", 16, 28, 1);
     let args = ["--data", &one, "--batch", "8", "--epochs", "1", "--no-control"];
     run("train", &args).refused(&[&one, "all 16", "2 classes or more"]);
+    let two = folder.idx("two", 16, 28, 2);
     let small = folder.idx("small", 16, 4, 2);
     run("train", &["--data", &small, "--batch", "8"]).refused(&["1x4x4"]);
+    let args = ["--data", &two, "--images", "8", "--batch", "4", "--patience", "1"];
+    run("train", &args).refused(&["--patience", "8 training images", "10 or more"]);
     let none = folder.path("none");
     run("train", &["--data", &none]).refused(&[&none]);
     let nowhere = folder.path("no folder/model.sepal");

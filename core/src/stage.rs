@@ -77,7 +77,7 @@ pub enum Stop {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Recipe<'m> {
-    /// Layers after the trained ones, discarded with the stage: a readout, or a helper net.
+    /// Layers after the trained ones, discarded with the stage: a readout, or an auxiliary net.
     pub head: &'m [Layer],
     /// What is minimised at their output.
     pub objective: Objective,

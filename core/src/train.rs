@@ -528,8 +528,15 @@ impl<'m> Session<'m> {
     }
 
     /// How many layers run while statistics are measured; 0 where none are.
-    fn calibrated_layers(&self) -> Result<usize, PlanError> {
+    fn calibrated_layers(&self) -> Result<usize, Error> {
         let chain = self.chain()?;
+        let count = (0..chain.len())
+            .filter(|at| matches!(chain.get(*at), Some(Layer::Standardise(_))))
+            .count();
+        // The second would be measured behind a first that still moves.
+        if count > 1 && self.stage.calibrate {
+            return Err(Error::Unsupported("measuring two standardisation layers in one stage"));
+        }
         if self.stage.recipe.objective == Objective::Statistics {
             return Ok(chain.len());
         }
@@ -550,7 +557,8 @@ impl<'m> Session<'m> {
     /// draw, in this run and in one that resumes it.
     ///
     /// # Errors
-    /// A source of another shape or with fewer samples than one batch, a failed read, a loss that
+    /// Two standardisation layers to be measured in one stage, a source of another shape or with
+    /// fewer samples than one batch, a failed read, a loss that
     /// is not a number, a pass in which no anchor could be used. The session is as it was before
     /// the step, the trained parameters too; running statistics may have followed the batch.
     pub fn step<B: Backend + ?Sized, S: Source>(
@@ -670,7 +678,8 @@ impl<'m> Session<'m> {
         Ok(true)
     }
 
-    /// Tells the held-out SI after a pass. Says whether the stage goes on; see [`Stop`].
+    /// Tells the held-out SI after a pass. Says whether the stage goes on; see [`Stop`]. Where it
+    /// does not, the weights stay those of the last pass.
     pub fn judge(&mut self, si: f32) -> bool {
         let p = &mut self.progress;
         let min_delta = match self.stage.recipe.stop {
@@ -897,7 +906,7 @@ fn next_params<'m>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layer::{Dense, GlobalAvgPool};
+    use crate::layer::{Dense, GlobalAvgPool, Standardise};
     use crate::net::{Input, Normalisation, Weights};
     use crate::optim::Rule;
     use crate::reference::Reference;
@@ -943,6 +952,24 @@ mod tests {
             let plan = StagePlan::reference(&NET, &STAGE, Feed { queue, ..Feed::BYTES });
             assert_eq!(plan, Err(PlanError::Queue { batches: queue }));
         }
+    }
+
+    #[test]
+    fn standardisation_is_measured_once_in_a_stage() {
+        const LAYERS: &[Layer] =
+            &[Layer::Standardise(Standardise), Layer::GlobalAvgPool(GlobalAvgPool)];
+        let net = Net { layers: LAYERS, blocks: &[2], ..NET };
+        let calibrated = |last: u16, head, calibrate| {
+            let recipe = Recipe { batch: 1, head, ..RECIPE };
+            let stage = Stage { first: 0, last, calibrate, recipe };
+            let plan = StagePlan::reference(&net, &stage, Feed::BYTES).unwrap();
+            Session::new(net, stage, plan, 0, 0).calibrated_layers()
+        };
+        const AGAIN: &[Layer] = &[Layer::Standardise(Standardise), HEAD[0]];
+        assert_eq!(calibrated(2, HEAD, true), Ok(1));
+        assert_eq!(calibrated(2, HEAD, false), Ok(0));
+        assert_eq!(calibrated(2, AGAIN, false), Ok(0));
+        assert!(matches!(calibrated(2, AGAIN, true), Err(Error::Unsupported(_))));
     }
 
     /// What layers give are numbers: a source that would give them as bytes is refused, not read

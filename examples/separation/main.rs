@@ -78,7 +78,7 @@ struct Args {
     seed: u64,
 
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
 
     /// Print one JSON object instead of text; --help lists its fields

@@ -84,7 +84,7 @@ pub struct Args {
     pub seed: u64,
 
     /// Threads [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 
     /// Memory for the features of frozen blocks, in MiB; more is recomputed for every batch

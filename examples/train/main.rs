@@ -173,7 +173,13 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
     let (chosen, held_out) = match args.patience {
         Some(_) => {
             let (fit, held) = chosen.split_at(chosen.len() - chosen.len() / 10);
-            (fit, if held.is_empty() { None } else { Some(split.train.subset(held)?) })
+            if held.is_empty() {
+                let few = format!("{} training images", chosen.len());
+                return Err(
+                    format!("--patience: {few}, expected 10 or more to hold some out").into()
+                );
+            }
+            (fit, Some(split.train.subset(held)?))
         }
         None => (chosen, None),
     };
