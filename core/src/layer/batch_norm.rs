@@ -182,22 +182,6 @@ impl BatchNorm {
         }
     }
 
-    /// Overwrites `g`, which holds dy, with dx of `forward_eval`:
-    /// `dx = gamma[c] / sqrt(variance[c] + eps) dy`.
-    ///
-    /// For blocks that are trained with their normalisation frozen, one sample at a time.
-    pub fn backward_eval<T: Real>(self, shape: Shape, gamma: &[T], variance: &[T], g: &mut [T]) {
-        if self.output(shape).is_none() {
-            return;
-        }
-        for (c, &variance) in variance.iter().enumerate() {
-            let scale = at(gamma, c, T::ONE) * self.inverse(variance);
-            for g in planes_mut(g, shape, c) {
-                g.iter_mut().for_each(|g| *g *= scale);
-            }
-        }
-    }
-
     /// m, the places of one channel.
     fn count<T: Real>(self, shape: Shape) -> Option<T> {
         self.output(shape)?;
@@ -323,27 +307,6 @@ mod tests {
                     norm.forward_train(s, x, gamma, beta, &mut dy.to_vec(), &mut saved);
                     g.copy_from_slice(dy);
                     norm.backward(s, x, gamma, &saved, g, dgamma, dbeta);
-                },
-            );
-        }
-    }
-
-    #[test]
-    fn backward_of_evaluation_is_the_derivative() {
-        for &(s, norm) in CASES {
-            let t = norm.tensors(s).unwrap();
-            let (gamma, beta, mean) = (values(2, t.weight), values(3, t.bias), values(4, t.mean));
-            let variance: Vec<f64> = values(5, t.variance).iter().map(|v| v * v).collect();
-            check::gradient(
-                &[values(1, s.len().unwrap())],
-                len(s),
-                |[x], y| {
-                    y.copy_from_slice(x);
-                    norm.forward_eval(s, &gamma, &beta, &mean, &variance, y);
-                },
-                |_, dy, [g]| {
-                    g.copy_from_slice(dy);
-                    norm.backward_eval(s, &gamma, &variance, g);
                 },
             );
         }
