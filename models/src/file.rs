@@ -255,16 +255,20 @@ impl Loaded {
         let append = |stored: Stored<'_>, to: &mut Vec<f32>| {
             let first = to.len();
             to.resize(first + stored.len(), 0.0);
-            stored.widen(to.get_mut(first..).unwrap_or_default());
+            if stored.widen(to.get_mut(first..).unwrap_or_default()) {
+                return Ok(());
+            }
+            let found = u64::from(stored.dtype as u8);
+            Err(format(FormatError::Unknown { field: "type of a tensor", found }))
         };
         for layer in 0..self.layers.len() {
             for stored in self.model().weights.layer(&self.model().net, layer) {
-                append(stored, &mut weights);
+                append(stored, &mut weights)?;
             }
         }
         let mut state = [const { Vec::new() }; 4];
         for (index, numbers) in state.iter_mut().enumerate() {
-            append(saved.state(index), numbers);
+            append(saved.state(index), numbers)?;
         }
         let there = state.iter().any(|numbers| !numbers.is_empty());
         let underway = there.then(|| Underway { progress: *saved.progress(), state });

@@ -219,7 +219,8 @@ impl<'n> Fit<'n> {
     /// through the frozen layers again, and an augmenting source draws other images in each pass.
     ///
     /// # Errors
-    /// A step or the watcher failed, or it wished to stop. What was done before is kept.
+    /// A step or the watcher failed, or it wished to stop. Stages that are over
+    /// are kept, and after a wish to stop the one under way too; a stage that failed begins anew.
     pub fn run<D: Device, S: Source, W: Watch>(
         &mut self,
         device: &D,
