@@ -99,7 +99,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub every: Duration,
 
-    /// Go on from the checkpoint beside --save, where there is one
+    /// Go on from the checkpoint beside --save, where there is one; a finished model is left alone
     #[arg(long, requires = "save")]
     pub resume: bool,
 

@@ -92,6 +92,11 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             let snapshot = Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
             Fit::resume(net, args.seed, cache, snapshot)?
         }
+        // A finished model is not trained again and overwritten.
+        Some(_) if args.resume && args.save.as_ref().is_some_and(|save| save.exists()) => {
+            let path = args.save.clone().unwrap_or_default();
+            return Err(file::FileError::NoRun { path }.into());
+        }
         _ => Fit::new(net, args.seed, cache)?,
     };
     let began = cpu_time::ProcessTime::now();
@@ -144,6 +149,11 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             test.len(),
             args.seed
         )?;
+    }
+    out.flush()?;
+    // The run is over: its checkpoint has done its work.
+    if let Some(path) = args.checkpoint().filter(|path| path.exists()) {
+        std::fs::remove_file(&path).map_err(|e| format!("{}: removing: {e}", path.display()))?;
     }
     Ok(())
 }
@@ -247,10 +257,5 @@ fn save(
         separation: &separation,
         ..Meta::NONE
     };
-    file::save(path, &fit.model(), &meta)?;
-    // The run is over: its checkpoint has done its work.
-    match args.checkpoint().map(std::fs::remove_file) {
-        Some(Err(e)) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
+    Ok(file::save(path, &fit.model(), &meta)?)
 }
