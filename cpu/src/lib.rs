@@ -24,6 +24,7 @@
 //! allocate about 1.4 MB for each thread, and one number for each row and each feature.
 #![deny(unsafe_code)]
 
+mod arch;
 mod backend;
 mod conv;
 mod dense;
@@ -39,4 +40,5 @@ pub mod views;
 #[cfg(test)]
 mod check;
 
+pub use arch::Instructions;
 pub use backend::{Cpu, OnCpu, words};

@@ -1,0 +1,5 @@
+//! 64-bit Arm.
+
+mod neon;
+
+pub(crate) use neon::Neon;

@@ -1,0 +1,155 @@
+//! NEON: vectors of 8 in a pair of registers of 4.
+#![allow(unsafe_code)]
+
+use core::arch::aarch64::*;
+
+use crate::arch::{Isa, Kernel, Simd};
+
+/// The proof that the machine has NEON, which every 64-bit Arm with a system has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    /// The set, where the machine has it.
+    pub(crate) fn new() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        #[target_feature(enable = "neon")]
+        fn compiled<K: Kernel>(set: Neon, kernel: K) -> K::Out {
+            kernel.run(set)
+        }
+        // SAFETY: `self` is the proof that the machine has the instructions.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+impl Isa for Neon {
+    type Narrow = Self;
+    type Wide = Self;
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+}
+
+/// One register of each pair.
+macro_rules! halves {
+    ($f:ident($($v:expr),*)) => { unsafe { [$f($($v[0]),*), $f($($v[1]),*)] } };
+}
+
+// SAFETY of every block below: `self` is the proof that the machine has the instructions; what
+// reads or writes memory passes on the promise of its caller.
+impl Simd for Neon {
+    const LANES: usize = 8;
+    const REGISTERS: usize = 16;
+    type V = [float32x4_t; 2];
+    type Mask = [uint32x4_t; 2];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        unsafe { [vdupq_n_f32(x); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, from: *const f32) -> Self::V {
+        unsafe { [vld1q_f32(from), vld1q_f32(from.add(4))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, v: Self::V, to: *mut f32) {
+        unsafe {
+            vst1q_f32(to, v[0]);
+            vst1q_f32(to.add(4), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_half_ptr(self, from: *const u16) -> Self::V {
+        // The conversion instruction's intrinsic needs a type that is not stable yet.
+        let widened = unsafe { from.cast::<[u16; 8]>().read_unaligned() }
+            .map(|bits| half::f16::from_bits(bits).to_f32());
+        unsafe { self.load_ptr(widened.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        halves!(vaddq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        halves!(vsubq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        halves!(vmulq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        halves!(vdivq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        halves!(vfmaq_f32(c, a, b))
+    }
+
+    #[inline(always)]
+    fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        halves!(vfmsq_f32(c, a, b))
+    }
+
+    // The instructions for the greater and the lesser pass NaN on, whichever side it is on.
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        self.select(self.less(b, a), a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        self.select(self.less(a, b), a, b)
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: Self::V) -> Self::V {
+        halves!(vsqrtq_f32(a))
+    }
+
+    #[inline(always)]
+    fn less(self, a: Self::V, b: Self::V) -> Self::Mask {
+        halves!(vcltq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn equal(self, a: Self::V, b: Self::V) -> Self::Mask {
+        halves!(vceqq_f32(a, b))
+    }
+
+    #[inline(always)]
+    fn select(self, mask: Self::Mask, yes: Self::V, no: Self::V) -> Self::V {
+        halves!(vbslq_f32(mask, yes, no))
+    }
+
+    #[inline(always)]
+    fn bits(self, mask: Self::Mask) -> u32 {
+        const LANE: [u32; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+        unsafe {
+            let low = vandq_u32(mask[0], vld1q_u32(LANE.as_ptr()));
+            let high = vandq_u32(mask[1], vld1q_u32(LANE.as_ptr().add(4)));
+            vaddvq_u32(vorrq_u32(low, high))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
+}
