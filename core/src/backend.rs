@@ -6,7 +6,7 @@
 //! The trait's required methods work on one layer; whole blocks have defaults that loop over the
 //! layers, so that a new layer works everywhere and a backend can fuse what it likes.
 
-use crate::arena::{ArenaError, Slot, Word};
+use crate::arena::{ArenaError, Dtype, Slot, Word};
 use crate::error::Error;
 use crate::layer::{Layer, Needs, Pass};
 use crate::loss::Score;
@@ -169,14 +169,16 @@ pub trait Backend {
     }
 
     /// What layer `at` of `chain` asks of the planner: layout, type and size of its output,
-    /// scratch. A fused layer may ask for an output of no elements.
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Shape, pass: Pass) -> Option<Needs> {
-        chain.get(at)?.needs(x, pass)
+    /// scratch. `x` is what reaches it: shape, type and layout (a chain's input lies as the
+    /// reference's); its place is not planned yet. Layers that are fused with the ones before
+    /// them ask for a view.
+    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+        chain.get(at)?.needs(x.shape, pass)
     }
 
-    /// Scratch bytes of an objective over `features`.
-    fn objective_scratch(&self, objective: &Objective, features: Shape) -> usize {
-        objective.scratch(features)
+    /// Scratch bytes of an objective over `features`, of which the place is not planned yet.
+    fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
+        objective.scratch(features.shape)
     }
 
     /// Told before frozen layers `first..last` run from `model`, and again whenever their
@@ -301,7 +303,7 @@ pub trait Backend {
             EvalParams::Model { .. } => None,
         };
         for at in 0..block.chain.len() {
-            let (layer, needs) = needs(self, &block.chain, at, walk.x().shape, block.pass)?;
+            let (layer, needs) = needs(self, &block.chain, at, walk.x(), block.pass)?;
             let param = match (&mut params, block.params) {
                 (Some(params), _) => Param::Ram(step(params, layer, walk.x().shape, at)?),
                 (None, EvalParams::Model { model, first }) => Param::Model {
@@ -324,7 +326,7 @@ pub trait Backend {
         let mut walk = block.plan.walk(block.x);
         let mut params = block.params.walk();
         for at in 0..upto {
-            let (layer, needs) = needs(self, &block.chain, at, walk.x().shape, Pass::Train)?;
+            let (layer, needs) = needs(self, &block.chain, at, walk.x(), Pass::Train)?;
             let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
             let place = walk.step(needs)?;
             self.forward(&Call { layer, index: at, place, param, phase: block.phase })?;
@@ -342,7 +344,7 @@ pub trait Backend {
             let mut walk = block.plan.walk(block.x);
             let mut params = block.params.walk();
             for at in 0..=last {
-                let (layer, needs) = needs(self, &block.chain, at, walk.x().shape, Pass::Train)?;
+                let (layer, needs) = needs(self, &block.chain, at, walk.x(), Pass::Train)?;
                 let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
                 let place = walk.step(needs)?;
                 if at == last {
@@ -373,10 +375,10 @@ fn needs<'m, B: Backend + ?Sized>(
     backend: &B,
     chain: &Chain<'m>,
     at: usize,
-    x: Shape,
+    x: Slot,
     pass: Pass,
 ) -> Result<(&'m Layer, Needs), PlanError> {
-    let impossible = PlanError::Shape { layer: at, input: x };
+    let impossible = PlanError::Shape { layer: at, input: x.shape };
     let layer = chain.get(at).ok_or(impossible)?;
     Ok((layer, backend.needs(chain, at, x, pass).ok_or(impossible)?))
 }
@@ -405,14 +407,33 @@ pub fn plan_eval<B: Backend + ?Sized>(
     let mut plan = plan::Eval::new(at, input)?;
     let mut x = plan.input();
     for i in 0..chain.len() {
-        let (_, needs) = needs(backend, chain, i, x.shape, pass)?;
+        let (_, needs) = needs(backend, chain, i, x, pass)?;
         plan = plan.push(i, x.shape, x.layout, x.dtype, needs)?;
         x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
     }
     Ok(plan)
 }
 
-/// A backend's plan for training `chain` on inputs of shape `input`, in a region from byte `at`.
+/// How the output of a chain lies: shape, type and layout. Its place is not planned.
+///
+/// # Errors
+/// A layer that cannot take its input.
+pub fn output<B: Backend + ?Sized>(
+    backend: &B,
+    chain: &Chain<'_>,
+    input: Shape,
+    pass: Pass,
+) -> Result<Slot, PlanError> {
+    let mut x = Slot::new(0, input, Dtype::F32);
+    for i in 0..chain.len() {
+        let (_, needs) = needs(backend, chain, i, x, pass)?;
+        x = Slot { at: 0, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
+    }
+    Ok(x)
+}
+
+/// A backend's plan for training `chain` on the batch that lies at `input`, in a region from byte
+/// `at`.
 ///
 /// # Errors
 /// As [`plan_eval`].
@@ -420,7 +441,7 @@ pub fn plan_train<B: Backend + ?Sized>(
     backend: &B,
     at: usize,
     chain: &Chain<'_>,
-    input: Shape,
+    input: Slot,
     objective: &Objective,
 ) -> Result<plan::Train, PlanError> {
     let mut plan = plan::Train::new(at, input);
@@ -428,7 +449,7 @@ pub fn plan_train<B: Backend + ?Sized>(
     for i in 0..chain.len() {
         let (_, needs) = needs(backend, chain, i, x, Pass::Train)?;
         plan = plan.push(needs)?;
-        x = needs.out;
+        x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
     }
     plan.finish(backend.objective_scratch(objective, x))
 }

@@ -374,14 +374,14 @@ pub struct Train {
 }
 
 impl Train {
-    /// Begins a plan for inputs of shape `input` that lie elsewhere, in a region from byte `at`.
-    pub const fn new(at: usize, input: Shape) -> Self {
+    /// Begins a plan for a batch that lies at `input`, elsewhere, in a region from byte `at`.
+    pub const fn new(at: usize, input: Slot) -> Self {
         Self {
             at,
             kept: 0,
             gradients: 0,
-            output: input,
-            layout: Layout::Nchw,
+            output: input.shape,
+            layout: input.layout,
             keeps: false,
             layers: 0,
         }
@@ -397,7 +397,7 @@ impl Train {
         input: Shape,
         loss_scratch: usize,
     ) -> Result<Self, PlanError> {
-        let mut plan = Self::new(at, input);
+        let mut plan = Self::new(at, Slot::new(at, input, Dtype::F32));
         let mut i = 0;
         while i < chain.len() {
             let Some(layer) = chain.get(i) else { break };
@@ -467,7 +467,7 @@ impl Train {
 
     /// Begins to walk over the layers with the input at `x`.
     pub const fn walk(self, x: Slot) -> TrainWalk {
-        let start = Self::new(self.at, x.shape);
+        let start = Self::new(self.at, x);
         TrainWalk { plan: self, done: start, cursor: Cursor { layer: 0, x, top: false } }
     }
 }
@@ -727,6 +727,8 @@ mod tests {
     #[test]
     fn scratch_that_no_slot_can_hold_is_refused() {
         let x = Shape::rows(2, 4);
+        let slot = Slot::new(0, x, Dtype::F32);
+        let empty = Slot::new(0, Shape::rows(0, 4), Dtype::F32);
         let needs = Layer::Dense(Dense { units: 3, bias: true }).needs(x, Pass::Train).unwrap();
         let overflow = Err(PlanError::Overflow { layer: 0 });
         for (bytes, fits) in [(SCRATCH, true), (SCRATCH + 1, false), (usize::MAX, false)] {
@@ -734,18 +736,18 @@ mod tests {
             let backward = Needs { backward_scratch: bytes, ..needs };
             let eval = Eval::new(0, x).unwrap();
             let eval = eval.push(0, x, Layout::Nchw, Dtype::F32, forward);
-            for plan in [Train::new(0, x).push(forward), Train::new(0, x).push(backward)] {
+            for plan in [Train::new(0, slot).push(forward), Train::new(0, slot).push(backward)] {
                 assert_eq!((plan.is_ok(), eval.is_ok()), (fits, fits), "{bytes}");
                 assert!(fits || plan == overflow);
             }
-            let finished = Train::new(0, Shape::rows(0, 4)).finish(bytes);
+            let finished = Train::new(0, empty).finish(bytes);
             assert_eq!(finished.is_ok(), fits, "{bytes}");
             if let Ok(eval) = eval {
                 assert_eq!(eval.walk(2).step(forward).scratch.bytes(), bytes);
             }
         }
         // What the objective has beside a large region is not nothing.
-        let plan = Train { gradients: SCRATCH * 2, ..Train::new(0, Shape::rows(0, 4)) };
+        let plan = Train { gradients: SCRATCH * 2, ..Train::new(0, empty) };
         assert_eq!(plan.walk(Slot::EMPTY).objective_scratch().bytes(), SCRATCH);
     }
 

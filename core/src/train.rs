@@ -15,7 +15,7 @@
 //! work: the prefix, some samples at a time, then the chain       the larger of both
 //! ```
 
-use crate::arena::{Dtype, Slot};
+use crate::arena::{Dtype, Layout, Slot};
 use crate::backend::{
     self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
 };
@@ -85,7 +85,13 @@ struct Fixed {
 }
 
 impl Fixed {
-    const fn new(net: &Net<'_>, stage: &Stage<'_>, feed: Feed) -> Result<Self, PlanError> {
+    /// `layout` is that of what the prefix gives.
+    const fn new(
+        net: &Net<'_>,
+        stage: &Stage<'_>,
+        feed: Feed,
+        layout: Layout,
+    ) -> Result<Self, PlanError> {
         let (first, last) = (stage.first as usize, stage.last as usize);
         let batch = stage.recipe.batch;
         if feed.depth > first || first >= last || last > net.layers.len() {
@@ -125,7 +131,8 @@ impl Fixed {
         };
         // Numbers that need no prefix are the chain's input where they are.
         let own = bytes || prefix.is_some();
-        let x = Slot::new(tri!(plan::past(pairs)), input, Dtype::F32);
+        let layout = if prefix.is_some() { layout } else { Layout::Nchw };
+        let x = Slot { layout, ..Slot::new(tri!(plan::past(pairs)), input, Dtype::F32) };
         let work = if own { tri!(plan::past(x)) } else { x.at };
         Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
     }
@@ -146,7 +153,7 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let fixed = tri!(Fixed::new(net, stage, feed));
+        let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = tri!(net.chain(depth, stage.first as usize));
@@ -173,18 +180,21 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let fixed = Fixed::new(net, stage, feed)?;
+        let mut fixed = Fixed::new(net, stage, feed, Layout::Nchw)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = net.chain(depth, usize::from(stage.first))?;
+                let output = backend::output(backend, &chain, input, feed.pass())?;
+                fixed = Fixed::new(net, stage, feed, output.layout)?;
                 Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
             }
             None => None,
         };
-        let input = net.shape(usize::from(stage.first))?.with_n(stage.recipe.batch);
-        let objective = &stage.recipe.objective;
-        let train =
-            backend::plan_train(backend, fixed.work, &chain(net, stage)?, input, objective)?;
+        // What has no slot of its own lies as the host gives it.
+        let shape = net.shape(usize::from(stage.first))?.with_n(stage.recipe.batch);
+        let input = Slot { shape, dtype: Dtype::F32, ..fixed.x };
+        let (chain, objective) = (chain(net, stage)?, &stage.recipe.objective);
+        let train = backend::plan_train(backend, fixed.work, &chain, input, objective)?;
         Ok(fixed.finish(prefix, train, feed))
     }
 
@@ -750,10 +760,10 @@ impl<'m> Session<'m> {
     ) -> Result<ObjectivePlace, Error> {
         let mut walk = block.plan.walk(block.x);
         for at in 0..block.chain.len() {
-            let shape = walk.x().shape;
+            let x = walk.x();
             let needs = backend
-                .needs(&block.chain, at, shape, Pass::Train)
-                .ok_or(PlanError::Shape { layer: at, input: shape })?;
+                .needs(&block.chain, at, x, Pass::Train)
+                .ok_or(PlanError::Shape { layer: at, input: x.shape })?;
             walk.step(needs)?;
         }
         Ok(ObjectivePlace {

@@ -14,7 +14,6 @@ use sepal_core::net::Normalisation;
 use sepal_core::optim::Rule;
 use sepal_core::plan::{self, Chain};
 use sepal_core::reference::{Reference, check_rows, rows};
-use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 
 use crate::{layers, objective, search};
@@ -124,11 +123,12 @@ impl Backend for Cpu<'_> {
         self.reference.bytes()
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Shape, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x, pass)
+    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+        layers::needs(chain.get(at)?, x.shape, pass)
     }
 
-    fn objective_scratch(&self, objective: &Objective, features: Shape) -> usize {
+    fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
+        let features = features.shape;
         let own = objective::scratch(objective, features).saturating_mul(size_of::<f32>());
         own.max(objective.scratch(features))
     }

@@ -199,7 +199,7 @@ fn place<B: Backend>(backend: &B, objective: Objective, set: &Set) -> (Objective
         slot
     };
     let features = slot(Shape::rows(m, set.dim as u32), Dtype::F32);
-    let scratch = Word::count(backend.objective_scratch(&objective, features.shape)) as u32;
+    let scratch = Word::count(backend.objective_scratch(&objective, features)) as u32;
     let place = ObjectivePlace {
         features,
         labels: slot(Shape::rows(1, m), Dtype::U16),

@@ -112,7 +112,8 @@ struct Placed {
 
 fn place<B: Backend>(backend: &B, layer: &Layer, shape: Shape, pass: Pass) -> Placed {
     let layers = [*layer];
-    let needs = backend.needs(&Chain::new(&layers), 0, shape, pass).unwrap();
+    let needs =
+        backend.needs(&Chain::new(&layers), 0, Slot::new(0, shape, Dtype::F32), pass).unwrap();
     let tensors = if pass == Pass::Narrow { Tensors::NONE } else { layer.tensors(shape).unwrap() };
     let mut bump = Bump(0);
     let place = Place {

@@ -63,8 +63,15 @@ impl<'a> Bench<'a> {
         let params = plan::Params::new(0, chain, shape, 0).expect("small");
         let mut cut = Cut { bytes: params.bytes() };
         let x = cut.slot(shape, Dtype::F32);
-        let plan =
-            ask(with, |b| backend::plan_train(b, cut.bytes, &chain, shape, &Objective::Statistics));
+        let plan = ask(with, |b| {
+            backend::plan_train(
+                b,
+                cut.bytes,
+                &chain,
+                Slot::new(0, shape, Dtype::F32),
+                &Objective::Statistics,
+            )
+        });
         let plan = plan.expect("the chain can be planned");
         Self { chain, shape, numbers, params, x, plan, bytes: cut.bytes + plan.bytes() }
     }
@@ -102,7 +109,7 @@ impl<'a> Bench<'a> {
     fn dy(&self, backend: &dyn Backend) -> Slot {
         let mut walk = self.plan.walk(self.x);
         for at in 0..self.chain.len() {
-            let needs = backend.needs(&self.chain, at, walk.x().shape, Pass::Train);
+            let needs = backend.needs(&self.chain, at, walk.x(), Pass::Train);
             walk.step(needs.expect("the layer runs")).expect("it was planned");
         }
         walk.dx()

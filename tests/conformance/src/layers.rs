@@ -288,8 +288,15 @@ impl Bench {
         let params = plan::Params::new(0, chain, shape, 0).expect("small");
         let mut cut = Cut { bytes: params.bytes() };
         let x = cut.slot(shape, Dtype::F32);
-        let plan =
-            ask(with, |b| backend::plan_train(b, cut.bytes, &chain, shape, &Objective::Statistics));
+        let plan = ask(with, |b| {
+            backend::plan_train(
+                b,
+                cut.bytes,
+                &chain,
+                Slot::new(0, shape, Dtype::F32),
+                &Objective::Statistics,
+            )
+        });
         let plan = plan.expect("the layer can be planned");
         Self { layers, shape, params, x, plan, bytes: cut.bytes + plan.bytes() }
     }
@@ -309,7 +316,7 @@ impl Bench {
         let block = self.block(phase);
         let mut walk = block.plan.walk(block.x);
         let mut step = |at| {
-            let needs = backend.needs(&block.chain, at, walk.x().shape, Pass::Train);
+            let needs = backend.needs(&block.chain, at, walk.x(), Pass::Train);
             walk.step(needs.expect("the layer runs")).expect("it was planned")
         };
         let (_, place) = (step(0), step(1));

@@ -63,7 +63,7 @@ fn got(with: With, objective: Objective, shape: Shape, x: &[f32], labels: &[u16]
     let pair_slot = Slot::vector(cut.bytes, count, Dtype::Pair);
     cut.bytes += pair_slot.bytes();
     let gradient = cut.slot(shape, Dtype::F32);
-    let bytes = ask(with, |b| b.objective_scratch(&objective, shape)) as u32;
+    let bytes = ask(with, |b| b.objective_scratch(&objective, features)) as u32;
     let scratch = cut.slot(Shape::rows(1, bytes), Dtype::U8);
     run(with, cut.bytes, |b| {
         write(b, features, x);

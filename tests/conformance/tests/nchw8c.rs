@@ -297,9 +297,9 @@ impl Backend for Blocked<'_> {
         inner: bytes fill zero copy widen objective update nearest top_k
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Shape, pass: Pass) -> Option<Needs> {
+    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
         let layer = chain.get(at)?;
-        let needs = layer.needs(x, pass)?;
+        let needs = layer.needs(x.shape, pass)?;
         if !is_own(Some(layer)) {
             return Some(needs);
         }
@@ -365,15 +365,19 @@ fn blocks_run_in_their_own_layout() {
     let (chain, shape) = (Chain::new(&layers), Shape::new(2, 3, 4, 4));
     let backend = Blocked { inner: Reference::new(&mut []) };
     let reference = Reference::new(&mut []);
-    let plan = plan_train(&backend, 0, &chain, shape, &Objective::Statistics).unwrap();
-    let plain = plan_train(&reference, 0, &chain, shape, &Objective::Statistics).unwrap();
+    let plan =
+        plan_train(&backend, 0, &chain, Slot::new(0, shape, Dtype::F32), &Objective::Statistics)
+            .unwrap();
+    let plain =
+        plan_train(&reference, 0, &chain, Slot::new(0, shape, Dtype::F32), &Objective::Statistics)
+            .unwrap();
     assert!(plan.bytes() > plain.bytes(), "9 channels take 16 places");
     let params = plan::Params::new(0, chain, shape, 0).unwrap();
     let x = Slot::new(0, shape, Dtype::F32);
     let block = TrainBlock { chain, params, plan, x, phase: Phase::Eval };
     let mut walk = block.plan.walk(block.x);
     let layouts = (0..layers.len()).map(|at| {
-        let needs = backend.needs(&chain, at, walk.x().shape, Pass::Train).unwrap();
+        let needs = backend.needs(&chain, at, walk.x(), Pass::Train).unwrap();
         let place = walk.step(needs).unwrap();
         assert_eq!(place.dy.layout, place.y.layout);
         assert_eq!(place.y.bytes() % Word::BYTES, 0);

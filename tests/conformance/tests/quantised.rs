@@ -3,7 +3,7 @@
 
 use sepal_conformance::seam::{Call, Result};
 use sepal_conformance::{Backend, Tolerance, Word, values};
-use sepal_core::arena::Dtype;
+use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::Param;
 use sepal_core::error::Error;
 use sepal_core::infer::Inference;
@@ -84,13 +84,13 @@ impl Backend for Quantised<'_> {
         inner: bytes write read fill zero copy widen backward objective update nearest top_k
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Shape, pass: Pass) -> Option<Needs> {
+    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
         let layer = chain.get(at)?;
-        let needs = layer.needs(x, Pass::Eval)?;
+        let needs = layer.needs(x.shape, Pass::Eval)?;
         assert_ne!(pass, Pass::Train, "this backend only evaluates");
         let last = at + 1 == chain.len();
         // Only the first layer reads numbers, which it quantises on the side.
-        let forward_scratch = if at == 0 { x.len()? as usize } else { 0 };
+        let forward_scratch = if at == 0 { x.shape.len()? as usize } else { 0 };
         Some(Needs { dtype: if last { Dtype::F32 } else { Dtype::I8 }, forward_scratch, ..needs })
     }
 

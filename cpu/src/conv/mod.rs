@@ -15,6 +15,8 @@
 //! Samples are cut into at most [`LANES`] chunks by their number alone. Each chunk sums its own
 //! weight gradient, and the chunks' are added in order, so the bits do not depend on threads.
 
+mod problem;
+
 use rayon::prelude::*;
 use sepal_core::layer::Conv2d;
 use sepal_core::shape::Shape;
