@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use sepal_core::arena::{Dtype, Slot, Word};
-use sepal_core::backend::{Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace};
+use sepal_core::arena::{Dtype, Layout, Slot, Word};
+use sepal_core::backend::{
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, same_length,
+};
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
 use sepal_core::loss::Score;
@@ -16,7 +18,7 @@ use sepal_core::plan::{self, Chain};
 use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
-use crate::{layers, objective, search};
+use crate::{blocks, layers, objective, search};
 
 /// Parameters that one task updates.
 const PIECE: usize = 1 << 13;
@@ -134,11 +136,25 @@ impl Backend for Cpu<'_> {
     }
 
     fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
-        self.reference.write(slot, from)
+        match from {
+            Host::F32(from) if slot.layout == Layout::Nchw8c => {
+                same_length(slot, from.len())?;
+                blocks::block(slot.shape, from, self.reference.arena().view_mut(slot)?);
+                Ok(())
+            }
+            _ => self.reference.write(slot, from),
+        }
     }
 
     fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error> {
-        self.reference.read(slot, into)
+        match into {
+            HostMut::F32(into) if slot.layout == Layout::Nchw8c => {
+                same_length(slot, into.len())?;
+                blocks::unblock(slot.shape, self.reference.arena().view(slot)?, into);
+                Ok(())
+            }
+            _ => self.reference.read(slot, into),
+        }
     }
 
     fn fill(
@@ -146,7 +162,12 @@ impl Backend for Cpu<'_> {
         slot: Slot,
         with: &mut dyn FnMut(HostMut<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.reference.fill(slot, with)
+        if slot.layout != Layout::Nchw8c || slot.dtype != Dtype::F32 {
+            return self.reference.fill(slot, with);
+        }
+        let mut staged = vec![0.0; slot.shape.len().unwrap_or(0) as usize];
+        with(HostMut::F32(&mut staged))?;
+        self.write(slot, Host::F32(&staged))
     }
 
     fn zero(&mut self, slot: Slot) -> Result<(), Error> {
@@ -154,7 +175,16 @@ impl Backend for Cpu<'_> {
     }
 
     fn copy(&mut self, from: Slot, to: Slot) -> Result<(), Error> {
-        self.reference.copy(from, to)
+        if from.layout == to.layout || from.dtype != Dtype::F32 {
+            return self.reference.copy(from, to);
+        }
+        same_length(to, from.shape.len().unwrap_or(0) as usize)?;
+        let [source, target] = self.reference.arena().lease([from, to])?;
+        match to.layout {
+            Layout::Nchw8c => blocks::block(to.shape, source.get()?, target.get()?),
+            _ => blocks::unblock(from.shape, source.get()?, target.get()?),
+        }
+        Ok(())
     }
 
     fn widen(&mut self, raw: Slot, norm: &Normalisation, x: Slot) -> Result<(), Error> {

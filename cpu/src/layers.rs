@@ -9,7 +9,7 @@ use sepal_core::layer::{Layer, Needs, Pass, Tensors};
 use sepal_core::reference::{self, stored};
 use sepal_core::shape::Shape;
 
-use crate::conv::Conv;
+use crate::conv::Columns;
 use crate::{dense, norm, pool};
 
 /// Numbers that one task works on: a piece of this size outweighs the cost of handing it over.
@@ -32,7 +32,7 @@ pub(crate) fn needs(layer: &Layer, x: Shape, pass: Pass) -> Option<Needs> {
 /// Numbers of scratch of a forward pass, beside the reference's.
 fn forward_scratch(layer: &Layer, x: Shape) -> usize {
     match layer {
-        Layer::Conv2d(l) => Conv::new(*l, x).map_or(0, |conv| conv.forward_scratch()),
+        Layer::Conv2d(l) => Columns::new(*l, x).map_or(0, |conv| conv.forward_scratch()),
         _ => 0,
     }
 }
@@ -40,7 +40,7 @@ fn forward_scratch(layer: &Layer, x: Shape) -> usize {
 /// Numbers of scratch of a backward pass.
 fn backward_scratch(layer: &Layer, x: Shape) -> usize {
     match layer {
-        Layer::Conv2d(l) => Conv::new(*l, x).map_or(0, |conv| conv.backward_scratch()),
+        Layer::Conv2d(l) => Columns::new(*l, x).map_or(0, |conv| conv.backward_scratch()),
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         _ => 0,
     }
@@ -168,7 +168,7 @@ pub(crate) fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Erro
         open(arena, call, x)?;
     match layer {
         Layer::Conv2d(l) => {
-            if let Some(conv) = Conv::new(*l, shape) {
+            if let Some(conv) = Columns::new(*l, shape) {
                 conv.forward(x, weight, bias, y, scratch);
             }
         }
@@ -243,7 +243,7 @@ pub(crate) fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Err
                     dense::backward(*l, shape, x, w, dy, dx, dw.get()?, db.get()?);
                 }
                 Layer::Conv2d(l) => {
-                    if let Some(conv) = Conv::new(*l, shape) {
+                    if let Some(conv) = Columns::new(*l, shape) {
                         conv.backward(x, w, dy, dx, dw.get()?, db.get()?, scratch.get()?);
                     }
                 }

@@ -26,6 +26,7 @@
 
 mod arch;
 mod backend;
+mod blocks;
 mod conv;
 mod dense;
 mod gemm;
