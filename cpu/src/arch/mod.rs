@@ -24,6 +24,7 @@
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 mod portable;
+pub(crate) mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -16,6 +16,7 @@
 //! weight gradient, and the chunks' are added in order, so the bits do not depend on threads.
 
 mod problem;
+mod winograd;
 
 use rayon::prelude::*;
 use sepal_core::layer::Conv2d;
