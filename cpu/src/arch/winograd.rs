@@ -20,6 +20,11 @@
 //! | M | products of a panel | frequency, tile, filter |
 //!
 //! so that the product reads both factors from first to last.
+//!
+//! The gradient of the weights is the sum over tiles of G' ((B' d B) . (A dy A')) G: the same V in
+//! one group of tiles, and in place of M the transformed gradient of a panel. Their products over
+//! a block of tiles go back to 3x3 weights at once, as (M + 2)^2 numbers for each channel and
+//! filter are too many to keep.
 #![allow(unsafe_code)]
 
 use core::ops::Range;
@@ -206,6 +211,39 @@ fn weigh<S: Simd, const M: usize>(s: S, w: [S::V; 3]) -> [S::V; 6] {
         let half = s.splat(0.5);
         let (a, b) = (s.mul(half, s.add(w[0], w[2])), s.mul(half, w[1]));
         [w[0], s.add(a, b), s.sub(a, b), w[2], s.zero(), s.zero()]
+    }
+}
+
+/// A y
+#[inline(always)]
+fn scatter<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::V; 6] {
+    if M == 4 {
+        let (near, far) = (s.splat(NEAR), s.splat(FAR));
+        let (half, two) = (s.splat(0.5), s.splat(2.0));
+        let (a, b) = (s.fma(half, y[2], y[0]), s.fma(half, y[3], y[1]));
+        let (c, e) = (s.fma(two, y[2], y[0]), s.fma(two, y[3], y[1]));
+        [y[0], s.fma(near, b, a), s.fnma(near, b, a), s.fma(far, e, c), s.fnma(far, e, c), y[3]]
+    } else {
+        let zero = s.zero();
+        [y[0], s.add(y[0], y[1]), s.sub(y[0], y[1]), s.sub(zero, y[1]), zero, zero]
+    }
+}
+
+/// G' d
+#[inline(always)]
+fn unweigh<S: Simd, const M: usize>(s: S, d: [S::V; 6]) -> [S::V; 3] {
+    let (a, b) = (s.add(d[1], d[2]), s.sub(d[1], d[2]));
+    if M == 4 {
+        let (c, e) = (s.add(d[3], d[4]), s.sub(d[3], d[4]));
+        let near = s.mul(s.splat(-2.0 / 3.0 * NEAR), b);
+        [
+            s.fma(s.splat(1.0 / 6.0), c, s.fma(s.splat(-2.0 / 3.0), a, d[0])),
+            s.fma(s.splat(FAR / 6.0), e, near),
+            s.fma(s.splat(1.0 / 3.0), s.sub(c, a), d[5]),
+        ]
+    } else {
+        let half = s.splat(0.5);
+        [s.fma(half, a, d[0]), s.mul(half, b), s.fma(half, a, d[3])]
     }
 }
 
@@ -614,6 +652,256 @@ impl Weigh<'_> {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Writes A dy A' of every tile and filter of a panel, ordered as M.
+pub(crate) struct Scatter<'a> {
+    pub(crate) grid: Grid,
+    /// Blocks of filters of dy.
+    pub(crate) blocks: usize,
+    /// Those of the panel.
+    pub(crate) panel: Range<usize>,
+    pub(crate) tiles: Range<usize>,
+    /// Samples.
+    pub(crate) dy: &'a [f32],
+    /// `stride` numbers for a frequency, [`PANEL`] for a tile.
+    pub(crate) m: &'a mut [f32],
+    pub(crate) stride: usize,
+}
+
+impl Kernel for Scatter<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.grid.m == 4 {
+            self.tiles::<_, 4>(isa.narrow())
+        } else {
+            self.tiles::<_, 2>(isa.narrow())
+        }
+    }
+}
+
+impl Scatter<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const M: usize>(self, s: S) {
+        let Self { grid, blocks, panel, tiles, dy, m, stride } = self;
+        let ((p, q), plane) = (grid.output, grid.output.0 * grid.output.1 * BLOCK);
+        assert!(S::LANES == BLOCK && grid.m == M);
+        assert!(panel.end <= blocks && panel.len() * BLOCK <= PANEL);
+        assert!(dy.len() >= grid.images(tiles.end) * blocks * plane);
+        assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
+        for span in grid.spans(tiles, usize::MAX) {
+            let down = (p - span.row * M).min(M);
+            for tile in 0..span.len {
+                let (first, column) = (span.first + tile, span.column + tile);
+                let across = (q - column * M).min(M);
+                for (i, block) in panel.clone().enumerate() {
+                    let image = (span.image * blocks + block) * plane;
+                    let from = image + (span.row * M * q + column * M) * BLOCK;
+                    // SAFETY: as for `Gather`, with reads and writes in turned places.
+                    unsafe {
+                        let from = dy.as_ptr().add(from);
+                        let to = m.as_mut_ptr().add(first * PANEL + i * BLOCK);
+                        let mut half = [[s.zero(); 4]; 6];
+                        for j in 0..M {
+                            if j >= across {
+                                break;
+                            }
+                            let mut y = [s.zero(); 4];
+                            for i in 0..M {
+                                if i < down {
+                                    y[i] = s.load_ptr(from.add((i * q + j) * BLOCK));
+                                }
+                            }
+                            let y = scatter::<S, M>(s, y);
+                            for i in 0..M + 2 {
+                                half[i][j] = y[i];
+                            }
+                        }
+                        for i in 0..M + 2 {
+                            let y = scatter::<S, M>(s, half[i]);
+                            for j in 0..M + 2 {
+                                s.store_ptr(y[j], to.add((i * (M + 2) + j) * stride));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of scratch that [`Correlate`] takes.
+pub(crate) const PRODUCTS: usize = frequencies(4) * BLOCK * PANEL;
+
+/// Adds to the gradient of the weights of a panel what some tiles give.
+pub(crate) struct Correlate<'a> {
+    pub(crate) m: usize,
+    /// Tiles.
+    pub(crate) tiles: usize,
+    /// Channels.
+    pub(crate) channels: usize,
+    /// V of one group of tiles, `v_stride` numbers for a frequency.
+    pub(crate) v: &'a [f32],
+    pub(crate) v_stride: usize,
+    /// What [`Scatter`] writes, `dy_stride` numbers for a frequency.
+    pub(crate) dy: &'a [f32],
+    pub(crate) dy_stride: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    /// [`PRODUCTS`] numbers.
+    pub(crate) products: &'a mut [f32],
+    /// The gradient: channel, tap, filter.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for Correlate<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.m == 4 { self.panel::<_, 4>(isa) } else { self.panel::<_, 2>(isa) }
+    }
+}
+
+impl Correlate<'_> {
+    #[inline(always)]
+    fn panel<I: Isa, const M: usize>(self, isa: I) {
+        let Self { m, tiles, channels, v, v_stride, dy, dy_stride, width, products, dw } = self;
+        let (blocks, rows) = (channels.div_ceil(BLOCK), Groups::one(tiles).padded() * BLOCK);
+        assert!(m == M && width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(v_stride >= blocks * rows && v.len() >= frequencies(M) * v_stride);
+        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies(M) * dy_stride);
+        assert!(products.len() >= frequencies(M) * BLOCK * PANEL);
+        assert!(dw.len() >= channels * 9 * width);
+        for block in 0..blocks {
+            for f in 0..frequencies(M) {
+                // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile,
+                // dy has PANEL for each tile, and the products have eight rows of PANEL.
+                unsafe {
+                    let v = v.as_ptr().add(f * v_stride + block * rows);
+                    let dy = dy.as_ptr().add(f * dy_stride);
+                    let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
+                    if I::Wide::REGISTERS >= 32 {
+                        filters::<I, 8>(isa, tiles, v, dy, width, products);
+                    } else {
+                        filters::<I, 4>(isa, tiles, v, dy, width, products);
+                        let products = products.add(4 * PANEL);
+                        filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
+                    }
+                }
+            }
+            let s = isa.narrow();
+            for c in 0..(channels - block * BLOCK).min(BLOCK) {
+                for filter in (0..width).step_by(BLOCK) {
+                    // SAFETY: the products have a row of PANEL numbers for each of eight channels
+                    // of a frequency, dw has 9 rows of `width` for each channel.
+                    unsafe {
+                        let from = products.as_ptr().add(c * PANEL + filter);
+                        let to = dw.as_mut_ptr().add((block * BLOCK + c) * 9 * width + filter);
+                        back::<_, M>(s, from, to, width);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// G' d G of eight filters and one channel, added to their weights' gradient.
+///
+/// # Safety
+/// `from` is valid for reads of eight numbers of each frequency, `to` for writes of eight of each
+/// tap, in rows of `width`.
+#[inline(always)]
+unsafe fn back<S: Simd, const M: usize>(s: S, from: *const f32, to: *mut f32, width: usize) {
+    let mut half = [[s.zero(); 6]; 3];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for j in 0..M + 2 {
+            let mut d = [s.zero(); 6];
+            for i in 0..M + 2 {
+                d[i] = s.load_ptr(from.add((i * (M + 2) + j) * BLOCK * PANEL));
+            }
+            let d = unweigh::<S, M>(s, d);
+            for i in 0..3 {
+                half[i][j] = d[i];
+            }
+        }
+        for (i, half) in half.into_iter().enumerate() {
+            for (j, w) in unweigh::<S, M>(s, half).into_iter().enumerate() {
+                let to = to.add((i * 3 + j) * width);
+                s.store_ptr(s.add(s.load_ptr(to), w), to);
+            }
+        }
+    }
+}
+
+/// Products over tiles of `ROWS` channels with all filters of a panel.
+///
+/// # Safety
+/// `v` is valid for reads of `ROWS` numbers of every eight for each tile, `dy` of `width` of every
+/// `PANEL`; `to` for writes of `ROWS` rows of `PANEL` numbers.
+#[inline(always)]
+unsafe fn filters<I: Isa, const ROWS: usize>(
+    isa: I,
+    tiles: usize,
+    v: *const f32,
+    dy: *const f32,
+    width: usize,
+    to: *mut f32,
+) {
+    let (mut at, lanes) = (0, I::Wide::LANES);
+    // SAFETY: each call reads and writes columns up to `width`.
+    unsafe {
+        if wide::<I>() == 2 {
+            while at + 2 * lanes <= width {
+                correlate::<_, ROWS, 2>(isa.wide(), tiles, v, dy.add(at), to.add(at));
+                at += 2 * lanes;
+            }
+        }
+        while at + lanes <= width {
+            correlate::<_, ROWS, 1>(isa.wide(), tiles, v, dy.add(at), to.add(at));
+            at += lanes;
+        }
+        if lanes > BLOCK && at < width {
+            correlate::<_, ROWS, 1>(isa.narrow(), tiles, v, dy.add(at), to.add(at));
+        }
+    }
+}
+
+/// # Safety
+/// As [`filters`], for `VECTORS` vectors of the panel.
+#[inline(always)]
+unsafe fn correlate<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    tiles: usize,
+    mut v: *const f32,
+    mut dy: *const f32,
+    to: *mut f32,
+) {
+    let mut sums = [[s.zero(); VECTORS]; ROWS];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for _ in 0..tiles {
+            let mut y = [s.zero(); VECTORS];
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = s.load_ptr(dy.add(i * S::LANES));
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = s.splat(*v.add(row));
+                for (sum, y) in sums.iter_mut().zip(y) {
+                    *sum = s.fma(x, y, *sum);
+                }
+            }
+            (v, dy) = (v.add(BLOCK), dy.add(PANEL));
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                s.store_ptr(*sum, to.add(row * PANEL + i * S::LANES));
             }
         }
     }

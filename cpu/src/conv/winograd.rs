@@ -13,7 +13,8 @@ use core::ops::Range;
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
-    Gather, Grid, Groups, Multiply, PANEL, Rows, STRIP, Spread, Weigh, frequencies,
+    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Rows, STRIP, Scatter, Spread,
+    Weigh, frequencies,
 };
 
 /// Channels of a block.
@@ -24,6 +25,10 @@ const LINE: usize = 16;
 
 /// Numbers that V of a block of tiles may take.
 const V: usize = 160 << 10;
+
+/// The same for the gradient of the weights, which is the better the more tiles are summed before
+/// the way back to weights.
+const GRADIENT_V: usize = 256 << 10;
 
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
@@ -247,6 +252,106 @@ impl Winograd {
     }
 }
 
+impl Winograd {
+    /// Tiles of a block of the gradient, at most.
+    fn gradient_tiles(&self) -> usize {
+        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
+        (GRADIENT_V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+    }
+
+    /// Numbers of scratch for a running task of [`gradient`](Self::gradient).
+    pub(crate) fn gradient_lane(&self) -> usize {
+        let tiles = self.gradient_tiles();
+        let (v, dy) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
+        STRIP + PRODUCTS + frequencies(self.grid.m) * (v + dy)
+    }
+
+    /// Numbers of a partial gradient.
+    pub(crate) const fn partial(&self) -> usize {
+        self.c * 9 * self.k.next_multiple_of(BLOCK)
+    }
+
+    /// Adds what some whole samples give to a partial gradient of the weights, in the order panel,
+    /// channel, tap, filter.
+    pub(crate) fn gradient(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        dy: &[f32],
+        partial: &mut [f32],
+        lane: &mut [f32],
+    ) {
+        let (grid, blocks, m) = (self.grid, self.blocks(), self.grid.m);
+        let (strip, lane) = lane.split_at_mut(STRIP);
+        let (products, lane) = lane.split_at_mut(PRODUCTS);
+        for tiles in even(samples * grid.len(), self.gradient_tiles()) {
+            let groups = Groups::one(tiles.len());
+            let v_stride = stride(groups.padded(), blocks * BLOCK);
+            let dy_stride = stride(groups.padded(), PANEL);
+            let (v, scattered) = lane.split_at_mut(frequencies(m) * v_stride);
+            let tiles = || tiles.clone();
+            instructions.run(Spread {
+                grid,
+                blocks,
+                x,
+                tiles: tiles(),
+                groups,
+                v,
+                stride: v_stride,
+                strip,
+            });
+            for (panel, dw) in partial.chunks_mut(self.c * 9 * PANEL).enumerate() {
+                let (first, width) = (panel * (PANEL / BLOCK), self.width(panel));
+                instructions.run(Scatter {
+                    grid,
+                    blocks: self.k.div_ceil(BLOCK),
+                    panel: first..first + width / BLOCK,
+                    tiles: tiles(),
+                    dy,
+                    m: scattered,
+                    stride: dy_stride,
+                });
+                instructions.run(Correlate {
+                    m,
+                    tiles: tiles().len(),
+                    channels: self.c,
+                    v,
+                    v_stride,
+                    dy: scattered,
+                    dy_stride,
+                    width,
+                    products,
+                    dw,
+                });
+            }
+        }
+    }
+
+    /// Weights of a whole panel, for [`join`](Self::join).
+    pub(crate) const fn panel_weights(&self) -> usize {
+        PANEL * self.c * 9
+    }
+
+    /// Adds partial gradients that lie one after another, in this order, to the gradient of the
+    /// weights of one panel: those from `panel * panel_weights()` on, in the order (K, C, 3, 3).
+    pub(crate) fn join(&self, partials: &[f32], panel: usize, dw: &mut [f32]) {
+        let (width, filter) = (self.width(panel), self.c * 9);
+        let first = panel * self.panel_weights();
+        for at in (0..filter).step_by(BLOCK * 9) {
+            let past = filter.min(at + BLOCK * 9);
+            for (i, dw) in dw.chunks_exact_mut(filter).enumerate() {
+                for (tap, dw) in (at..).zip(&mut dw[at..past]) {
+                    let partials = partials.chunks_exact(self.partial());
+                    let sum =
+                        partials.fold(0.0, |sum, partial| sum + partial[first + tap * width + i]);
+                    *dw += sum;
+                }
+            }
+        }
+    }
+}
+
 /// `most` as a multiple of `rows`, where it is not less than one.
 const fn whole(most: usize, rows: usize) -> usize {
     if most < rows { most } else { most - most % rows }
@@ -442,6 +547,64 @@ mod tests {
                     compare(&dx, &expected, c, h * w, largest(&expected) * error(tile), &what);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn weight_gradients_are_those_of_the_reference() {
+        for (x_shape @ [n, c, h, w], k, pad) in cases() {
+            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+            let problem = Problem::new(conv, s).unwrap();
+            let plane = problem.p * problem.q;
+            let (x, dy) = (values(1, n * c * h * w), values(2, n * k * plane));
+            let weight = vec![0.0; k * c * 9];
+            let mut expected = weight.clone();
+            conv.backward(s, &wide(&x), &weight, &wide(&dy), None, &mut expected, &mut []);
+            let (x, dy) = (blocked(&x, c, h * w), blocked(&dy, k, plane));
+            for tile in [2, 4] {
+                let winograd = Winograd::new(&problem, tile).unwrap();
+                for set in Instructions::all() {
+                    // Two lanes, of which the second has the last sample.
+                    let mut partials = vec![0.0; 2 * winograd.partial()];
+                    let (one, two) = partials.split_at_mut(winograd.partial());
+                    let mut lane = vec![f32::NAN; winograd.gradient_lane()];
+                    let (x, dy) = (x.chunks(x.len() / n), dy.chunks(dy.len() / n));
+                    for (at, (x, dy)) in x.zip(dy).enumerate() {
+                        let partial = if at + 1 < n { &mut *one } else { &mut *two };
+                        winograd.gradient(set, 1, x, dy, partial, &mut lane);
+                    }
+                    let mut dw = vec![1.0; k * c * 9];
+                    for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
+                        winograd.join(&partials, panel, dw);
+                    }
+                    let most = largest(&expected) * error(tile);
+                    for (got, expected) in dw.iter().zip(&expected) {
+                        let error = (f64::from(*got) - 1.0 - expected).abs();
+                        let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
+                        assert!(error <= most, "{what}: {got} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn samples_together_give_the_gradient_of_one_by_one() {
+        let (n, c, k, side) = (9, 16, 24, 11);
+        let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+        let (x, dy) = (values(1, n * c * side * side), values(2, n * k * side * side));
+        for tile in [2, 4] {
+            let winograd = Winograd::new(&problem, tile).unwrap();
+            let mut lane = vec![f32::NAN; winograd.gradient_lane()];
+            let (mut all, mut each) =
+                (vec![0.0; winograd.partial()], vec![0.0; winograd.partial()]);
+            winograd.gradient(Instructions::best(), n, &x, &dy, &mut all, &mut lane);
+            for (x, dy) in x.chunks(x.len() / n).zip(dy.chunks(dy.len() / n)) {
+                winograd.gradient(Instructions::best(), 1, x, dy, &mut each, &mut lane);
+            }
+            let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let most = largest * if tile == 4 { ERROR_4 } else { ERROR_2 };
+            assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() <= most));
         }
     }
 
