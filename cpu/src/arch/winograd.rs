@@ -27,6 +27,7 @@
 //! filter are too many to keep.
 #![allow(unsafe_code)]
 
+use core::marker::PhantomData;
 use core::ops::Range;
 
 use super::{Isa, Kernel, Simd};
@@ -362,8 +363,9 @@ pub(crate) struct Multiply<'a> {
     /// V, `v_stride` numbers for a frequency.
     pub(crate) v: &'a [f32],
     pub(crate) v_stride: usize,
-    /// U of one panel.
+    /// U of one panel, `u_stride` numbers for a frequency.
     pub(crate) u: &'a [f32],
+    pub(crate) u_stride: usize,
     /// Filters of the panel: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
     /// M, `m_stride` numbers for a frequency, [`PANEL`] for a tile.
@@ -399,12 +401,13 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { frequencies, groups, blocks, v, v_stride, u, width, m, m_stride } = self;
+        let Self { frequencies, groups, blocks, v, v_stride, u, u_stride, width, m, m_stride } =
+            self;
         let channels = blocks * BLOCK;
         assert!(width.is_multiple_of(BLOCK) && width <= PANEL);
         assert!(groups.size.is_multiple_of(2) && groups.size <= most::<I>());
         assert!(v_stride >= groups.padded() * channels && v.len() >= frequencies * v_stride);
-        assert!(u.len() >= frequencies * channels * width);
+        assert!(u_stride >= channels * width && u.len() >= frequencies * u_stride);
         assert!(m_stride >= groups.padded() * PANEL && m.len() >= frequencies * m_stride);
         for f in 0..frequencies {
             for first in (0..groups.count).step_by(groups.size.max(1)) {
@@ -413,7 +416,7 @@ impl Kernel for Multiply<'_> {
                 // `channels` rows of `width` for each.
                 unsafe {
                     let v = v.as_ptr().add(f * v_stride + first * channels);
-                    let u = u.as_ptr().add(f * channels * width);
+                    let u = u.as_ptr().add(f * u_stride);
                     let m = m.as_mut_ptr().add(f * m_stride + first * PANEL);
                     match groups.rows(first) {
                         2 => columns::<I, 2>(isa, blocks, v, u, width, m),
@@ -502,13 +505,49 @@ unsafe fn product<S: Simd, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// Some panels of filters of all samples of y: what one task writes.
+pub(crate) struct Panels<'a> {
+    y: *mut f32,
+    samples: usize,
+    /// Blocks of filters of a sample.
+    blocks: usize,
+    /// Numbers of a block.
+    plane: usize,
+    own: Range<usize>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: no other value writes the panels of this one.
+unsafe impl Send for Panels<'_> {}
+
+impl<'a> Panels<'a> {
+    /// All of y, whose samples have `filters` filters.
+    ///
+    /// # Panics
+    /// Where y has fewer samples.
+    pub(crate) fn new(grid: Grid, samples: usize, filters: usize, y: &'a mut [f32]) -> Self {
+        let (blocks, plane) = (filters.div_ceil(BLOCK), grid.output.0 * grid.output.1 * BLOCK);
+        assert!(y.len() >= samples * blocks * plane);
+        let own = 0..filters.div_ceil(PANEL);
+        Self { y: y.as_mut_ptr(), samples, blocks, plane, own, borrowed: PhantomData }
+    }
+
+    /// Which they are.
+    pub(crate) fn own(&self) -> Range<usize> {
+        self.own.clone()
+    }
+
+    /// Those before panel `at`, and the others.
+    pub(crate) fn split_at(self, at: usize) -> (Self, Self) {
+        let at = at.clamp(self.own.start, self.own.end);
+        (Self { own: self.own.start..at, ..self }, Self { own: at..self.own.end, ..self })
+    }
+}
+
 /// Writes y: A' M A of every tile and filter of a panel, with what follows a convolution.
-pub(crate) struct Gather<'a> {
+pub(crate) struct Gather<'a, 'b> {
     pub(crate) grid: Grid,
-    /// Blocks of filters of y.
-    pub(crate) blocks: usize,
-    /// Those of the panel.
-    pub(crate) panel: Range<usize>,
+    pub(crate) panel: usize,
     pub(crate) tiles: Range<usize>,
     /// M, `stride` numbers for a frequency.
     pub(crate) m: &'a [f32],
@@ -518,11 +557,10 @@ pub(crate) struct Gather<'a> {
     /// y becomes `max(y, slope y)`, then `min(y, top)`.
     pub(crate) slope: f32,
     pub(crate) top: f32,
-    /// Samples.
-    pub(crate) y: &'a mut [f32],
+    pub(crate) y: &'a mut Panels<'b>,
 }
 
-impl Kernel for Gather<'_> {
+impl Kernel for Gather<'_, '_> {
     type Out = ();
 
     #[inline(always)]
@@ -535,15 +573,17 @@ impl Kernel for Gather<'_> {
     }
 }
 
-impl Gather<'_> {
+impl Gather<'_, '_> {
     #[inline(always)]
     fn tiles<S: Simd, const M: usize>(self, s: S) {
-        let Self { grid, blocks, panel, tiles, m, stride, shift, slope, top, y } = self;
-        let ((p, q), plane) = (grid.output, grid.output.0 * grid.output.1 * BLOCK);
+        let Self { grid, panel, tiles, m, stride, shift, slope, top, y } = self;
+        let ((p, q), plane, blocks) = (grid.output, y.plane, y.blocks);
         assert!(S::LANES == BLOCK && grid.m == M);
-        assert!(panel.end <= blocks && panel.len() * BLOCK <= PANEL);
-        assert!(y.len() >= grid.images(tiles.end) * blocks * plane);
+        assert!(y.own.contains(&panel) && plane == p * q * BLOCK);
+        assert!(grid.images(tiles.end) <= y.samples);
         assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
+        let first_block = panel * (PANEL / BLOCK);
+        let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
         let (slope, top) = (s.splat(slope), s.splat(top));
         for span in grid.spans(tiles, usize::MAX) {
             let down = (p - span.row * M).min(M);
@@ -555,11 +595,12 @@ impl Gather<'_> {
                     let to = image + (span.row * M * q + column * M) * BLOCK;
                     let shift = s.load(&shift[i * BLOCK..]);
                     // SAFETY: in M a frequency has `stride` numbers, PANEL for each tile, of
-                    // which each block of the panel has eight. In y the tile begins at `to`, and
+                    // which each block of the panel has eight. In y, whose samples and blocks are
+                    // there and whose panel nobody else writes, the tile begins at `to`, and
                     // `down` rows and `across` columns of it lie inside of the output.
                     unsafe {
                         let from = m.as_ptr().add(first * PANEL + i * BLOCK);
-                        let to = y.as_mut_ptr().add(to);
+                        let to = y.y.add(to);
                         let mut half = [[s.zero(); 6]; 4];
                         for j in 0..M + 2 {
                             let mut m = [s.zero(); 6];
@@ -626,6 +667,7 @@ impl Weigh<'_> {
         let Self { m, w, channels, width, u, stride } = self;
         assert!(S::LANES == BLOCK && m == M && width.is_multiple_of(BLOCK));
         assert!(w.len() >= channels * 9 * width);
+        assert!(stride >= channels * width);
         assert!(u.len() >= (frequencies(M) - 1) * stride + channels * width);
         for c in 0..channels {
             for filter in (0..width).step_by(BLOCK) {

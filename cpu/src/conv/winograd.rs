@@ -13,8 +13,8 @@ use core::ops::Range;
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
-    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Rows, STRIP, Scatter, Spread,
-    Weigh, frequencies,
+    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
+    Spread, Weigh, frequencies,
 };
 
 /// Channels of a block.
@@ -29,6 +29,9 @@ const V: usize = 160 << 10;
 /// The same for the gradient of the weights, which is the better the more tiles are summed before
 /// the way back to weights.
 const GRADIENT_V: usize = 256 << 10;
+
+/// Numbers that V of all tiles may take where tasks have panels.
+const PANELS_V: usize = 700 << 10;
 
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
@@ -50,8 +53,8 @@ pub(crate) struct Winograd {
     k: usize,
 }
 
-/// Numbers that `rows` rows of `len` take in V or M: an odd number of lines, or all frequencies of
-/// a tile would lie in few sets of the first-level cache.
+/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or all
+/// frequencies of a tile would lie in few sets of the first-level cache.
 const fn stride(rows: usize, len: usize) -> usize {
     ((rows * len).div_ceil(LINE) | 1) * LINE
 }
@@ -80,14 +83,23 @@ impl Winograd {
         if rest < PANEL { rest } else { PANEL }
     }
 
+    /// Numbers of a frequency in U of a panel of some filters.
+    const fn u_stride(&self, width: usize) -> usize {
+        stride(self.blocks() * BLOCK, width)
+    }
+
     /// Numbers of U of a whole panel.
     pub(crate) const fn panel(&self) -> usize {
-        frequencies(self.grid.m) * self.blocks() * BLOCK * PANEL
+        frequencies(self.grid.m) * self.u_stride(PANEL)
     }
 
     /// Numbers of U.
     pub(crate) const fn packed(&self) -> usize {
-        frequencies(self.grid.m) * self.blocks() * BLOCK * self.k.next_multiple_of(BLOCK)
+        let last = match self.k.next_multiple_of(BLOCK) % PANEL {
+            0 => 0,
+            width => frequencies(self.grid.m) * self.u_stride(width),
+        };
+        self.k.next_multiple_of(BLOCK) / PANEL * self.panel() + last
     }
 
     /// Tiles of a block, at most.
@@ -98,7 +110,11 @@ impl Winograd {
 
     /// Numbers of scratch for a running task.
     pub(crate) fn lane(&self) -> usize {
-        let tiles = self.tiles();
+        self.block_lane(self.tiles())
+    }
+
+    /// Numbers of scratch for a block of tiles.
+    fn block_lane(&self, tiles: usize) -> usize {
         let (v, m) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
         STRIP + frequencies(self.grid.m) * (v + m)
     }
@@ -118,7 +134,7 @@ impl Winograd {
         first: usize,
         packed: &mut [f32],
     ) {
-        let (channels, m) = (self.blocks() * BLOCK, self.grid.m);
+        let m = self.grid.m;
         for (panel, u) in (first..).zip(packed.chunks_mut(self.panel())) {
             let width = self.width(panel);
             let mut taps = [0.0; BLOCK * 9 * PANEL];
@@ -139,7 +155,7 @@ impl Winograd {
                     channels: BLOCK,
                     width,
                     u: &mut u[block * BLOCK * width..],
-                    stride: channels * width,
+                    stride: self.u_stride(width),
                 });
             }
         }
@@ -197,58 +213,135 @@ impl Winograd {
         y: &mut [f32],
         lane: &mut [f32],
     ) {
-        let (grid, blocks, numbers) = (self.grid, self.blocks(), frequencies(self.grid.m));
-        let rows = instructions.run(Rows);
-        let (strip, lane) = lane.split_at_mut(STRIP);
-        let all = samples * grid.len();
-        for tiles in even(all, whole(self.tiles(), rows)) {
-            let groups = Groups::new(tiles.len(), rows);
-            let v_stride = stride(groups.padded(), blocks * BLOCK);
-            let m_stride = stride(groups.padded(), PANEL);
-            let (v, m) = lane.split_at_mut(numbers * v_stride);
-            let tiles = || tiles.clone();
-            instructions.run(Spread {
-                grid,
-                blocks,
-                x,
-                tiles: tiles(),
-                groups,
-                v,
-                stride: v_stride,
-                strip,
-            });
+        let most = whole(self.tiles(), instructions.run(Rows));
+        let mut y = self.panels(samples, y);
+        for tiles in even(samples * self.grid.len(), most) {
+            let mut block = self.spread(instructions, x, tiles, lane);
             for (panel, u) in packed.chunks(self.panel()).enumerate() {
-                let width = self.width(panel);
-                instructions.run(Multiply {
-                    frequencies: numbers,
-                    groups,
-                    blocks,
-                    v,
-                    v_stride,
-                    u,
-                    width,
-                    m,
-                    m_stride,
-                });
-                let mut shift = [0.0; PANEL];
-                for (to, from) in shift.iter_mut().zip(epilogue.shift.iter().skip(panel * PANEL)) {
-                    *to = *from;
-                }
-                let first = panel * (PANEL / BLOCK);
-                instructions.run(Gather {
-                    grid,
-                    blocks: self.k.div_ceil(BLOCK),
-                    panel: first..first + width / BLOCK,
-                    tiles: tiles(),
-                    m,
-                    stride: m_stride,
-                    shift: &shift,
-                    slope: epilogue.clamp.slope,
-                    top: epilogue.clamp.top,
-                    y,
-                });
+                block.multiply(instructions, panel, u, epilogue, &mut y);
             }
         }
+    }
+
+    /// Whether tasks should have some panels of all samples each, with
+    /// [`run_panels`](Self::run_panels), rather than some samples: where there is much U for few
+    /// tiles, it is better made where it is used than kept.
+    pub(crate) fn by_panels(&self) -> bool {
+        let tiles = self.samples * self.grid.len();
+        let v = frequencies(self.grid.m) * stride(tiles, self.blocks() * BLOCK);
+        v <= PANELS_V && self.packed() > v
+    }
+
+    /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
+    pub(crate) fn panels_lane(&self) -> usize {
+        let tiles = (self.samples * self.grid.len()).next_multiple_of(2);
+        self.panel() + self.block_lane(tiles)
+    }
+
+    /// The panels of y.
+    pub(crate) fn panels<'a>(&self, samples: usize, y: &'a mut [f32]) -> Panels<'a> {
+        Panels::new(self.grid, samples, self.k, y)
+    }
+
+    /// Writes some panels of y of all samples. The weights are those of [`pack`](Self::pack).
+    #[expect(clippy::too_many_arguments, reason = "what a convolution reads and writes")]
+    pub(crate) fn run_panels(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        weight: &[f32],
+        scale: &[f32],
+        transposed: bool,
+        epilogue: &Epilogue<'_>,
+        mut y: Panels<'_>,
+        lane: &mut [f32],
+    ) {
+        let (u, lane) = lane.split_at_mut(self.panel());
+        let mut block = self.spread(instructions, x, 0..samples * self.grid.len(), lane);
+        for panel in y.own() {
+            self.pack(instructions, weight, scale, transposed, panel, u);
+            block.multiply(instructions, panel, u, epilogue, &mut y);
+        }
+    }
+
+    /// V of a block of tiles.
+    fn spread<'a>(
+        &'a self,
+        instructions: Instructions,
+        x: &[f32],
+        tiles: Range<usize>,
+        lane: &'a mut [f32],
+    ) -> Block<'a> {
+        let (grid, blocks) = (self.grid, self.blocks());
+        let groups = Groups::new(tiles.len(), instructions.run(Rows));
+        let v_stride = stride(groups.padded(), blocks * BLOCK);
+        let (strip, lane) = lane.split_at_mut(STRIP);
+        let (v, m) = lane.split_at_mut(frequencies(grid.m) * v_stride);
+        let range = tiles.clone();
+        instructions.run(Spread {
+            grid,
+            blocks,
+            x,
+            tiles: range,
+            groups,
+            v,
+            stride: v_stride,
+            strip,
+        });
+        Block { winograd: self, tiles, groups, v, v_stride, m }
+    }
+}
+
+/// A block of tiles whose V is there.
+struct Block<'a> {
+    winograd: &'a Winograd,
+    tiles: Range<usize>,
+    groups: Groups,
+    v: &'a [f32],
+    v_stride: usize,
+    m: &'a mut [f32],
+}
+
+impl Block<'_> {
+    /// Writes y of one panel.
+    fn multiply(
+        &mut self,
+        instructions: Instructions,
+        panel: usize,
+        u: &[f32],
+        epilogue: &Epilogue<'_>,
+        y: &mut Panels<'_>,
+    ) {
+        let (groups, width) = (self.groups, self.winograd.width(panel));
+        let m_stride = stride(groups.padded(), PANEL);
+        instructions.run(Multiply {
+            frequencies: frequencies(self.winograd.grid.m),
+            groups,
+            blocks: self.winograd.blocks(),
+            v: self.v,
+            v_stride: self.v_stride,
+            u,
+            u_stride: self.winograd.u_stride(width),
+            width,
+            m: self.m,
+            m_stride,
+        });
+        let mut shift = [0.0; PANEL];
+        for (to, from) in shift.iter_mut().zip(epilogue.shift.iter().skip(panel * PANEL)) {
+            *to = *from;
+        }
+        instructions.run(Gather {
+            grid: self.winograd.grid,
+            panel,
+            tiles: self.tiles.clone(),
+            m: self.m,
+            stride: m_stride,
+            shift: &shift,
+            slope: epilogue.clamp.slope,
+            top: epilogue.clamp.top,
+            y,
+        });
     }
 }
 
@@ -272,13 +365,16 @@ impl Winograd {
     }
 
     /// Adds what some whole samples give to a partial gradient of the weights, in the order panel,
-    /// channel, tap, filter.
+    /// channel, tap, filter: to some panels of it, from panel `first` on, each of
+    /// [`panel_weights`](Self::panel_weights) numbers but the last.
+    #[expect(clippy::too_many_arguments, reason = "what a convolution reads and writes")]
     pub(crate) fn gradient(
         &self,
         instructions: Instructions,
         samples: usize,
         x: &[f32],
         dy: &[f32],
+        first: usize,
         partial: &mut [f32],
         lane: &mut [f32],
     ) {
@@ -301,7 +397,7 @@ impl Winograd {
                 stride: v_stride,
                 strip,
             });
-            for (panel, dw) in partial.chunks_mut(self.c * 9 * PANEL).enumerate() {
+            for (panel, dw) in (first..).zip(partial.chunks_mut(self.panel_weights())) {
                 let (first, width) = (panel * (PANEL / BLOCK), self.width(panel));
                 instructions.run(Scatter {
                     grid,
@@ -328,7 +424,7 @@ impl Winograd {
         }
     }
 
-    /// Weights of a whole panel, for [`join`](Self::join).
+    /// Numbers of the gradient of the weights of a whole panel.
     pub(crate) const fn panel_weights(&self) -> usize {
         PANEL * self.c * 9
     }
@@ -571,7 +667,11 @@ mod tests {
                     let (x, dy) = (x.chunks(x.len() / n), dy.chunks(dy.len() / n));
                     for (at, (x, dy)) in x.zip(dy).enumerate() {
                         let partial = if at + 1 < n { &mut *one } else { &mut *two };
-                        winograd.gradient(set, 1, x, dy, partial, &mut lane);
+                        // Panel by panel, as threads would.
+                        let partial = partial.chunks_mut(winograd.panel_weights());
+                        for (panel, partial) in partial.enumerate() {
+                            winograd.gradient(set, 1, x, dy, panel, partial, &mut lane);
+                        }
                     }
                     let mut dw = vec![1.0; k * c * 9];
                     for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
@@ -598,9 +698,9 @@ mod tests {
             let mut lane = vec![f32::NAN; winograd.gradient_lane()];
             let (mut all, mut each) =
                 (vec![0.0; winograd.partial()], vec![0.0; winograd.partial()]);
-            winograd.gradient(Instructions::best(), n, &x, &dy, &mut all, &mut lane);
+            winograd.gradient(Instructions::best(), n, &x, &dy, 0, &mut all, &mut lane);
             for (x, dy) in x.chunks(x.len() / n).zip(dy.chunks(dy.len() / n)) {
-                winograd.gradient(Instructions::best(), 1, x, dy, &mut each, &mut lane);
+                winograd.gradient(Instructions::best(), 1, x, dy, 0, &mut each, &mut lane);
             }
             let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
             let most = largest * if tile == 4 { ERROR_4 } else { ERROR_2 };
