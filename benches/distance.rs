@@ -161,12 +161,14 @@ fn table(args: &Args) -> Result<(), Failure> {
     println!("There is no CUDA device: no backend for one exists.");
     println!("| rows x features | backend | ms | GFLOP per CPU-second |");
     println!("|---|---|---|---|");
-    let asked = |name: &str| args.filters.is_empty() || args.filters.iter().any(|f| name.contains(f));
+    let asked =
+        |name: &str| args.filters.is_empty() || args.filters.iter().any(|f| name.contains(f));
     for shape in SIZES {
         let of_size = asked(&size(shape));
         let whos: Vec<_> = Who::all(args.threads)?;
         let named = whos.iter().any(|who| !args.filters.is_empty() && asked(&who.name()));
-        if !of_size && !(named && !SIZES.iter().any(|s| !args.filters.is_empty() && asked(&size(*s))))
+        if !of_size
+            && !(named && !SIZES.iter().any(|s| !args.filters.is_empty() && asked(&size(*s))))
         {
             continue;
         }

@@ -403,6 +403,7 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
                 for v in 0..NV {
                     sums[i][v] = s.fma(x, columns[v], sums[i][v]);
                 }
+                a = s.after(a, sums[i][NV - 1]);
             }
         }
         // One past the end at most, or within the panel that `a` started in.

@@ -90,6 +90,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line of an address, which need not be valid.
     fn prefetch(self, at: *const f32);
 
+    /// The same address, which the compiler knows only once it has `v`. Loops that need every
+    /// register order their loads by it, so that no value has to leave its register for another
+    /// that was loaded early.
+    #[inline(always)]
+    fn after(self, at: *const f32, _v: Self::V) -> *const f32 {
+        at
+    }
+
     /// All zero.
     #[inline(always)]
     fn zero(self) -> Self::V {

@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 use sepal_core::neighbour::Nearest;
 
-use super::{Cut, Sides, block, is_hard, pack, packed_numbers, part, shift, with_memory};
+use super::{
+    Cut, LINE, Sides, block, is_hard, line, pack, packed_numbers, part, shift, with_memory,
+};
 use crate::arch::distance::{BLOCK, Block, Element, Packed, SCRATCH, Sink};
 
 /// Fewer queries than these are measured against every row.
@@ -80,17 +82,17 @@ pub(super) fn run<T: Element, O: Send>(
         });
     }
     let size = block(count);
-    with_memory(dim + packed_numbers(bank.len(), dim), |memory| {
-        let mut memory = Cut(memory);
+    with_memory(LINE + line(dim) + packed_numbers(bank.len(), dim), |memory| {
+        let mut memory = Cut::new(memory);
         let point = memory.take(dim);
         shift(bank, point);
         let packed_bank = pack(instructions, bank, labels, point, memory.0);
         let hard: Vec<usize> = (0..bank.len()).filter(|&at| is_hard(&packed_bank, at)).collect();
         out.par_chunks_mut(size * per).enumerate().for_each_init(
-            || vec![0.0; packed_numbers(size, dim) + SCRATCH],
+            || vec![0.0; LINE + SCRATCH + packed_numbers(size, dim)],
             |memory, (task, out)| {
                 let from = task * size;
-                let mut memory = Cut(memory);
+                let mut memory = Cut::new(memory);
                 let scratch = memory.take(SCRATCH);
                 let own = own.map(|own| own.saturating_add_unsigned(from));
                 let queries = part(queries, from, (from + size).min(count));

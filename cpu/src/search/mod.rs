@@ -84,16 +84,30 @@ fn block(rows: usize) -> usize {
     }
 }
 
-/// Memory that is cut from the front.
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// Memory that is cut from the front, each piece at the start of a cache line.
 struct Cut<'a>(&'a mut [f32]);
 
 impl<'a> Cut<'a> {
+    /// Takes up to a line to begin at one.
+    fn new(memory: &'a mut [f32]) -> Self {
+        let past = memory.as_ptr().addr() / size_of::<f32>() % LINE;
+        Self(memory.get_mut((LINE - past) % LINE..).unwrap_or_default())
+    }
+
     /// The next `count` numbers.
     fn take(&mut self, count: usize) -> &'a mut [f32] {
-        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(count);
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(line(count));
         self.0 = rest;
-        taken
+        &mut taken[..count]
     }
+}
+
+/// Numbers of whole lines.
+fn line(count: usize) -> usize {
+    count.next_multiple_of(LINE)
 }
 
 /// Features that are packed: at least 1.
@@ -116,7 +130,7 @@ fn pack<'a, T: Element>(
 ) -> Packed<'a> {
     let (width, dim) = (instructions.panel(), packed_dim(rows.dim));
     let padded = rows.len().next_multiple_of(width);
-    let mut memory = Cut(memory);
+    let mut memory = Cut::new(memory);
     let (panels, low) = (memory.take(padded * dim), memory.take(padded));
     let (errors, names) = (memory.take(padded), memory.take(padded));
     low.fill(0.0);

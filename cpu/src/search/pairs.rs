@@ -7,7 +7,9 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 
-use super::{Cut, Queue, ROWS, Sides, across, block, is_hard, pack, packed_numbers, shift};
+use super::{
+    Cut, LINE, Queue, ROWS, Sides, across, block, is_hard, line, pack, packed_numbers, shift,
+};
 use crate::arch::Instructions;
 use crate::arch::distance::{Block, Element, Packed, SCRATCH, Sink, WIDEST};
 
@@ -84,8 +86,8 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// Numbers that it takes for `rows` rows.
-    const fn numbers(rows: usize) -> usize {
-        rows * (2 + FOUND)
+    fn numbers(rows: usize) -> usize {
+        2 * line(rows) + line(rows * FOUND)
     }
 
     fn new(memory: &'a mut [f32], rows: usize) -> Self {
@@ -280,9 +282,12 @@ struct View<'a> {
 impl<'a> View<'a> {
     /// What a [`Held`] has left in its memory.
     fn new(memory: &'a [f32], rows: usize) -> Self {
-        let (limits, rest) = memory.split_at(2 * rows);
-        let (same, other) = limits.split_at(rows);
-        Self { limits: [same, other], found: bytemuck::cast_slice(&rest[..rows * FOUND]) }
+        let (same, rest) = memory.split_at(line(rows));
+        let (other, found) = rest.split_at(line(rows));
+        Self {
+            limits: [&same[..rows], &other[..rows]],
+            found: bytemuck::cast_slice(&found[..rows * FOUND]),
+        }
     }
 }
 
@@ -327,8 +332,9 @@ fn finish<'v, T: Element, P: Place>(
 pub(super) fn across<T: Element>(sides: Sides<'_, T>, skip: Option<u32>, pairs: &mut [Pair]) {
     let each = |mut asking: across::Asking<'_, T>, pairs: &mut [Pair]| {
         let rows = asking.queries.low.len();
-        let mut memory = vec![0.0; Held::numbers(rows)];
-        let mut held = Held::new(&mut memory, rows);
+        let mut memory = vec![0.0; LINE + Held::numbers(rows)];
+        let memory = Cut::new(&mut memory).0;
+        let mut held = Held::new(memory, rows);
         held.start(pairs.iter());
         let mut sink = Closest {
             sides: asking.sides,
@@ -341,7 +347,7 @@ pub(super) fn across<T: Element>(sides: Sides<'_, T>, skip: Option<u32>, pairs: 
             held,
         };
         asking.compare(&mut sink, true);
-        let view = View::new(&memory, rows);
+        let view = View::new(memory, rows);
         finish(asking.sides, std::iter::once(view), (asking.from, 0), pairs);
     };
     across::run(sides, skip, true, 1, pairs, each, |places, is_same, near| {
@@ -357,7 +363,8 @@ fn worker(rows: usize) -> usize {
 /// Numbers that [`among`] takes to have `workers` workers.
 pub(super) fn numbers(rows: usize, dim: usize, workers: usize) -> usize {
     let workers = worker(rows).saturating_mul(workers);
-    dim.saturating_add(packed_numbers(rows, dim)).saturating_add(workers)
+    let set = line(dim).saturating_add(packed_numbers(rows, dim));
+    set.saturating_add(workers).saturating_add(LINE)
 }
 
 /// The nearest of each row of a set among the others: each product is made once. There is a pair
@@ -374,7 +381,7 @@ pub(super) fn among<T: Element, P: Place>(
     }
     let size = block(rows);
     let blocks = rows.div_ceil(size);
-    let mut memory = Cut(memory);
+    let mut memory = Cut::new(memory);
     let point = memory.take(bank.dim);
     shift(bank, point);
     let packed = memory.take(packed_numbers(rows, bank.dim));

@@ -1,6 +1,7 @@
 //! AVX2, with FMA and the conversions of F16C: vectors of 8.
 #![allow(unsafe_code)]
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use crate::arch::{Isa, Kernel, Narrow, Simd};
@@ -145,6 +146,20 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn after(self, mut at: *const f32, v: __m256) -> *const f32 {
+        // No instruction at all.
+        unsafe {
+            asm!(
+                "/* {0} {1} */",
+                inout(reg) at,
+                in(xmm_reg) _mm256_castps256_ps128(v),
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        at
     }
 }
 
