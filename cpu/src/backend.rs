@@ -18,6 +18,7 @@ use sepal_core::plan::{self, Chain};
 use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
+use crate::arch::Instructions;
 use crate::{blocks, layers, objective, search};
 
 /// Parameters that one task updates.
@@ -59,17 +60,30 @@ pub fn words(bytes: usize) -> Vec<Word> {
 pub struct Cpu<'a> {
     reference: Reference<'a>,
     pool: Option<Arc<ThreadPool>>,
+    instructions: Instructions,
 }
 
 impl<'a> Cpu<'a> {
-    /// A backend whose memory is `words`, on rayon's shared threads.
-    pub const fn new(words: &'a mut [Word]) -> Self {
-        Self { reference: Reference::new(words), pool: None }
+    /// A backend whose memory is `words`, on rayon's shared threads, with the best instructions
+    /// of this machine.
+    pub fn new(words: &'a mut [Word]) -> Self {
+        Self { reference: Reference::new(words), pool: None, instructions: Instructions::best() }
+    }
+
+    /// The same backend with other instructions.
+    ///
+    /// ```
+    /// use sepal_cpu::{Cpu, Instructions};
+    /// let cpu = Cpu::new(&mut []).with_instructions(Instructions::PORTABLE);
+    /// ```
+    #[must_use]
+    pub fn with_instructions(self, instructions: Instructions) -> Self {
+        Self { instructions, ..self }
     }
 
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool } = self;
+        let Self { reference, pool, .. } = self;
         match pool {
             Some(pool) => pool.install(|| work(reference)),
             None => work(reference),
@@ -85,15 +99,33 @@ impl<'a> Cpu<'a> {
 /// assert_eq!(device.chunk(), 128);
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OnCpu {
     pool: Option<Arc<ThreadPool>>,
+    instructions: Instructions,
+}
+
+impl Default for OnCpu {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl OnCpu {
-    /// On rayon's shared threads, one for each core.
-    pub const fn new() -> Self {
-        Self { pool: None }
+    /// On rayon's shared threads, one for each core, with the best instructions of this machine.
+    pub fn new() -> Self {
+        Self { pool: None, instructions: Instructions::best() }
+    }
+
+    /// The same device with other instructions for the backends that it opens.
+    ///
+    /// ```
+    /// use sepal_cpu::{Instructions, OnCpu};
+    /// let device = OnCpu::new().with_instructions(Instructions::PORTABLE);
+    /// ```
+    #[must_use]
+    pub fn with_instructions(self, instructions: Instructions) -> Self {
+        Self { instructions, ..self }
     }
 
     /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
@@ -104,7 +136,7 @@ impl OnCpu {
     pub fn with_threads(threads: usize) -> Result<Self, Error> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
-        Ok(Self { pool: Some(Arc::new(pool)) })
+        Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })
     }
 }
 
@@ -112,7 +144,7 @@ impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
     fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
-        Cpu { pool: self.pool.clone(), ..Cpu::new(memory) }
+        Cpu { pool: self.pool.clone(), ..Cpu::new(memory).with_instructions(self.instructions) }
     }
 
     fn chunk(&self) -> u32 {
@@ -238,6 +270,7 @@ impl Backend for Cpu<'_> {
         let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
         let scratch = layers::numbers(at.scratch);
         let slots = [at.features, at.labels, pairs, scratch, at.gradient];
+        let instructions = self.instructions;
         self.run(|reference| {
             let [features, labels, pairs, scratch, gradient] = reference.arena().lease(slots)?;
             let (data, labels) = (&*features.get::<f32>()?, &*labels.get::<u16>()?);
@@ -251,7 +284,7 @@ impl Backend for Cpu<'_> {
                 _ => None,
             };
             let pairs = pairs.get::<[u32; 4]>()?;
-            objective::pairs(rows, pairs, scratch);
+            search::batch(instructions, rows, pairs, scratch);
             let pairs: &[Pair] = bytemuck::cast_slice(pairs);
             Ok(objective::graph(data, dim, pairs, margin, gradient))
         })
@@ -288,7 +321,8 @@ impl Backend for Cpu<'_> {
         })
     }
 
-    /// Allocates beside the arena: about 1.4 MB for each thread, a number for each row.
+    /// Allocates beside the arena: a packed copy of the bank in f32, and about 100 bytes for each
+    /// row and thread.
     fn nearest(
         &mut self,
         queries: Bank<'_>,
@@ -297,11 +331,12 @@ impl Backend for Cpu<'_> {
         skip: Option<u32>,
         pairs: &mut [Pair],
     ) -> Result<(), Error> {
+        let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
             let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
             check_rows(queries, bank)?;
-            search::nearest(queries, bank, first, skip, pairs);
+            search::nearest(instructions, queries, bank, first, skip, pairs);
             Ok(())
         })
     }
@@ -316,11 +351,12 @@ impl Backend for Cpu<'_> {
         k: usize,
         out: &mut [Nearest],
     ) -> Result<(), Error> {
+        let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
             let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
             check_rows(queries, bank)?;
-            search::top_k(queries, bank, first, skip, k, out);
+            search::top_k(instructions, queries, bank, first, skip, k, out);
             Ok(())
         })
     }

@@ -19,6 +19,7 @@
 
 mod columns;
 mod problem;
+mod winograd;
 
 use sepal_core::arena::Layout;
 use sepal_core::layer::{AvgPool, Conv2d, MaxPool, Window};
