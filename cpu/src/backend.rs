@@ -16,6 +16,7 @@ use sepal_core::plan::{self, Chain};
 use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
+use crate::arch::Instructions;
 use crate::{layers, objective, search};
 
 /// Parameters that one task updates.
@@ -57,17 +58,37 @@ pub fn words(bytes: usize) -> Vec<Word> {
 pub struct Cpu<'a> {
     reference: Reference<'a>,
     pool: Option<Arc<ThreadPool>>,
+    /// The best of the machine where none were chosen.
+    instructions: Option<Instructions>,
 }
 
 impl<'a> Cpu<'a> {
     /// A backend whose memory is `words`, on rayon's shared threads.
     pub const fn new(words: &'a mut [Word]) -> Self {
-        Self { reference: Reference::new(words), pool: None }
+        Self { reference: Reference::new(words), pool: None, instructions: None }
+    }
+
+    /// Runs kernels with other instructions than the best of the machine.
+    ///
+    /// ```
+    /// use sepal_cpu::{Cpu, Instructions};
+    /// let mut memory = sepal_cpu::words(1 << 10);
+    /// let portable = Cpu::new(&mut memory).with_instructions(Instructions::PORTABLE);
+    /// ```
+    #[must_use]
+    pub const fn with_instructions(mut self, instructions: Instructions) -> Self {
+        self.instructions = Some(instructions);
+        self
+    }
+
+    /// What kernels run with.
+    fn instructions(&self) -> Instructions {
+        self.instructions.unwrap_or_else(Instructions::best)
     }
 
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool } = self;
+        let Self { reference, pool, .. } = self;
         match pool {
             Some(pool) => pool.install(|| work(reference)),
             None => work(reference),
@@ -86,12 +107,20 @@ impl<'a> Cpu<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct OnCpu {
     pool: Option<Arc<ThreadPool>>,
+    instructions: Option<Instructions>,
 }
 
 impl OnCpu {
     /// On rayon's shared threads, one for each core.
     pub const fn new() -> Self {
-        Self { pool: None }
+        Self { pool: None, instructions: None }
+    }
+
+    /// Runs kernels with other instructions than the best of the machine.
+    #[must_use]
+    pub const fn with_instructions(mut self, instructions: Instructions) -> Self {
+        self.instructions = Some(instructions);
+        self
     }
 
     /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
@@ -102,7 +131,7 @@ impl OnCpu {
     pub fn with_threads(threads: usize) -> Result<Self, Error> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
-        Ok(Self { pool: Some(Arc::new(pool)) })
+        Ok(Self { pool: Some(Arc::new(pool)), instructions: None })
     }
 }
 
@@ -110,7 +139,7 @@ impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
     fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
-        Cpu { pool: self.pool.clone(), ..Cpu::new(memory) }
+        Cpu { pool: self.pool.clone(), instructions: self.instructions, ..Cpu::new(memory) }
     }
 
     fn chunk(&self) -> u32 {
@@ -124,7 +153,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x.shape, pass)
+        layers::needs(chain.get(at)?, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -193,11 +222,13 @@ impl Backend for Cpu<'_> {
     }
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::forward(reference.arena(), call))
+        let with = self.instructions();
+        self.run(|reference| layers::forward(with, reference.arena(), call))
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::backward(reference.arena(), call))
+        let with = self.instructions();
+        self.run(|reference| layers::backward(with, reference.arena(), call))
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {

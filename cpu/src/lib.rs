@@ -24,12 +24,14 @@
 //! allocate about 1.4 MB for each thread, and one number for each row and each feature.
 #![deny(unsafe_code)]
 
+mod activation;
 mod arch;
 mod backend;
 mod conv;
 mod dense;
 mod gemm;
 mod layers;
+mod layout;
 mod norm;
 mod objective;
 mod pool;
