@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use sepal_core::layer::Activation;
 
 use crate::arch::{Instructions, Isa, Kernel, Simd};
-use crate::layout::GRAIN;
+use crate::blocks::GRAIN;
 
 /// What is done to each number, and to its gradient.
 pub(crate) trait Act: Copy + Send + Sync {

@@ -2,7 +2,7 @@
 //! parallel, or the reference's on the whole.
 
 use rayon::prelude::*;
-use sepal_core::arena::{Arena, Dtype, Lease, Slot};
+use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
@@ -12,21 +12,25 @@ use sepal_core::shape::Shape;
 
 use crate::activation::{self, Plain};
 use crate::arch::Instructions;
-use crate::conv::Conv;
-use crate::layout::{
-    BLOCK, GRAIN, clear_padding, from_blocks, is_blocked, is_same, padded, plane, to_blocks,
+use crate::blocks::{
+    BLOCK, GRAIN, block, clear_padding, is_blocked, is_same, padded, plane, unblock,
 };
+use crate::conv::{Clamp, Conv, Epilogue};
 use crate::norm::Coefficients;
 use crate::{dense, norm, pool};
 
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
 ///
-/// Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
+/// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
 /// input. The others read either layout and give the reference's.
 pub(crate) fn needs(layer: &Layer, x: Slot, pass: Pass) -> Option<Needs> {
     let needs = layer.needs(x.shape, pass)?;
-    let needs = if is_blocked(x) { blocked_needs(layer, x, pass, needs)? } else { needs };
+    let needs = match layer {
+        Layer::Conv2d(_) => Needs { layout: Layout::Nchw8c, ..needs },
+        _ if is_blocked(x) => blocked_needs(layer, x, pass, needs)?,
+        _ => needs,
+    };
     let forward_scratch = needs
         .forward_scratch
         .checked_next_multiple_of(size_of::<sepal_core::arena::Word>())?
@@ -64,7 +68,7 @@ fn blocked_needs(layer: &Layer, x: Slot, pass: Pass, needs: Needs) -> Option<Nee
 }
 
 /// Whether a layer that computes in the reference's layout alone must copy `x` to it.
-fn moves(x: Slot) -> bool {
+pub(crate) fn moves(x: Slot) -> bool {
     is_blocked(x) && !is_same(x.shape)
 }
 
@@ -81,7 +85,9 @@ fn lying(x: Slot) -> usize {
 /// Numbers of scratch of a forward pass, beside the reference's.
 fn forward_scratch(layer: &Layer, x: Slot) -> usize {
     match layer {
-        Layer::Conv2d(l) => Conv::new(*l, x.shape).map_or(0, |conv| conv.forward_scratch()),
+        Layer::Conv2d(l) => {
+            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.forward_scratch(None))
+        }
         Layer::BatchNorm(_) => norm::forward_scratch(x),
         Layer::Dense(_) | Layer::Project(_) if moves(x) => plain(x),
         Layer::Standardise(_) if is_blocked(x) => 2 * lying(x),
@@ -92,7 +98,9 @@ fn forward_scratch(layer: &Layer, x: Slot) -> usize {
 /// Numbers of scratch of a backward pass.
 fn backward_scratch(layer: &Layer, x: Slot) -> usize {
     match layer {
-        Layer::Conv2d(l) => Conv::new(*l, x.shape).map_or(0, |conv| conv.backward_scratch()),
+        Layer::Conv2d(l) => {
+            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.backward_scratch())
+        }
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         Layer::Dense(_) if moves(x) => plain(x).saturating_mul(2),
         Layer::Project(_) if moves(x) => plain(x),
@@ -199,8 +207,8 @@ fn staying(shape: Shape, y: &mut [f32], kernel: impl Fn(Shape, &mut [f32]) + Syn
 
 /// The shape of a tensor as it lies, padding of blocks counted as channels: what layers that
 /// treat a sample as a vector work on.
-fn as_lying(x: Slot) -> Shape {
-    if is_blocked(x) { Shape { c: padded(x.shape) as u32, ..x.shape } } else { x.shape }
+pub(crate) fn as_lying(x: Slot) -> Shape {
+    if is_blocked(x) { Shape { c: padded(x.shape.c as usize) as u32, ..x.shape } } else { x.shape }
 }
 
 /// How far a batch moves the running statistics.
@@ -270,8 +278,9 @@ pub(crate) fn forward(
     let flat = as_lying(place.x);
     match layer {
         Layer::Conv2d(l) => {
-            if let Some(conv) = Conv::new(*l, shape) {
-                conv.forward(x, weight, bias, y, scratch);
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+                let epilogue = Epilogue { scale: &[], shift: bias, clamp: Clamp::NONE };
+                conv.forward(with, x, weight, &epilogue, None, y, scratch);
             }
         }
         Layer::Dense(l) => {
@@ -324,7 +333,7 @@ pub(crate) fn forward(
                 dropout(*l, place.x, y, layer_seed(seed, call.index), update);
             }
         }
-        Layer::Flatten(_) => from_blocks(shape, x, y),
+        Layer::Flatten(_) => unblock(shape, x, y),
         Layer::L2Normalise(l) => {
             let (per, one) = (piece(flat), elements(flat, 1));
             let pieces = y.par_chunks_mut(elements(flat, per));
@@ -340,15 +349,15 @@ pub(crate) fn forward(
             let (own_mean, own_variance) = scratch.split_at_mut(sample.min(scratch.len()));
             let own_variance = own_variance.get_mut(..sample).unwrap_or_default();
             if let Phase::Calibrate { seen } = phase {
-                to_blocks(one, mean, own_mean);
-                to_blocks(one, variance, own_variance);
+                block(one, mean, own_mean);
+                block(one, variance, own_variance);
                 l.calibrate(flat, y, seen, own_mean, own_variance);
-                from_blocks(one, own_mean, mean);
-                from_blocks(one, own_variance, variance);
+                unblock(one, own_mean, mean);
+                unblock(one, own_variance, variance);
             } else {
                 let [mean, variance] = measured.unwrap_or([mean, variance]);
-                to_blocks(one, mean, own_mean);
-                to_blocks(one, variance, own_variance);
+                block(one, mean, own_mean);
+                block(one, variance, own_variance);
             }
             staying(flat, y, |flat, y| l.forward(flat, own_mean, own_variance, y));
         }
@@ -377,7 +386,7 @@ pub(crate) fn forward(
 /// Blocks in the reference's layout, in scratch.
 fn reordered<'s>(shape: Shape, x: &[f32], scratch: &'s mut [f32]) -> &'s [f32] {
     let room = scratch.get_mut(..shape.len().unwrap_or(0) as usize).unwrap_or_default();
-    from_blocks(shape, x, room);
+    unblock(shape, x, room);
     room
 }
 
@@ -400,8 +409,9 @@ pub(crate) fn backward(
             let [x, w, dw, db, dy, dx, scratch] = arena.lease(slots)?;
             let (x, w, dy) = (&*x.get()?, &*w.get()?, &*dy.get()?);
             let dx = Some(dx.get()?).filter(|dx| !dx.is_empty());
-            if let Some(conv) = Conv::new(*l, shape) {
-                conv.backward(x, w, dy, dx, dw.get()?, db.get()?, scratch.get()?);
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+                let (dw, db, scratch) = (dw.get()?, db.get()?, scratch.get()?);
+                conv.backward(with, x, w, dy, dx, dw, db, scratch);
             }
         }
         Layer::Dense(l) => {
@@ -413,11 +423,11 @@ pub(crate) fn backward(
             if moves(place.x) {
                 let (own_x, own_dx) = scratch.split_at_mut(plain(place.x).min(scratch.len()));
                 let own_dx = own_dx.get_mut(..plain(place.x)).unwrap_or_default();
-                from_blocks(shape, x, own_x);
+                unblock(shape, x, own_x);
                 let wanted = dx.is_some().then_some(&mut *own_dx);
                 dense::backward(*l, shape, own_x, w, dy, wanted, dw, db);
                 if let Some(dx) = dx {
-                    to_blocks(shape, own_dx, dx);
+                    block(shape, own_dx, dx);
                 }
             } else {
                 dense::backward(*l, shape, x, w, dy, dx, dw, db);
@@ -448,7 +458,7 @@ pub(crate) fn backward(
         }
         Layer::Flatten(_) if moves(place.x) => {
             let [dy, dx] = arena.lease([place.dy, place.dx])?;
-            to_blocks(shape, dy.get::<f32>()?, dx.get::<f32>()?);
+            block(shape, dy.get::<f32>()?, dx.get::<f32>()?);
         }
         Layer::L2Normalise(l) => {
             let [y, saved, g] = arena.lease([place.y, place.saved, place.dy])?;
@@ -467,7 +477,7 @@ pub(crate) fn backward(
             let (variance, scratch) = (&*variance.get::<f32>()?, scratch.get::<f32>()?);
             let variance = if blocked {
                 let own = scratch.get_mut(..lying(place.x)).unwrap_or_default();
-                to_blocks(shape.with_n(1), variance, own);
+                block(shape.with_n(1), variance, own);
                 own
             } else {
                 variance
@@ -513,7 +523,7 @@ pub(crate) fn backward(
                 Layer::Project(_) if moves(place.x) => {
                     let own = scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default();
                     back(layer, shape, out, dy, own);
-                    to_blocks(shape, own, dx);
+                    block(shape, own, dx);
                 }
                 _ => back(layer, shape, out, dy, dx),
             }

@@ -27,11 +27,11 @@
 mod activation;
 mod arch;
 mod backend;
+mod blocks;
 mod conv;
 mod dense;
 mod gemm;
 mod layers;
-mod layout;
 mod norm;
 mod objective;
 mod pool;

@@ -12,7 +12,7 @@ use sepal_core::shape::Shape;
 
 use crate::activation::Act;
 use crate::arch::{Instructions, Isa, Kernel, Simd};
-use crate::layout::{BLOCK, blocks, is_blocked, padded, piece, plane};
+use crate::blocks::{BLOCK, count, is_blocked, padded, piece, plane};
 use crate::sum::{sum, sum_pairs};
 
 /// Groups of samples, each with sums of its own.
@@ -36,24 +36,24 @@ fn per_group(shape: Shape) -> usize {
 
 /// Numbers of all groups' sums; a smaller batch never takes more.
 fn sums(shape: Shape) -> usize {
-    (shape.n as usize).min(GROUPS) * blocks(shape) * SUMS
+    (shape.n as usize).min(GROUPS) * count(shape) * SUMS
 }
 
 /// Numbers that training keeps: a mean and a variance for each channel.
 pub(crate) fn saved(x: Slot) -> u32 {
-    let channels = if is_blocked(x) { padded(x.shape) as u32 } else { x.shape.c };
+    let channels = if is_blocked(x) { padded(x.shape.c as usize) as u32 } else { x.shape.c };
     channels.saturating_mul(2)
 }
 
 /// Numbers of scratch that a forward pass takes.
 pub(crate) fn forward_scratch(x: Slot) -> usize {
-    if is_blocked(x) { blocks(x.shape) * FORWARD + sums(x.shape) } else { 0 }
+    if is_blocked(x) { count(x.shape) * FORWARD + sums(x.shape) } else { 0 }
 }
 
 /// Numbers of scratch that a backward pass takes.
 pub(crate) fn backward_scratch(x: Slot) -> usize {
     if is_blocked(x) {
-        blocks(x.shape) * BACKWARD + sums(x.shape)
+        count(x.shape) * BACKWARD + sums(x.shape)
     } else {
         (x.shape.c as usize).saturating_mul(2)
     }
@@ -273,7 +273,7 @@ impl<'a> Blocked<'a> {
         saved: &mut [f32],
         scratch: &'s mut [f32],
     ) -> Coefficients<'s> {
-        let (shape, blocks) = (self.shape, blocks(self.shape));
+        let (shape, blocks) = (self.shape, count(self.shape));
         let (coefficients, partials) = scratch.split_at_mut(blocks * FORWARD);
         let group = per_group(shape) * blocks * plane(shape);
         let groups = x.par_chunks(group).zip(partials.par_chunks_mut(blocks * SUMS));
@@ -281,7 +281,7 @@ impl<'a> Blocked<'a> {
             sums.fill(0.0);
             self.with.run(Measure { plane: plane(shape), x, sums });
         });
-        let (means, variances) = saved.split_at_mut(padded(shape));
+        let (means, variances) = saved.split_at_mut(padded(shape.c as usize));
         let samples = x.len() / (blocks * plane(shape)).max(1);
         let area = shape.plane() as usize;
         let lanes = means.chunks_exact_mut(BLOCK).zip(variances.chunks_exact_mut(BLOCK));
@@ -308,7 +308,7 @@ impl<'a> Blocked<'a> {
         variances: &[f32],
         coefficients: &'s mut [f32],
     ) -> Coefficients<'s> {
-        let numbers = coefficients.get_mut(..blocks(self.shape) * FORWARD).unwrap_or_default();
+        let numbers = coefficients.get_mut(..count(self.shape) * FORWARD).unwrap_or_default();
         self.fill(means, variances, numbers, FORWARD);
         Coefficients { numbers, stride: FORWARD }
     }
@@ -360,9 +360,9 @@ impl<'a> Blocked<'a> {
         scratch: &'s mut [f32],
         sums: impl Fn(usize, Coefficients<'_>, &mut [f32]) + Sync,
     ) -> Coefficients<'s> {
-        let (shape, blocks) = (self.shape, blocks(self.shape));
+        let (shape, blocks) = (self.shape, count(self.shape));
         let (numbers, partials) = scratch.split_at_mut(blocks * BACKWARD);
-        let (means, variances) = saved.split_at(padded(shape));
+        let (means, variances) = saved.split_at(padded(shape.c as usize));
         self.fill(means, variances, numbers, BACKWARD);
         let coefficients = Coefficients { numbers, stride: BACKWARD };
         let groups = (shape.n as usize).div_ceil(per_group(shape));
@@ -391,7 +391,7 @@ impl<'a> Blocked<'a> {
 
     /// The samples of a group, in a tensor of `plane` numbers for each block.
     pub(crate) fn group<'x, T>(&self, group: usize, plane: usize, x: &'x [T]) -> &'x [T] {
-        let size = per_group(self.shape) * blocks(self.shape) * plane;
+        let size = per_group(self.shape) * count(self.shape) * plane;
         x.chunks(size.max(1)).nth(group).unwrap_or_default()
     }
 

@@ -23,7 +23,9 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub(crate) mod distance;
 mod portable;
+pub(crate) mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -99,6 +101,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Asks for the cache line of an address, which need not be valid.
     fn prefetch(self, at: *const f32);
 
+    /// The same address, which the compiler knows only once it has `v`. Loops that need every
+    /// register order their loads by it, so that no value has to leave its register for another
+    /// that was loaded early.
+    #[inline(always)]
+    fn after(self, at: *const f32, _v: Self::V) -> *const f32 {
+        at
+    }
+
     /// All zero.
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -170,10 +180,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Vectors of 8 floats.
+pub(crate) trait Narrow: Simd {
+    /// Eight rows of 8 numbers as their eight columns.
+    fn transpose(self, rows: [Self::V; 8]) -> [Self::V; 8];
+}
+
 /// An instruction set: its vectors of 8, and its widest.
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of 8 floats: one block of channels.
-    type Narrow: Simd;
+    type Narrow: Narrow;
     /// The widest vectors, of 8 floats or 16.
     type Wide: Simd;
 
@@ -292,6 +308,7 @@ mod tests {
             assert_eq!(I::Narrow::LANES, 8);
             check(isa.narrow());
             check(isa.wide());
+            check_transpose(isa.narrow());
         }
     }
 
@@ -357,6 +374,17 @@ mod tests {
             let mut to = [7; 17];
             s.store_bytes(numbers, &mut to);
             assert_eq!((&to[..n], &to[n..]), (from, &[7; 17][n..]));
+        }
+    }
+
+    #[inline(always)]
+    fn check_transpose<S: Narrow>(s: S) {
+        let rows: [[f32; 8]; 8] =
+            core::array::from_fn(|i| core::array::from_fn(|j| (10 * i + j) as f32));
+        for (j, column) in s.transpose(rows.map(|row| s.load(&row))).into_iter().enumerate() {
+            let mut got = [0.0; 8];
+            s.store(column, &mut got);
+            assert_eq!(got, rows.map(|row| row[j]));
         }
     }
 

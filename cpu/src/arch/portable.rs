@@ -1,7 +1,7 @@
 //! Plain arrays, which the compiler turns into the vectors that it may use.
 #![allow(unsafe_code)]
 
-use super::{Isa, Simd};
+use super::{Isa, Narrow, Simd};
 
 /// No instructions but those that the program was compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -139,4 +139,11 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
+}
+
+impl Narrow for Portable {
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; 8]) -> [Self::V; 8] {
+        core::array::from_fn(|j| each(|i| rows[i][j]))
+    }
 }

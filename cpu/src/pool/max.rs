@@ -11,7 +11,7 @@ use sepal_core::shape::Shape;
 use super::{Geometry, Windows};
 use crate::activation::{Act, MARK};
 use crate::arch::{Instructions, Isa, Kernel, Simd};
-use crate::layout::{BLOCK, piece, plane};
+use crate::blocks::{BLOCK, piece, plane};
 use crate::norm::{Affine, Coefficients, Slope, add_lanes};
 
 /// A pool in blocks of eight channels.

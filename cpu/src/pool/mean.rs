@@ -6,7 +6,7 @@ use sepal_core::layer::{AvgPool, AvgPoolTo, ChannelStd};
 use sepal_core::shape::Shape;
 
 use super::{Geometry, Windows};
-use crate::layout::{BLOCK, blocks, piece, plane};
+use crate::blocks::{BLOCK, count, piece, plane};
 
 type Eight = [f32; BLOCK];
 
@@ -91,9 +91,9 @@ fn to_channels(
     each: impl Fn(&[Eight], &mut [f32]) + Sync,
 ) {
     let area = out.plane().max(1) as usize;
-    let samples = x.par_chunks_exact((blocks(shape) * plane(shape)).max(1));
+    let samples = x.par_chunks_exact((count(shape) * plane(shape)).max(1));
     let samples = samples.zip(y.par_chunks_exact_mut((out.c as usize * area).max(1)));
-    samples.with_min_len((piece(shape) / blocks(shape).max(1)).max(1)).for_each(|(x, y)| {
+    samples.with_min_len((piece(shape) / count(shape).max(1)).max(1)).for_each(|(x, y)| {
         let planes = x.chunks_exact(plane(shape)).zip(y.chunks_mut(BLOCK * area));
         planes.for_each(|(x, y)| each(x.as_chunks().0, y));
     });
@@ -108,9 +108,9 @@ fn from_channels(
     each: impl Fn(&mut [Eight], &[f32]) + Sync,
 ) {
     let area = out.plane().max(1) as usize;
-    let samples = dx.par_chunks_exact_mut((blocks(shape) * plane(shape)).max(1));
+    let samples = dx.par_chunks_exact_mut((count(shape) * plane(shape)).max(1));
     let samples = samples.zip(dy.par_chunks_exact((out.c as usize * area).max(1)));
-    samples.with_min_len((piece(shape) / blocks(shape).max(1)).max(1)).for_each(|(dx, dy)| {
+    samples.with_min_len((piece(shape) / count(shape).max(1)).max(1)).for_each(|(dx, dy)| {
         let planes = dx.chunks_exact_mut(plane(shape)).zip(dy.chunks(BLOCK * area));
         planes.for_each(|(dx, dy)| each(dx.as_chunks_mut().0, dy));
     });
@@ -175,7 +175,7 @@ pub(crate) fn forward_deviation(shape: Shape, x: &[f32], y: &mut [f32]) {
 
 /// [`ChannelStd::backward`] into blocks.
 pub(crate) fn backward_deviation(shape: Shape, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    let sample = (blocks(shape) * plane(shape)).max(1);
+    let sample = (count(shape) * plane(shape)).max(1);
     let samples = x.par_chunks_exact(sample).zip(dx.par_chunks_exact_mut(sample));
     let samples = samples.zip(dy.par_chunks_exact((shape.c as usize).max(1)));
     samples.for_each(|((x, dx), dy)| {
