@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, same_length,
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
@@ -19,7 +19,7 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
-use crate::{blocks, layers, objective, search};
+use crate::{blocks, fused, layers, objective, search};
 
 /// Parameters that one task updates.
 const PIECE: usize = 1 << 13;
@@ -158,7 +158,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x, pass)
+        layers::needs(chain, at, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -267,6 +267,22 @@ impl Backend for Cpu<'_> {
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
         let with = self.instructions;
         self.run(|reference| layers::backward(with, reference.arena(), call))
+    }
+
+    fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
+        let with = self.instructions;
+        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+            Some(call) => cpu.forward(call),
+            None => cpu.run(|reference| group.forward(with, reference.arena())),
+        })
+    }
+
+    fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
+        let with = self.instructions;
+        fused::backward_block(self, block, |cpu, group| match group.single() {
+            Some(call) => cpu.backward(call),
+            None => cpu.run(|reference| group.backward(with, reference.arena())),
+        })
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {

@@ -6,6 +6,7 @@ use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
+use sepal_core::plan::Chain;
 use sepal_core::reference::{self, layer_seed, stored};
 use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
@@ -16,6 +17,7 @@ use crate::blocks::{
     BLOCK, GRAIN, block, clear_padding, is_blocked, is_same, padded, plane, unblock,
 };
 use crate::conv::{Clamp, Conv, Epilogue};
+use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
 use crate::{dense, norm, pool};
 
@@ -24,7 +26,8 @@ use crate::{dense, norm, pool};
 ///
 /// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
 /// input. The others read either layout and give the reference's.
-pub(crate) fn needs(layer: &Layer, x: Slot, pass: Pass) -> Option<Needs> {
+pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+    let layer = chain.get(at)?;
     let needs = layer.needs(x.shape, pass)?;
     let needs = match layer {
         Layer::Conv2d(_) => Needs { layout: Layout::Nchw8c, ..needs },
@@ -36,7 +39,12 @@ pub(crate) fn needs(layer: &Layer, x: Slot, pass: Pass) -> Option<Needs> {
         .checked_next_multiple_of(size_of::<sepal_core::arena::Word>())?
         .saturating_add(forward_scratch(layer, x).saturating_mul(size_of::<f32>()));
     let backward_scratch = match pass {
-        Pass::Train => backward_scratch(layer, x).saturating_mul(size_of::<f32>()),
+        Pass::Train => {
+            // A norm that runs together with the pool behind it works in the pool's scratch.
+            let with_norm = matches!(layer, Layer::MaxPool(_)) && norm_of_pool(chain, at, x);
+            let of_norm = if with_norm { norm::backward_scratch(x) } else { 0 };
+            (backward_scratch(layer, x) + of_norm).saturating_mul(size_of::<f32>())
+        }
         _ => 0,
     };
     Some(Needs { forward_scratch, backward_scratch, ..needs })
@@ -295,7 +303,7 @@ pub(crate) fn forward(
             } else {
                 let saved = saved.get()?;
                 norm.apply(norm.measure(x, saved, scratch), Plain, x, y);
-                l.update(flat, saved, share(*l, shape, phase), mean, variance);
+                norm.update(saved, share(*l, shape, phase), mean, variance);
             }
         }
         Layer::BatchNorm(l) if eval => {

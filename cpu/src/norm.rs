@@ -301,6 +301,12 @@ impl<'a> Blocked<'a> {
         self.coefficients(means, variances, coefficients)
     }
 
+    /// Moves the running statistics.
+    pub(crate) fn update(&self, saved: &[f32], share: f32, mean: &mut [f32], variance: &mut [f32]) {
+        let shape = Shape { c: padded(self.shape.c as usize) as u32, ..self.shape };
+        self.layer.update(shape, saved, share, mean, variance);
+    }
+
     /// Writes the coefficients of a forward pass.
     pub(crate) fn coefficients<'s>(
         &self,

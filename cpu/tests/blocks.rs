@@ -4,11 +4,13 @@
 mod common;
 
 use common::*;
-use sepal_core::arena::Layout;
-use sepal_core::backend::{Device, Phase};
+use sepal_core::arena::{Dtype, Layout, Slot, Word};
+use sepal_core::backend::{Backend, Device, Host, HostMut, Phase, TrainBlock, plan_train};
 use sepal_core::layer::*;
+use sepal_core::plan::{self, Chain};
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
+use sepal_core::stage::Objective;
 use sepal_cpu::{Cpu, Instructions, OnCpu};
 
 const TRAIN: Phase = Phase::Train { seed: 5, update: 2 };
@@ -184,6 +186,121 @@ fn threads_change_no_bit() {
         let one = run(1);
         for threads in [2, 5] {
             assert!(run(threads) == one, "{} on {threads} threads", layer.name());
+        }
+    }
+}
+
+/// What a block's pass leaves behind: its output, gradients and measured parameters.
+type Left = [Vec<f32>; 3];
+
+/// Where a block works whose input lies in a layout.
+struct Block<'a> {
+    block: TrainBlock<'a>,
+    bytes: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new<B: Backend>(backend: &B, layers: &'a [Layer], x: (Shape, Layout)) -> Self {
+        let chain = Chain::new(layers);
+        let params = plan::Params::new(0, chain, x.0, 0).unwrap();
+        let at = params.bytes();
+        let x = Slot { layout: x.1, ..Slot::new(at, x.0, Dtype::F32) };
+        let at = at + Word::round_up(x.bytes());
+        let plan = plan_train(backend, at, &chain, x, &Objective::Statistics).unwrap();
+        let block = TrainBlock { chain, params, plan, x, phase: TRAIN };
+        Self { block, bytes: at + plan.bytes() }
+    }
+
+    fn run<B: Backend>(&self, backend: &mut B, x: &[f32]) -> Left {
+        let Self { block, .. } = self;
+        let trained = block.params.trained().elements();
+        let numbers: Vec<f32> = values(3, trained).iter().map(|x| x + 0.5).collect();
+        backend.write(block.params.trained(), Host::F32(&numbers)).unwrap();
+        backend.zero(block.params.gradients()).unwrap();
+        backend.zero(block.params.measured()).unwrap();
+        backend.write(block.x, Host::F32(x)).unwrap();
+        let y = backend.forward_block(block, block.chain.len()).unwrap();
+        let mut out = vec![f32::NAN; len(y.shape)];
+        backend.read(y, HostMut::F32(&mut out)).unwrap();
+        let mut walk = block.plan.walk(block.x);
+        for at in 0..block.chain.len() {
+            let needs = backend.needs(&block.chain, at, walk.x(), Pass::Train).unwrap();
+            walk.step(needs).unwrap();
+        }
+        backend.write(walk.dx(), Host::F32(&values(5, out.len()))).unwrap();
+        backend.backward_block(block).unwrap();
+        let mut read = |slot: Slot| {
+            let mut numbers = vec![f32::NAN; slot.elements()];
+            backend.read(slot, HostMut::F32(&mut numbers)).unwrap();
+            numbers
+        };
+        [out, read(block.params.gradients()), read(block.params.measured())]
+    }
+}
+
+/// Norms, activations and pools that run together, behind a norm that says what gradient they
+/// gave.
+#[test]
+fn layers_that_run_together() {
+    let norm = Layer::BatchNorm(BatchNorm { affine: true, eps: 1e-2, ..BatchNorm::new() });
+    let leaky = Layer::Activation(Activation::LeakyRelu { slope: 0.2 });
+    let relu6 = Layer::Activation(Activation::Relu6);
+    let tanh = Layer::Activation(Activation::Tanh);
+    let two = Layer::MaxPool(MaxPool::new(2));
+    let window =
+        |kernel, stride, pad| Layer::MaxPool(MaxPool { window: Window { kernel, stride, pad } });
+    let over = window((3, 3), (2, 2), (1, 1));
+    let tall = window((12, 11), (3, 2), (5, 5));
+    let chains: [&[Layer]; 14] = [
+        &[norm, norm, RELU],
+        &[norm, norm, leaky],
+        &[norm, norm, two],
+        &[norm, norm, RELU, two],
+        &[norm, norm, leaky, two],
+        &[norm, norm, relu6, over],
+        &[norm, norm, RELU, over],
+        &[norm, tanh, RELU, two],
+        &[norm, leaky, two, RELU, over],
+        &[norm, norm, tanh, two],
+        &[norm, norm, RELU, tall],
+        &[norm, leaky, tall],
+        &[norm, RELU, two, norm, RELU, two, leaky],
+        &[RELU, two, norm, two],
+    ];
+    for c in [1, 6, 8, 9, 17] {
+        for (n, h, w) in [(3, 6, 8), (2, 7, 9), (19, 4, 5)] {
+            let shape = Shape::new(n, c, h, w);
+            for layers in chains.into_iter().filter(|l| Chain::new(l).shape(shape, l.len()).is_ok())
+            {
+                let x: Vec<f32> = values(1, len(shape)).iter().map(|x| 4.0 * x).collect();
+                let plain = Block::new(&Reference::new(&mut []), layers, (shape, Layout::Nchw));
+                let expected = plain.run(&mut Reference::new(&mut nan(plain.bytes)), &x);
+                for with in Instructions::all() {
+                    let x_in = (shape, Layout::Nchw8c);
+                    let block = Block::new(&Cpu::new(&mut []), layers, x_in);
+                    let mut memory = nan(block.bytes);
+                    let mut cpu = Cpu::new(&mut memory).with_instructions(with);
+                    let got = block.run(&mut cpu, &x);
+                    for (what, (got, expected)) in
+                        ["y", "gradients", "measured"].iter().zip(got.iter().zip(&expected))
+                    {
+                        let names: Vec<_> = layers.iter().map(Layer::name).collect();
+                        let what = format!("{what} of {names:?} {shape} {with:?}");
+                        close(&what, got, expected, Tolerance { relative: 2e-4 });
+                    }
+                }
+                for threads in [2, 5] {
+                    let run = |threads| {
+                        let x_in = (shape, Layout::Nchw8c);
+                        let block = Block::new(&Cpu::new(&mut []), layers, x_in);
+                        let device = OnCpu::with_threads(threads).unwrap();
+                        block.run(&mut device.open(&mut nan(block.bytes)), &x)
+                    };
+                    if n == 19 {
+                        assert!(run(threads) == run(1), "{threads} threads");
+                    }
+                }
+            }
         }
     }
 }

@@ -36,6 +36,11 @@ impl Blocked {
         Some(Self { with, geometry: Geometry::new(pool.window, shape, out), shape, out })
     }
 
+    /// Numbers of one block of one sample, before and after the pool.
+    pub(crate) const fn planes(&self) -> [usize; 2] {
+        [plane(self.shape), plane(self.out)]
+    }
+
     /// Writes `y`, and `winners` where they are wanted, else that is empty.
     pub(crate) fn forward<A: Act>(
         &self,
