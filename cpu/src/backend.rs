@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, same_length,
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
@@ -19,7 +19,7 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
-use crate::{blocks, layers, objective, search};
+use crate::{blocks, fused, layers, objective, search};
 
 /// Parameters that one task updates.
 const PIECE: usize = 1 << 13;
@@ -158,13 +158,18 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x.shape, pass)
+        layers::needs(chain, at, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
-        let features = features.shape;
-        let own = objective::scratch(objective, features).saturating_mul(size_of::<f32>());
-        own.max(objective.scratch(features))
+        let lying = layers::as_lying(features);
+        let own = match objective {
+            Objective::CrossEntropy { .. } if layers::moves(features) => {
+                return objective::moved_scratch(features);
+            }
+            _ => objective::scratch(objective, lying).saturating_mul(size_of::<f32>()),
+        };
+        own.max(objective.scratch(lying))
     }
 
     fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
@@ -255,38 +260,69 @@ impl Backend for Cpu<'_> {
     }
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::forward(reference.arena(), call))
+        let with = self.instructions;
+        self.run(|reference| layers::forward(with, reference.arena(), call))
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::backward(reference.arena(), call))
+        let with = self.instructions;
+        self.run(|reference| layers::backward(with, reference.arena(), call))
+    }
+
+    fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
+        let with = self.instructions;
+        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+            Some(call) => cpu.forward(call),
+            None => cpu.run(|reference| group.forward(with, reference.arena())),
+        })
+    }
+
+    fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
+        let with = self.instructions;
+        fused::backward_block(self, block, |cpu, group| match group.single() {
+            Some(call) => cpu.backward(call),
+            None => cpu.run(|reference| group.backward(with, reference.arena())),
+        })
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
         let Objective::Separation(loss) = *objective else {
+            if layers::moves(at.features) && *objective != Objective::Statistics {
+                return objective::moved(&mut self.reference, objective, at);
+            }
             return self.reference.objective(objective, at);
         };
-        let dim = at.features.shape.sample().unwrap_or(0) as usize;
+        // The padding of blocks is zero in every row: it changes no distance.
+        let dim = layers::as_lying(at.features).sample().unwrap_or(0) as usize;
         let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
         let scratch = layers::numbers(at.scratch);
         let slots = [at.features, at.labels, pairs, scratch, at.gradient];
         let instructions = self.instructions;
+        let (shape, blocked) = (at.features.shape, blocks::is_blocked(at.features));
         self.run(|reference| {
             let [features, labels, pairs, scratch, gradient] = reference.arena().lease(slots)?;
             let (data, labels) = (&*features.get::<f32>()?, &*labels.get::<u16>()?);
             let rows = Rows { data, dim, labels };
             let (scratch, gradient) = (scratch.get::<f32>()?, gradient.get::<f32>()?);
-            let margin = match loss {
+            let score = match loss {
                 Loss::SoftNearest { temperature } => {
-                    return Ok(objective::soft_nearest(rows, temperature, scratch, gradient));
+                    objective::soft_nearest(rows, temperature, scratch, gradient)
                 }
-                Loss::Margin { margin } => Some(margin),
-                _ => None,
+                _ => {
+                    let margin = match loss {
+                        Loss::Margin { margin } => Some(margin),
+                        _ => None,
+                    };
+                    let pairs = pairs.get::<[u32; 4]>()?;
+                    search::batch(instructions, rows, pairs, scratch);
+                    let pairs: &[Pair] = bytemuck::cast_slice(pairs);
+                    objective::graph(data, dim, pairs, margin, gradient)
+                }
             };
-            let pairs = pairs.get::<[u32; 4]>()?;
-            search::batch(instructions, rows, pairs, scratch);
-            let pairs: &[Pair] = bytemuck::cast_slice(pairs);
-            Ok(objective::graph(data, dim, pairs, margin, gradient))
+            if blocked {
+                blocks::clear_padding(shape, gradient);
+            }
+            Ok(score)
         })
     }
 

@@ -1,12 +1,17 @@
 //! Objectives: neighbours and gradients within one batch, in planned scratch.
 
 use rayon::prelude::*;
+use sepal_core::arena::{Dtype, Slot, Word};
+use sepal_core::backend::{Backend, ObjectivePlace};
+use sepal_core::error::Error;
 use sepal_core::loss::{self, Score};
 use sepal_core::neighbour::{Pair, Rows, distance2};
 use sepal_core::real::Real;
+use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 
+use crate::blocks::{block, unblock};
 use crate::gemm::{Matrix, Sizes, parallel};
 use crate::search::{self, shift};
 use crate::sum::{sum, sum_pairs};
@@ -32,6 +37,31 @@ pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
         Objective::Separation(_) => search::batch_numbers(m, dim),
         _ => 0,
     }
+}
+
+/// Bytes of scratch of [`moved`].
+pub(crate) fn moved_scratch(features: Slot) -> usize {
+    let bytes = (features.shape.len().unwrap_or(0) as usize).saturating_mul(size_of::<f32>());
+    Word::round_up(bytes).saturating_mul(2)
+}
+
+/// The reference's objective over logits that lie in blocks of eight channels: on a copy in its
+/// own layout.
+pub(crate) fn moved(
+    reference: &mut Reference<'_>,
+    objective: &Objective,
+    at: &ObjectivePlace,
+) -> Result<Score, Error> {
+    let shape = at.features.shape;
+    let features = Slot::new(at.scratch.at, shape, Dtype::F32);
+    let gradient = Slot { at: at.scratch.at + Word::round_up(features.bytes()), ..features };
+    let [from, to] = reference.arena().lease([at.features, features])?;
+    unblock(shape, from.get()?, to.get()?);
+    let plain = ObjectivePlace { features, gradient, scratch: Slot::EMPTY, ..*at };
+    let score = reference.objective(objective, &plain)?;
+    let [from, to] = reference.arena().lease([gradient, at.gradient])?;
+    block(shape, from.get()?, to.get()?);
+    Ok(score)
 }
 
 /// [`loss::margin`], or [`loss::triplet`] where `margin` is `None`, over pairs of this batch

@@ -56,11 +56,6 @@ impl<'a> Field<'a> {
         [self.samples, self.blocks, self.len]
     }
 
-    /// The same part, borrowed again.
-    pub(crate) fn lend(&mut self) -> Field<'_> {
-        Field { borrowed: PhantomData, ..*self }
-    }
-
     /// The first `at` along an axis (samples, blocks, numbers), and the others.
     pub(crate) fn split_at(self, axis: usize, at: usize) -> (Self, Self) {
         let at = at.min(self.dim()[axis]);

@@ -62,6 +62,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` is valid for reads of [`LANES`](Self::LANES) numbers.
     unsafe fn load_half_ptr(self, from: *const u16) -> Self::V;
+    /// `LANES` bytes as numbers.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of [`LANES`](Self::LANES) bytes.
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V;
+    /// Writes `LANES` whole numbers from 0 to 255 as bytes.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of [`LANES`](Self::LANES) bytes.
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8);
 
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -146,6 +156,30 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the slice has as many numbers.
         unsafe {
             self.store_ptr(v, to.as_mut_ptr());
+        }
+    }
+
+    /// The first `LANES` bytes of a slice, as numbers.
+    ///
+    /// # Panics
+    /// Where it is shorter.
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> Self::V {
+        assert!(from.len() >= Self::LANES);
+        // SAFETY: the slice has as many bytes.
+        unsafe { self.load_bytes_ptr(from.as_ptr()) }
+    }
+
+    /// Writes whole numbers from 0 to 255 to the first `LANES` bytes of a slice.
+    ///
+    /// # Panics
+    /// Where it is shorter.
+    #[inline(always)]
+    fn store_bytes(self, v: Self::V, to: &mut [u8]) {
+        assert!(to.len() >= Self::LANES);
+        // SAFETY: the slice has as many bytes.
+        unsafe {
+            self.store_bytes_ptr(v, to.as_mut_ptr());
         }
     }
 
@@ -366,6 +400,14 @@ mod tests {
             assert_eq!((loaded[i], stored[at]), (numbers[at], numbers[at]));
         }
         assert_eq!(stored.iter().filter(|x| **x == -1.0).count(), 32 - n);
+        let bytes: Vec<u8> = (0..=255).rev().collect();
+        for from in bytes.windows(n) {
+            let numbers = s.load_bytes(from);
+            assert!(got(numbers).iter().zip(from).all(|(got, byte)| *got == f32::from(*byte)));
+            let mut to = [7; 17];
+            s.store_bytes(numbers, &mut to);
+            assert_eq!((&to[..n], &to[n..]), (from, &[7; 17][n..]));
+        }
     }
 
     #[inline(always)]

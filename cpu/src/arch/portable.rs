@@ -59,6 +59,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller says that 8 bytes may be read.
+        let bytes = unsafe { from.cast::<[u8; 8]>().read() };
+        each(|i| f32::from(bytes[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8) {
+        // SAFETY: the caller says that 8 bytes may be written.
+        unsafe { to.cast::<[u8; 8]>().write(v.map(|x| x as u8)) }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         each(|i| a[i] + b[i])
     }

@@ -17,7 +17,6 @@
 //! an activation. With a [`Pool`] the outputs of a few rows are pooled while they are in the
 //! cache, and only what is pooled is written: `y` then has the pool's shape.
 
-mod columns;
 mod direct;
 mod pool;
 mod problem;
@@ -30,7 +29,6 @@ use sepal_core::arena::Layout;
 use sepal_core::layer::Conv2d;
 use sepal_core::shape::Shape;
 
-pub(crate) use columns::Columns;
 pub(crate) use pool::Pool;
 pub(crate) use problem::{Clamp, Epilogue, Problem};
 
@@ -309,8 +307,8 @@ impl Conv {
         LINE + weights.max(data.max().unwrap_or(0))
     }
 
-    /// Adds to `dw` and `db` (empty without bias), overwrites `dx` where it is wanted. `dy` lies
-    /// in blocks, `x` and `dx` in the layout of the input.
+    /// Adds to `dw` (unless it is empty) and `db` (empty without bias), overwrites `dx` where it is
+    /// wanted. `dy` lies in blocks, `x` and `dx` in the layout of the input.
     #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
     pub(crate) fn backward(
         &self,
@@ -327,7 +325,9 @@ impl Conv {
         if let Some(dx) = dx {
             self.backward_data(instructions, weight, dy, dx, scratch);
         }
-        self.backward_weights(instructions, x, dy, dw, db, scratch);
+        if !dw.is_empty() {
+            self.backward_weights(instructions, x, dy, dw, db, scratch);
+        }
     }
 
     fn backward_data(

@@ -80,6 +80,23 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V {
+        unsafe {
+            let words = vmovl_u8(vld1_u8(from));
+            let (low, high) = (vget_low_u16(words), vget_high_u16(words));
+            [vcvtq_f32_u32(vmovl_u16(low)), vcvtq_f32_u32(vmovl_u16(high))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8) {
+        unsafe {
+            let (low, high) = (vcvtq_u32_f32(v[0]), vcvtq_u32_f32(v[1]));
+            vst1_u8(to, vmovn_u16(vcombine_u16(vmovn_u32(low), vmovn_u32(high))));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         halves!(vaddq_f32(a, b))
     }
