@@ -13,6 +13,7 @@
 //! | [`Correlate`] | the gradient of the weights, of the places of a strip |
 //! | [`Unfold`] | for few channels: what each place reads, one after the other |
 //! | [`CorrelateFew`] | the gradient of the weights for few channels and few filters |
+//! | [`Each`], [`CorrelateEach`] | both where each filter reads one channel alone |
 //!
 //! Vectors are of filters, but of places where channels lie in planes and eight filters or fewer are
 //! left: otherwise a vector would be filled in part.
@@ -889,6 +890,138 @@ impl CorrelateFew<'_> {
                 }
             }
         }
+    }
+}
+
+/// y of some of a strip's places for a block of filters that read one channel each:
+///
+/// ```text
+/// y[k, p, i] = sum_tap w[tap, k] x[k, tap + p pitch + i]
+/// ```
+pub(crate) struct Each<'a, 'b, 'c> {
+    /// One block.
+    pub(crate) strip: Strip<'a>,
+    /// As of [`Multiply`].
+    pub(crate) taps: (Range<usize>, Range<usize>),
+    pub(crate) range: (Range<usize>, Range<usize>),
+    /// Eight weights for each tap.
+    pub(crate) w: &'a [f32],
+    pub(crate) y: &'b mut Field<'c>,
+    /// The field's block that is this one.
+    pub(crate) block: usize,
+    pub(crate) places: Places,
+    pub(crate) finish: Finish<'a>,
+}
+
+impl Kernel for Each<'_, '_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { strip, taps, range, w, y, block, places, .. } = &self;
+        let s = isa.narrow();
+        strip.check(places.rows, places.across());
+        assert!(strip.spacing == BLOCK && strip.channels == BLOCK && *block < y.blocks);
+        assert!(range.0.end <= places.rows && range.1.end <= places.across());
+        assert!(places.within(y) && w.len() >= strip.taps.len() * BLOCK);
+        assert!(taps.1.end <= strip.across && taps.0.end * strip.across <= strip.taps.len());
+        for row in range.0.clone() {
+            let mut at = range.1.start;
+            macro_rules! tile {
+                ($m:literal) => {
+                    // SAFETY: checked above; all places are in the range.
+                    unsafe { self.tile::<_, $m>(s, row, at) }
+                };
+            }
+            tiles!(at, range.1.end, [8, 4, 2, 1], tile);
+        }
+    }
+}
+
+impl Each<'_, '_, '_> {
+    /// `M` places of a row from `at` on.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, s: S, row: usize, at: usize) {
+        let strip = &self.strip;
+        let mut sums = [s.zero(); M];
+        // SAFETY: as `run` checked.
+        unsafe {
+            let x = strip.x.as_ptr().add(row * strip.pitch + at * BLOCK);
+            for i in self.taps.0.clone() {
+                for j in self.taps.1.clone() {
+                    let tap = i * strip.across + j;
+                    let x = x.add(*strip.taps.get_unchecked(tap) as usize);
+                    let w = s.load_ptr(self.w.as_ptr().add(tap * BLOCK));
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(s.load_ptr(x.add(i * BLOCK)), w, *sum);
+                    }
+                }
+            }
+            let Places { samples, column, .. } = self.places;
+            let y = self.y.at.add(
+                self.places.sample * self.y.sample
+                    + self.block * self.y.block
+                    + self.places.first
+                    + row * self.places.row,
+            );
+            let shift = s.load_ptr(self.finish.shift.as_ptr());
+            let (mut n, mut q) = (at % samples, at / samples);
+            for sum in sums {
+                let mut sum = s.add(sum, shift);
+                if let Some((slope, top)) = self.finish.clamp {
+                    sum = limit(s, sum, slope, top);
+                }
+                s.store_ptr(sum, y.add(n * self.y.sample + q * column));
+                n += 1;
+                if n == samples {
+                    (n, q) = (0, q + 1);
+                }
+            }
+        }
+    }
+}
+
+/// Adds to the gradient of one tap's eight weights that read one channel each:
+///
+/// ```text
+/// dw[k] += sum_{p, i} x[k, p, i] dy[k, p, i]
+/// ```
+pub(crate) struct CorrelateEach<'a> {
+    /// Blocks from the first place's on, and numbers from one row to the next.
+    pub(crate) x: &'a [f32],
+    pub(crate) x_pitch: usize,
+    pub(crate) dy: &'a [f32],
+    pub(crate) dy_pitch: usize,
+    pub(crate) rows: usize,
+    pub(crate) places: usize,
+    /// Eight numbers.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for CorrelateEach<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let s = isa.narrow();
+        let len = self.places * BLOCK;
+        let mut sums = [s.zero(); 8];
+        for row in 0..self.rows {
+            let x = &self.x[row * self.x_pitch..][..len];
+            let dy = &self.dy[row * self.dy_pitch..][..len];
+            let (mut x, mut dy) = (x.chunks_exact(8 * BLOCK), dy.chunks_exact(8 * BLOCK));
+            for (x, dy) in x.by_ref().zip(dy.by_ref()) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.fma(s.load(&x[i * BLOCK..]), s.load(&dy[i * BLOCK..]), *sum);
+                }
+            }
+            let rest = x.remainder().chunks_exact(BLOCK).zip(dy.remainder().chunks_exact(BLOCK));
+            for (x, dy) in rest {
+                sums[0] = s.fma(s.load(x), s.load(dy), sums[0]);
+            }
+        }
+        let sum = sums.into_iter().fold(s.load(self.dw), |sum, next| s.add(sum, next));
+        s.store(sum, self.dw);
     }
 }
 

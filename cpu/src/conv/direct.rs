@@ -15,7 +15,8 @@ use core::ops::Range;
 
 use super::problem::{Clamp, Epilogue, Problem};
 use crate::arch::direct::{
-    Correlate, CorrelateFew, Field, Finish, Multiply, PANEL, Places, SLACK, Strip, Unfold, together,
+    Correlate, CorrelateEach, CorrelateFew, Each, Field, Finish, Multiply, PANEL, Places, SLACK,
+    Strip, Unfold, together,
 };
 use crate::arch::{Instructions, Isa, Kernel, Narrow, Simd};
 use crate::blocks::{BLOCK, padded};
@@ -164,6 +165,9 @@ pub(crate) struct Direct {
     plain: (bool, bool),
     /// Whether weights lie as (channels, filters), not (filters, channels).
     turned: bool,
+    /// Whether each filter reads the channel of its own number alone: groups of one channel, which
+    /// count as one group here.
+    each: bool,
 }
 
 /// The output places of a strip.
@@ -206,15 +210,18 @@ impl Direct {
     /// The forward pass.
     pub(crate) fn forward(problem: &Problem, samples: usize, plain: bool) -> Self {
         let p = problem;
+        let each = p.groups > 1 && p.groups == p.c && p.groups == p.k && !plain;
+        let groups = if each { 1 } else { p.groups.max(1) };
         Self {
             samples,
-            groups: p.groups,
-            channels: p.c / p.groups.max(1),
-            filters: p.k / p.groups.max(1),
+            groups,
+            channels: p.c / groups,
+            filters: p.k / groups,
             rows: Axis::forward(p.h, p.p, p.kernel.0, p.stride.0, p.pad.0),
             columns: Axis::forward(p.w, p.q, p.kernel.1, p.stride.1, p.pad.1),
             plain: (plain, false),
             turned: false,
+            each,
         }
     }
 
@@ -224,7 +231,7 @@ impl Direct {
         samples: usize,
         plain: bool,
     ) -> impl Iterator<Item = Self> + Clone {
-        let forward = Self::forward(problem, samples, false);
+        let forward = Self::forward(problem, samples, plain);
         let (down, across) = problem.stride;
         (0..down * across).map(move |class| Self {
             channels: forward.filters,
@@ -241,7 +248,7 @@ impl Direct {
     /// in part.
     const fn spacing(&self) -> usize {
         let few = self.channels <= FEW || self.turned && self.filters <= BLOCK;
-        if few { 1 } else { BLOCK }
+        if few && !self.each { 1 } else { BLOCK }
     }
 
     pub(crate) const fn groups(&self) -> usize {
@@ -280,7 +287,7 @@ impl Direct {
 
     /// Numbers of packed weights for each filter.
     const fn rows_of_weights(&self) -> usize {
-        self.units() * self.taps() * self.spacing()
+        if self.each { self.taps() } else { self.units() * self.taps() * self.spacing() }
     }
 
     /// Numbers of the packed weights of a whole panel.
@@ -311,8 +318,28 @@ impl Direct {
         first: usize,
         packed: &mut [f32],
     ) {
+        if self.each {
+            let blocks = packed.chunks_exact_mut(self.taps().max(1) * BLOCK);
+            for (block, packed) in (first * PANEL / BLOCK..).zip(blocks) {
+                self.pack_each(weight, scale, block, packed);
+            }
+            return;
+        }
         for (panel, packed) in (first..).zip(packed.chunks_mut(self.panel().max(1))) {
             instructions.run(Weigh { direct: self, weight, scale, group, panel, packed });
+        }
+    }
+
+    /// Writes the packed weights of a block of filters with a channel each: tap, filter.
+    fn pack_each(&self, weight: &[f32], scale: &[f32], block: usize, packed: &mut [f32]) {
+        let kernel = self.rows.kernel * self.columns.kernel;
+        for (at, packed) in packed.chunks_exact_mut(BLOCK).enumerate() {
+            let row = self.rows.weight(at / self.columns.taps) * self.columns.kernel;
+            let tap = row + self.columns.weight(at % self.columns.taps);
+            for (filter, to) in (block * BLOCK..).zip(packed) {
+                let w = weight.get(filter * kernel + tap).copied().unwrap_or(0.0);
+                *to = w * scale.get(filter).copied().unwrap_or(1.0);
+            }
         }
     }
 
@@ -462,8 +489,14 @@ impl Direct {
         let [samples, ..] = y.dim();
         for region in self.regions(extent, samples, work.rows.clone(), work.columns.clone()) {
             let strip = self.strip(&region, taps);
+            let all = if self.each {
+                let first = work.panels.start * (PANEL / BLOCK);
+                first..self.units().min(work.panels.end * (PANEL / BLOCK))
+            } else {
+                0..self.units()
+            };
             for group in 0..self.groups {
-                for (unit, units) in even(0..self.units().max(1), self.together(extent)) {
+                for (unit, units) in even(all.clone(), self.together(extent)) {
                     let units = unit..unit + units;
                     let x = self.read(instructions, work.x, region, group, units.clone(), packed_x);
                     let strip = Strip { x, ..strip };
@@ -523,6 +556,9 @@ impl Direct {
         let channels = self.channels.min(units.end * spacing) - units.start * spacing;
         let strip = Strip { channels, ..strip };
         let last = units.end >= self.units();
+        if self.each {
+            return self.multiply_each(instructions, work, chunk, places, y);
+        }
         let panels = if self.aligned() { work.panels.clone() } else { 0..self.panels() };
         for panel in panels.clone() {
             let width = self.width(panel);
@@ -553,6 +589,34 @@ impl Direct {
                     adds: units.start > 0,
                     finish,
                 });
+            }
+        }
+    }
+
+    fn multiply_each(
+        &self,
+        instructions: Instructions,
+        work: &Work<'_>,
+        chunk: &Chunk<'_>,
+        places: Places,
+        y: &mut Field<'_>,
+    ) {
+        let clamp = work.epilogue.clamp;
+        let clamp = (clamp != Clamp::NONE).then_some((clamp.slope, clamp.top));
+        for (at, unit) in chunk.units.clone().enumerate() {
+            let strip = Strip {
+                x: &chunk.strip.x[at * chunk.strip.block..],
+                channels: BLOCK,
+                ..chunk.strip
+            };
+            let w = &work.packed[unit * self.taps() * BLOCK..][..self.taps() * BLOCK];
+            let mut shift = [0.0; PANEL];
+            let shifts = work.epilogue.shift.iter().skip(unit * BLOCK).take(BLOCK);
+            shift.iter_mut().zip(shifts).for_each(|(to, from)| *to = *from);
+            let finish = Finish { shift: &shift, clamp };
+            let block = unit - work.panels.start * (PANEL / BLOCK);
+            for (range, taps) in self.segments(chunk.region) {
+                instructions.run(Each { strip, taps, range, w, y, block, places, finish });
             }
         }
     }
@@ -877,12 +941,18 @@ impl Direct {
     /// Rows of a partial gradient for some units: (channel, tap), in the order of the weights.
     /// With few channels, rounded up to what vectors of rows like.
     fn gradient_rows(&self, units: usize) -> usize {
+        if self.each {
+            return self.taps();
+        }
         let rows = (units * self.spacing()).min(self.channels) * self.taps();
         if self.spacing() == 1 { rows.next_multiple_of(4) } else { rows }
     }
 
     /// Numbers of a partial gradient for some units.
     pub(crate) fn partial(&self, units: usize) -> usize {
+        if self.each {
+            return units * BLOCK * self.taps();
+        }
         self.groups * padded(self.filters) * self.gradient_rows(units)
     }
 
@@ -973,15 +1043,26 @@ impl Direct {
                 self.pad(instructions, x, &region, group, planes);
                 let first = group * BLOCK;
                 let db = db.get_mut(first..first + BLOCK).unwrap_or_default();
-                let to = &mut lifted[..region.places() * BLOCK];
-                instructions.run(Lift { direct: self, dy, region, group, panel: 0, to, db });
-                instructions.run(Turn {
-                    dy: to,
-                    columns: region.q.1,
-                    pitch: across,
-                    places,
-                    to: dy_planes,
-                });
+                let (dy, row) = if self.groups == 1 {
+                    let (height, width) = (self.rows.output, self.columns.output);
+                    let at = (region.n.0 * height + region.p.0) * width + region.q.0;
+                    (&dy[at * BLOCK..], width * BLOCK)
+                } else {
+                    let (to, filters) = (&mut lifted[..region.places() * BLOCK], 0..BLOCK);
+                    instructions.run(Lift {
+                        direct: self,
+                        dy,
+                        region,
+                        group,
+                        filters,
+                        to,
+                        db: &mut [],
+                    });
+                    (&*lifted, region.q.1 * BLOCK)
+                };
+                let shape = (region.p.1, region.q.1);
+                let to = &mut *dy_planes;
+                instructions.run(Turn { dy, row, shape, pitch: across, places, to, db });
                 for (c, dw) in sums.chunks_exact_mut(own / self.channels).enumerate() {
                     let (x, dy, filters) = (&planes[c * plane..], &*dy_planes, self.filters);
                     instructions.run(CorrelateFew { x, taps, dy, places, filters, dw });
@@ -1034,6 +1115,11 @@ impl Direct {
                     };
                     let strip = Strip { x, ..strip };
                     let chunk = Chunk { region, group, units: own, strip };
+                    if self.each {
+                        let dw = &mut partial[(unit - units.start) * BLOCK * self.taps()..];
+                        self.correlate_each(instructions, &chunk, dy, packed_dy, dw, db);
+                        continue;
+                    }
                     for panel in 0..self.panels() {
                         let width = self.width(panel);
                         let to = &mut packed_dy[..region.places() * width];
@@ -1042,7 +1128,8 @@ impl Direct {
                             true => db.get_mut(first..first + width).unwrap_or_default(),
                             false => &mut [],
                         };
-                        instructions.run(Lift { direct: self, dy, region, group, panel, to, db });
+                        let filters = panel * PANEL..panel * PANEL + width;
+                        instructions.run(Lift { direct: self, dy, region, group, filters, to, db });
                         let dy = &packed_dy[..region.places() * width];
                         let dw = &mut partial[first * rows..][..width * rows];
                         if few {
@@ -1111,6 +1198,46 @@ impl Direct {
         }
     }
 
+    fn correlate_each(
+        &self,
+        instructions: Instructions,
+        chunk: &Chunk<'_>,
+        dy: &[f32],
+        packed_dy: &mut [f32],
+        dw: &mut [f32],
+        db: &mut [f32],
+    ) {
+        let Chunk { region, group, ref units, strip } = *chunk;
+        let Region { n, p, q } = region;
+        let packed_dy = &mut packed_dy[..region.places() * BLOCK];
+        let blocks = dw.chunks_exact_mut(self.taps() * BLOCK);
+        for ((at, unit), dw) in units.clone().enumerate().zip(blocks) {
+            let filters = unit * BLOCK..(unit + 1) * BLOCK;
+            let db = db.get_mut(filters.clone()).unwrap_or_default();
+            let to = &mut *packed_dy;
+            instructions.run(Lift { direct: self, dy, region, group, filters, to, db });
+            for (tap, dw) in dw.chunks_exact_mut(BLOCK).enumerate() {
+                let (r, s) = (tap / strip.across, tap % strip.across);
+                let down = self.rows.reached(p.0..p.0 + p.1, r);
+                let across = self.columns.reached(q.0..q.0 + q.1, s);
+                if down.is_empty() || across.is_empty() {
+                    continue;
+                }
+                let (row, column) = (down.start - p.0, (across.start - q.0) * n.1);
+                let offset = strip.taps[tap] as usize + row * strip.pitch + column * BLOCK;
+                instructions.run(CorrelateEach {
+                    x: &strip.x[at * strip.block + offset..],
+                    x_pitch: strip.pitch,
+                    dy: &packed_dy[(row * q.1 * n.1 + column) * BLOCK..],
+                    dy_pitch: q.1 * n.1 * BLOCK,
+                    rows: down.len(),
+                    places: across.len() * n.1,
+                    dw,
+                });
+            }
+        }
+    }
+
     /// Copies what each place of one sample's strip reads, one after the other.
     fn unfold<'a>(
         &self,
@@ -1174,7 +1301,7 @@ impl Direct {
 
     /// Numbers of the gradient of one group's filters of a panel.
     pub(crate) const fn filter(&self) -> usize {
-        self.channels * self.taps()
+        if self.each { self.taps() } else { self.channels * self.taps() }
     }
 
     /// Adds a partial gradient of some units to the gradient of all filters of one panel.
@@ -1187,6 +1314,17 @@ impl Direct {
         panel: usize,
         dw: &mut [f32],
     ) {
+        if self.each {
+            let taps = self.taps();
+            for (filter, dw) in (panel * PANEL..).zip(dw.chunks_exact_mut(taps)) {
+                if units.contains(&(filter / BLOCK)) {
+                    let block = (filter / BLOCK - units.start) * taps * BLOCK;
+                    let sums = partial[block + filter % BLOCK..].iter().step_by(BLOCK);
+                    dw.iter_mut().zip(sums).for_each(|(dw, sum)| *dw += sum);
+                }
+            }
+            return;
+        }
         let rows = self.gradient_rows(units.len());
         let first = units.start * self.spacing() * self.taps();
         let count = (units.len() * self.spacing() * self.taps()).min(self.filter() - first);
@@ -1241,7 +1379,8 @@ struct Lift<'a> {
     dy: &'a [f32],
     region: Region,
     group: usize,
-    panel: usize,
+    /// Filters of the group: a multiple of 8 from a multiple of 8 on.
+    filters: Range<usize>,
     to: &'a mut [f32],
     /// A sum for each filter, or empty.
     db: &'a mut [f32],
@@ -1252,11 +1391,11 @@ impl Kernel for Lift<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { direct, dy, region, group, panel, to, db } = self;
+        let Self { direct, dy, region, group, filters, to, db } = self;
         let (s, Region { n, p, q }) = (isa.narrow(), region);
         let (height, width) = (direct.rows.output, direct.columns.output);
-        let filters = direct.width(panel);
-        let first = group * direct.filters + panel * PANEL;
+        let first = group * direct.filters + filters.start;
+        let (from, filters) = (filters.start, filters.len());
         let blocks = (direct.groups * direct.filters).div_ceil(BLOCK);
         let whole = first.is_multiple_of(BLOCK)
             && (direct.groups == 1 || direct.filters.is_multiple_of(BLOCK));
@@ -1278,7 +1417,7 @@ impl Kernel for Lift<'_> {
                             s.store(g, to);
                         }
                     } else {
-                        let count = (direct.filters - panel * PANEL - block * BLOCK).min(BLOCK);
+                        let count = (direct.filters - from - block * BLOCK).min(BLOCK);
                         for (column, to) in to.enumerate() {
                             let mut one = [0.0; BLOCK];
                             for (e, one) in one[..count].iter_mut().enumerate() {
@@ -1299,14 +1438,19 @@ impl Kernel for Lift<'_> {
 }
 
 /// Turns dy of eight filters, place by place, into planes of rows `pitch` numbers apart, with zeros
-/// between rows.
+/// between rows; and adds it up.
 struct Turn<'a> {
     dy: &'a [f32],
-    columns: usize,
+    /// Numbers of dy from one row to the next.
+    row: usize,
+    /// Rows and columns.
+    shape: (usize, usize),
     pitch: usize,
     /// Numbers of a plane.
     places: usize,
     to: &'a mut [f32],
+    /// A sum for each filter, or empty.
+    db: &'a mut [f32],
 }
 
 impl Kernel for Turn<'_> {
@@ -1314,33 +1458,42 @@ impl Kernel for Turn<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { dy, columns, pitch, places, to } = self;
+        let Self { dy, row, shape: (rows, columns), pitch, places, to, db } = self;
         let s = isa.narrow();
-        let mut first = 0;
-        for dy in dy.chunks_exact(columns * BLOCK) {
+        let mut sums = [s.zero(); 2];
+        for p in 0..rows {
+            let (dy, first) = (&dy[p * row..][..columns * BLOCK], p * pitch);
             let mut column = 0;
             while column < columns && first + column + BLOCK <= places {
                 let mut eight = [s.zero(); BLOCK];
                 for (to, dy) in eight.iter_mut().zip(dy[column * BLOCK..].chunks_exact(BLOCK)) {
                     *to = s.load(dy);
                 }
+                for pair in eight.chunks_exact(2) {
+                    sums = [s.add(sums[0], pair[0]), s.add(sums[1], pair[1])];
+                }
                 for (filter, plane) in s.transpose(eight).into_iter().enumerate() {
                     s.store(plane, &mut to[filter * places + first + column..]);
                 }
                 column += BLOCK;
             }
-            // What is left of the row, and the zeros after it.
-            let end = (first + pitch).min(places);
-            for (column, at) in (first + column..end).enumerate().map(|(i, at)| (column + i, at)) {
+            for at in column..columns {
+                let dy = &dy[at * BLOCK..];
+                sums[0] = s.add(sums[0], s.load(dy));
                 for filter in 0..BLOCK {
-                    let dy = dy.get(column * BLOCK + filter);
-                    to[filter * places + at] = dy.copied().unwrap_or(0.0);
+                    to[filter * places + first + at] = dy[filter];
                 }
             }
-            first += pitch;
+            // The zeros up to the next row, or the end.
+            let end = if p + 1 == rows { places } else { first + pitch };
+            let filled = first + column.max(columns);
+            for filter in 0..BLOCK {
+                let to = &mut to[filter * places..][..places];
+                to[filled.min(end)..end].iter_mut().for_each(|to| *to = 0.0);
+            }
         }
-        for filter in 0..BLOCK {
-            to[filter * places + first.min(places)..(filter + 1) * places].fill(0.0);
+        if db.len() >= BLOCK {
+            s.store(s.add(s.load(db), s.add(sums[0], sums[1])), db);
         }
     }
 }

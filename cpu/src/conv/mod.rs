@@ -166,7 +166,7 @@ impl Conv {
         let all = [n, if direct.aligned() { direct.panels() } else { 1 }, places];
         let mut step = [self.samples(rows * columns), all[1], places.max(1)];
         let mut tasks = n.div_ceil(step[0]).max(1);
-        if direct.aligned() && self.problem.groups == 1 {
+        if direct.aligned() && direct.groups() == 1 {
             step[1] = all[1].div_ceil((TASKS / tasks).clamp(1, all[1]));
             tasks *= all[1].div_ceil(step[1]);
         }
@@ -219,7 +219,7 @@ impl Conv {
         scale: &[f32],
         packed: &mut [f32],
     ) {
-        let group = direct.packed() / direct.groups().max(1);
+        let group = direct.packed() / direct.groups();
         let groups = packed.par_chunks_mut(group.max(1)).enumerate();
         groups.for_each(|(group, packed)| {
             let panels = packed.par_chunks_mut(direct.panel().max(1)).enumerate();
@@ -318,7 +318,7 @@ impl Conv {
         let direct = Direct::forward(&p, n.div_ceil(lanes), self.plain);
         let units = all.splits().div_ceil(splits);
         let units = if direct.splits() == 1 { direct.units() } else { units };
-        let sums = p.groups * padded(p.k / p.groups.max(1));
+        let sums = direct.groups() * padded(p.k / direct.groups());
         let numbers = [sums, direct.partial(units), direct.gradient_lane()];
         (direct, units, numbers.map(|numbers| numbers.next_multiple_of(LINE)))
     }
@@ -425,7 +425,7 @@ impl Conv {
             let (partial, lane) = rest.split_at_mut(partial);
             sums.fill(0.0);
             partial.fill(0.0);
-            let sums = if split == 0 && !db.is_empty() { sums } else { &mut [] };
+            let sums = if db.is_empty() { &mut [] } else { sums };
             let x = &x[first * x_sample..past * x_sample];
             let dy = &dy[first * dy_sample..past * dy_sample];
             let units = units(split);
@@ -433,7 +433,7 @@ impl Conv {
         });
         // The partial sums, in order.
         let scratch = &*scratch;
-        let filters = p.k / p.groups.max(1);
+        let filters = p.k / direct.groups();
         let groups = dw.par_chunks_mut((filters * direct.filter()).max(1)).enumerate();
         groups.for_each(|(group, dw)| {
             let panels = dw.par_chunks_mut((PANEL * direct.filter()).max(1)).enumerate();
@@ -444,7 +444,7 @@ impl Conv {
                 }
             });
         });
-        for task in scratch.chunks_exact(task).step_by(splits.max(1)) {
+        for task in scratch.chunks_exact(task) {
             let groups = db.chunks_mut(filters.max(1)).zip(task.chunks(padded(filters).max(1)));
             for (db, sums) in groups {
                 db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);

@@ -165,6 +165,13 @@ fn shapes_at_the_edges() {
         (Shape::new(3, 17, 9, 8), Conv2d { groups: 17, pad: (1, 1), ..conv(17, 3, 3) }),
         (Shape::new(3, 24, 9, 8), Conv2d { groups: 24, stride: (2, 2), ..conv(24, 3, 3) }),
         (Shape::new(3, 6, 9, 8), Conv2d { groups: 6, ..conv(12, 3, 3) }),
+        (Shape::new(20, 70, 3, 3), Conv2d { groups: 70, pad: (1, 1), ..conv(70, 3, 3) }),
+        (Shape::new(1, 40, 17, 40), Conv2d { groups: 40, pad: (3, 3), ..conv(40, 7, 7) }),
+        (Shape::new(2, 9, 10, 7), Conv2d { groups: 9, stride: (3, 2), ..conv(9, 2, 3) }),
+        // Few filters and channels.
+        (Shape::new(2, 4, 9, 9), Conv2d { pad: (2, 1), ..conv(2, 3, 3) }),
+        (Shape::new(2, 2, 9, 30), Conv2d { ..conv(4, 2, 5) }),
+        (Shape::new(2, 6, 9, 5), Conv2d { groups: 2, ..conv(16, 3, 2) }),
     ];
     for (shape, conv) in cases {
         check(conv, shape);
