@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use sepal_core::arena::{Dtype, Slot, Word};
-use sepal_core::backend::{Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace};
+use sepal_core::arena::{Dtype, Layout, Slot, Word};
+use sepal_core::backend::{
+    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
+};
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
 use sepal_core::loss::Score;
@@ -16,7 +18,8 @@ use sepal_core::plan::{self, Chain};
 use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
-use crate::{layers, objective, search};
+use crate::arch::Instructions;
+use crate::{blocks, fused, layers, objective, search};
 
 /// Parameters that one task updates.
 const PIECE: usize = 1 << 13;
@@ -57,17 +60,30 @@ pub fn words(bytes: usize) -> Vec<Word> {
 pub struct Cpu<'a> {
     reference: Reference<'a>,
     pool: Option<Arc<ThreadPool>>,
+    instructions: Instructions,
 }
 
 impl<'a> Cpu<'a> {
-    /// A backend whose memory is `words`, on rayon's shared threads.
-    pub const fn new(words: &'a mut [Word]) -> Self {
-        Self { reference: Reference::new(words), pool: None }
+    /// A backend whose memory is `words`, on rayon's shared threads, with the best instructions
+    /// of this machine.
+    pub fn new(words: &'a mut [Word]) -> Self {
+        Self { reference: Reference::new(words), pool: None, instructions: Instructions::best() }
+    }
+
+    /// The same backend with other instructions.
+    ///
+    /// ```
+    /// use sepal_cpu::{Cpu, Instructions};
+    /// let cpu = Cpu::new(&mut []).with_instructions(Instructions::PORTABLE);
+    /// ```
+    #[must_use]
+    pub fn with_instructions(self, instructions: Instructions) -> Self {
+        Self { instructions, ..self }
     }
 
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool } = self;
+        let Self { reference, pool, .. } = self;
         match pool {
             Some(pool) => pool.install(|| work(reference)),
             None => work(reference),
@@ -83,15 +99,33 @@ impl<'a> Cpu<'a> {
 /// assert_eq!(device.chunk(), 128);
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OnCpu {
     pool: Option<Arc<ThreadPool>>,
+    instructions: Instructions,
+}
+
+impl Default for OnCpu {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl OnCpu {
-    /// On rayon's shared threads, one for each core.
-    pub const fn new() -> Self {
-        Self { pool: None }
+    /// On rayon's shared threads, one for each core, with the best instructions of this machine.
+    pub fn new() -> Self {
+        Self { pool: None, instructions: Instructions::best() }
+    }
+
+    /// The same device with other instructions for the backends that it opens.
+    ///
+    /// ```
+    /// use sepal_cpu::{Instructions, OnCpu};
+    /// let device = OnCpu::new().with_instructions(Instructions::PORTABLE);
+    /// ```
+    #[must_use]
+    pub fn with_instructions(self, instructions: Instructions) -> Self {
+        Self { instructions, ..self }
     }
 
     /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
@@ -102,7 +136,7 @@ impl OnCpu {
     pub fn with_threads(threads: usize) -> Result<Self, Error> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|_| Error::Device { code: 0, doing: "starting threads" })?;
-        Ok(Self { pool: Some(Arc::new(pool)) })
+        Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })
     }
 }
 
@@ -110,7 +144,7 @@ impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
     fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
-        Cpu { pool: self.pool.clone(), ..Cpu::new(memory) }
+        Cpu { pool: self.pool.clone(), ..Cpu::new(memory).with_instructions(self.instructions) }
     }
 
     fn chunk(&self) -> u32 {
@@ -124,21 +158,40 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x.shape, pass)
+        layers::needs(chain, at, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
-        let features = features.shape;
-        let own = objective::scratch(objective, features).saturating_mul(size_of::<f32>());
-        own.max(objective.scratch(features))
+        let lying = layers::as_lying(features);
+        let own = match objective {
+            Objective::CrossEntropy { .. } if layers::moves(features) => {
+                return objective::moved_scratch(features);
+            }
+            _ => objective::scratch(objective, lying).saturating_mul(size_of::<f32>()),
+        };
+        own.max(objective.scratch(lying))
     }
 
     fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
-        self.reference.write(slot, from)
+        match from {
+            Host::F32(from) if slot.layout == Layout::Nchw8c => {
+                same_length(slot, from.len())?;
+                blocks::block(slot.shape, from, self.reference.arena().view_mut(slot)?);
+                Ok(())
+            }
+            _ => self.reference.write(slot, from),
+        }
     }
 
     fn read(&mut self, slot: Slot, into: HostMut<'_>) -> Result<(), Error> {
-        self.reference.read(slot, into)
+        match into {
+            HostMut::F32(into) if slot.layout == Layout::Nchw8c => {
+                same_length(slot, into.len())?;
+                blocks::unblock(slot.shape, self.reference.arena().view(slot)?, into);
+                Ok(())
+            }
+            _ => self.reference.read(slot, into),
+        }
     }
 
     fn fill(
@@ -146,7 +199,12 @@ impl Backend for Cpu<'_> {
         slot: Slot,
         with: &mut dyn FnMut(HostMut<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.reference.fill(slot, with)
+        if slot.layout != Layout::Nchw8c || slot.dtype != Dtype::F32 {
+            return self.reference.fill(slot, with);
+        }
+        let mut staged = vec![0.0; slot.shape.len().unwrap_or(0) as usize];
+        with(HostMut::F32(&mut staged))?;
+        self.write(slot, Host::F32(&staged))
     }
 
     fn zero(&mut self, slot: Slot) -> Result<(), Error> {
@@ -154,7 +212,16 @@ impl Backend for Cpu<'_> {
     }
 
     fn copy(&mut self, from: Slot, to: Slot) -> Result<(), Error> {
-        self.reference.copy(from, to)
+        if from.layout == to.layout || from.dtype != Dtype::F32 {
+            return self.reference.copy(from, to);
+        }
+        same_length(to, from.shape.len().unwrap_or(0) as usize)?;
+        let [source, target] = self.reference.arena().lease([from, to])?;
+        match to.layout {
+            Layout::Nchw8c => blocks::block(to.shape, source.get()?, target.get()?),
+            _ => blocks::unblock(from.shape, source.get()?, target.get()?),
+        }
+        Ok(())
     }
 
     fn widen(&mut self, raw: Slot, norm: &Normalisation, x: Slot) -> Result<(), Error> {
@@ -193,37 +260,69 @@ impl Backend for Cpu<'_> {
     }
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::forward(reference.arena(), call))
+        let with = self.instructions;
+        self.run(|reference| layers::forward(with, reference.arena(), call))
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        self.run(|reference| layers::backward(reference.arena(), call))
+        let with = self.instructions;
+        self.run(|reference| layers::backward(with, reference.arena(), call))
+    }
+
+    fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
+        let with = self.instructions;
+        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+            Some(call) => cpu.forward(call),
+            None => cpu.run(|reference| group.forward(with, reference.arena())),
+        })
+    }
+
+    fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
+        let with = self.instructions;
+        fused::backward_block(self, block, |cpu, group| match group.single() {
+            Some(call) => cpu.backward(call),
+            None => cpu.run(|reference| group.backward(with, reference.arena())),
+        })
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
         let Objective::Separation(loss) = *objective else {
+            if layers::moves(at.features) && *objective != Objective::Statistics {
+                return objective::moved(&mut self.reference, objective, at);
+            }
             return self.reference.objective(objective, at);
         };
-        let dim = at.features.shape.sample().unwrap_or(0) as usize;
+        // The padding of blocks is zero in every row: it changes no distance.
+        let dim = layers::as_lying(at.features).sample().unwrap_or(0) as usize;
         let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
         let scratch = layers::numbers(at.scratch);
         let slots = [at.features, at.labels, pairs, scratch, at.gradient];
+        let instructions = self.instructions;
+        let (shape, blocked) = (at.features.shape, blocks::is_blocked(at.features));
         self.run(|reference| {
             let [features, labels, pairs, scratch, gradient] = reference.arena().lease(slots)?;
             let (data, labels) = (&*features.get::<f32>()?, &*labels.get::<u16>()?);
             let rows = Rows { data, dim, labels };
             let (scratch, gradient) = (scratch.get::<f32>()?, gradient.get::<f32>()?);
-            let margin = match loss {
+            let score = match loss {
                 Loss::SoftNearest { temperature } => {
-                    return Ok(objective::soft_nearest(rows, temperature, scratch, gradient));
+                    objective::soft_nearest(rows, temperature, scratch, gradient)
                 }
-                Loss::Margin { margin } => Some(margin),
-                _ => None,
+                _ => {
+                    let margin = match loss {
+                        Loss::Margin { margin } => Some(margin),
+                        _ => None,
+                    };
+                    let pairs = pairs.get::<[u32; 4]>()?;
+                    search::batch(instructions, rows, pairs, scratch);
+                    let pairs: &[Pair] = bytemuck::cast_slice(pairs);
+                    objective::graph(data, dim, pairs, margin, gradient)
+                }
             };
-            let pairs = pairs.get::<[u32; 4]>()?;
-            objective::pairs(rows, pairs, scratch);
-            let pairs: &[Pair] = bytemuck::cast_slice(pairs);
-            Ok(objective::graph(data, dim, pairs, margin, gradient))
+            if blocked {
+                blocks::clear_padding(shape, gradient);
+            }
+            Ok(score)
         })
     }
 
@@ -258,7 +357,8 @@ impl Backend for Cpu<'_> {
         })
     }
 
-    /// Allocates beside the arena: about 1.4 MB for each thread, a number for each row.
+    /// Allocates beside the arena: a packed copy of the bank in f32, and about 100 bytes for each
+    /// row and thread.
     fn nearest(
         &mut self,
         queries: Bank<'_>,
@@ -267,11 +367,12 @@ impl Backend for Cpu<'_> {
         skip: Option<u32>,
         pairs: &mut [Pair],
     ) -> Result<(), Error> {
+        let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
             let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
             check_rows(queries, bank)?;
-            search::nearest(queries, bank, first, skip, pairs);
+            search::nearest(instructions, queries, bank, first, skip, pairs);
             Ok(())
         })
     }
@@ -286,11 +387,12 @@ impl Backend for Cpu<'_> {
         k: usize,
         out: &mut [Nearest],
     ) -> Result<(), Error> {
+        let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
             let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
             check_rows(queries, bank)?;
-            search::top_k(queries, bank, first, skip, k, out);
+            search::top_k(instructions, queries, bank, first, skip, k, out);
             Ok(())
         })
     }

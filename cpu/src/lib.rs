@@ -24,10 +24,13 @@
 //! allocate about 1.4 MB for each thread, and one number for each row and each feature.
 #![deny(unsafe_code)]
 
+mod activation;
 mod arch;
 mod backend;
+mod blocks;
 mod conv;
 mod dense;
+mod fused;
 mod gemm;
 mod layers;
 mod norm;

@@ -1,15 +1,20 @@
 //! Objectives: neighbours and gradients within one batch, in planned scratch.
 
 use rayon::prelude::*;
+use sepal_core::arena::{Dtype, Slot, Word};
+use sepal_core::backend::{Backend, ObjectivePlace};
+use sepal_core::error::Error;
 use sepal_core::loss::{self, Score};
 use sepal_core::neighbour::{Pair, Rows, distance2};
 use sepal_core::real::Real;
+use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 
+use crate::blocks::{block, unblock};
 use crate::gemm::{Matrix, Sizes, parallel};
-use crate::search::{self, Measured, Search, Tiling};
-use crate::sum::sum;
+use crate::search::{self, shift};
+use crate::sum::{sum, sum_pairs};
 
 /// Chunks of anchors, each with scratch of its own.
 const LANES: usize = 16;
@@ -29,38 +34,34 @@ pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
                 .saturating_add(m.saturating_mul(dim))
                 .saturating_add(m.saturating_mul(m))
         }
-        Objective::Separation(_) => {
-            let tiles = m.div_ceil(Tiling::BATCH.queries).min(LANES);
-            dim.saturating_add(m).saturating_add(Tiling::BATCH.scratch(dim).saturating_mul(tiles))
-        }
+        Objective::Separation(_) => search::batch_numbers(m, dim),
         _ => 0,
     }
 }
 
-/// The nearest neighbours of each row among the others, as words of [`Pair`].
-pub(crate) fn pairs(rows: Rows<'_, f32>, pairs: &mut [[u32; 4]], scratch: &mut [f32]) {
-    let Some((mean, rest)) = scratch.split_at_mut_checked(rows.dim) else { return };
-    let Some((norms, lanes)) = rest.split_at_mut_checked(rows.len()) else { return };
-    search::shift(rows, mean);
-    search::norms(rows, mean, norms);
-    let measured = Measured { rows, norms };
-    let tiling = Tiling::BATCH;
-    let search =
-        Search { queries: measured, bank: measured, mean, first: 0, skip: Some(0), tiling };
-    let tiles = rows.len().div_ceil(tiling.queries);
-    let per = tiles.div_ceil(LANES).max(1) * tiling.queries;
-    let chunks = pairs.par_chunks_mut(per).zip(lanes.par_chunks_mut(tiling.scratch(rows.dim)));
-    chunks.enumerate().for_each(|(chunk, (pairs, scratch))| {
-        for (tile, pairs) in pairs.chunks_mut(tiling.queries).enumerate() {
-            pairs.fill(Pair::NONE.to_words());
-            let from = chunk * per + tile * tiling.queries;
-            search.lines(from, pairs.len(), scratch, |i, line| {
-                if let Some(words) = pairs.get_mut(i) {
-                    *words = line.pair(Pair::from_words(*words)).to_words();
-                }
-            });
-        }
-    });
+/// Bytes of scratch of [`moved`].
+pub(crate) fn moved_scratch(features: Slot) -> usize {
+    let bytes = (features.shape.len().unwrap_or(0) as usize).saturating_mul(size_of::<f32>());
+    Word::round_up(bytes).saturating_mul(2)
+}
+
+/// The reference's objective over logits that lie in blocks of eight channels: on a copy in its
+/// own layout.
+pub(crate) fn moved(
+    reference: &mut Reference<'_>,
+    objective: &Objective,
+    at: &ObjectivePlace,
+) -> Result<Score, Error> {
+    let shape = at.features.shape;
+    let features = Slot::new(at.scratch.at, shape, Dtype::F32);
+    let gradient = Slot { at: at.scratch.at + Word::round_up(features.bytes()), ..features };
+    let [from, to] = reference.arena().lease([at.features, features])?;
+    unblock(shape, from.get()?, to.get()?);
+    let plain = ObjectivePlace { features, gradient, scratch: Slot::EMPTY, ..*at };
+    let score = reference.objective(objective, &plain)?;
+    let [from, to] = reference.arena().lease([gradient, at.gradient])?;
+    block(shape, from.get()?, to.get()?);
+    Ok(score)
 }
 
 /// [`loss::margin`], or [`loss::triplet`] where `margin` is `None`, over pairs of this batch
@@ -133,6 +134,23 @@ pub(crate) fn graph(
     score
 }
 
+/// A factor on the squared lengths that bounds the rounding of an expanded distance.
+///
+/// Sums run in pieces of at most 256 terms (products) or 128 (norms) that are then added up:
+/// at most 256 + D / 256 roundings each, for a product and two norms, and as many again for the
+/// shift and for the direct distance.
+fn bound(dim: usize) -> f32 {
+    (1024.0 + dim as f32 / 32.0) * (f32::EPSILON / 2.0)
+}
+
+/// Writes the squared lengths of the shifted rows.
+fn squared_lengths(rows: Rows<'_, f32>, mean: &[f32], norms: &mut [f32]) {
+    norms.par_iter_mut().with_min_len(16).enumerate().for_each(|(at, norm)| {
+        let row = rows.row(at).unwrap_or_default();
+        *norm = sum_pairs(row, mean, |x, mean| (x - mean) * (x - mean));
+    });
+}
+
 /// Scratch of [`soft_nearest`].
 struct Soft<'a> {
     mean: &'a mut [f32],
@@ -179,8 +197,8 @@ pub(crate) fn soft_nearest(
     }
     let Some(soft) = Soft::new(scratch, m, dim) else { return Score::default() };
     let Soft { mean, norms, terms, same, lanes, shifted, weights } = soft;
-    search::shift(rows, mean);
-    search::norms(rows, mean, norms);
+    shift(rows, mean);
+    squared_lengths(rows, mean, norms);
     if !norms.iter().all(|norm| *norm < HUGE) {
         // Products of these would not be finite where the distances are.
         return loss::soft_nearest(data, dim, labels, temperature, terms, Some(gradient));
@@ -277,7 +295,7 @@ impl Anchor<'_> {
     /// Turns products into distances, infinite for the anchor itself. Gives the least of all, of
     /// the same label and of others, and whether the first of the least has the label.
     fn distances(&self, label: u16, row: &mut [f32]) -> (f32, f32, f32, bool) {
-        let (labels, bound) = (self.rows.labels, search::bound(self.rows.dim));
+        let (labels, bound) = (self.rows.labels, bound(self.rows.dim));
         let norm = self.norms.get(self.at).copied().unwrap_or(f32::NAN);
         let (mut most_same, mut most_other) = (f32::INFINITY, f32::INFINITY);
         let own = self.at;

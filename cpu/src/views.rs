@@ -13,6 +13,7 @@ use sepal_core::net::Model;
 use sepal_core::plan::PlanError;
 use sepal_core::si;
 
+use crate::arch::Instructions;
 use crate::search;
 
 /// Calls `with` with the rows of a matrix and their labels.
@@ -47,7 +48,7 @@ fn with_rows<R>(
 pub fn nearest(features: ArrayView2<'_, f32>, labels: &[u16]) -> Result<Array1<Pair>, Error> {
     with_rows(features, labels, |rows| {
         let mut pairs = vec![Pair::NONE; rows.len()];
-        search::nearest(rows, rows, 0, Some(0), &mut pairs);
+        search::nearest(Instructions::best(), rows, rows, 0, Some(0), &mut pairs);
         Array1::from_vec(pairs)
     })
 }
@@ -78,7 +79,7 @@ pub fn top_k(
     // The order of all neighbours does not look at labels.
     with_rows(queries, &vec![0; count], |queries| {
         with_rows(bank, &vec![0; bank.nrows()], |bank| {
-            search::top_k(queries, bank, 0, None, k, &mut out);
+            search::top_k(Instructions::best(), queries, bank, 0, None, k, &mut out);
         })
     })??;
     let shaped = Array2::from_shape_vec((count, k), out);

@@ -23,7 +23,10 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub(crate) mod direct;
+pub(crate) mod distance;
 mod portable;
+pub(crate) mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -59,6 +62,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `from` is valid for reads of [`LANES`](Self::LANES) numbers.
     unsafe fn load_half_ptr(self, from: *const u16) -> Self::V;
+    /// `LANES` bytes as numbers.
+    ///
+    /// # Safety
+    /// `from` is valid for reads of [`LANES`](Self::LANES) bytes.
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V;
+    /// Writes `LANES` whole numbers from 0 to 255 as bytes.
+    ///
+    /// # Safety
+    /// `to` is valid for writes of [`LANES`](Self::LANES) bytes.
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8);
 
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -88,6 +101,33 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn bits(self, mask: Self::Mask) -> u32;
     /// Asks for the cache line of an address, which need not be valid.
     fn prefetch(self, at: *const f32);
+
+    /// The same address, which the compiler knows only once it has `v`. Loops that need every
+    /// register order their loads by it, so that no value has to leave its register for another
+    /// that was loaded early.
+    #[inline(always)]
+    fn after(self, at: *const f32, _v: Self::V) -> *const f32 {
+        at
+    }
+
+    /// A vector of blocks of 8 numbers, each `step` numbers after the one before.
+    ///
+    /// # Safety
+    /// Every block is valid for reads.
+    #[inline(always)]
+    unsafe fn load_blocks_ptr(self, from: *const f32, _step: usize) -> Self::V {
+        // SAFETY: a vector of 8 is one block.
+        unsafe { self.load_ptr(from) }
+    }
+    /// Writes blocks of 8 numbers, each `step` numbers after the one before.
+    ///
+    /// # Safety
+    /// Every block is valid for writes.
+    #[inline(always)]
+    unsafe fn store_blocks_ptr(self, v: Self::V, to: *mut f32, _step: usize) {
+        // SAFETY: a vector of 8 is one block.
+        unsafe { self.store_ptr(v, to) }
+    }
 
     /// All zero.
     #[inline(always)]
@@ -119,6 +159,30 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// The first `LANES` bytes of a slice, as numbers.
+    ///
+    /// # Panics
+    /// Where it is shorter.
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> Self::V {
+        assert!(from.len() >= Self::LANES);
+        // SAFETY: the slice has as many bytes.
+        unsafe { self.load_bytes_ptr(from.as_ptr()) }
+    }
+
+    /// Writes whole numbers from 0 to 255 to the first `LANES` bytes of a slice.
+    ///
+    /// # Panics
+    /// Where it is shorter.
+    #[inline(always)]
+    fn store_bytes(self, v: Self::V, to: &mut [u8]) {
+        assert!(to.len() >= Self::LANES);
+        // SAFETY: the slice has as many bytes.
+        unsafe {
+            self.store_bytes_ptr(v, to.as_mut_ptr());
+        }
+    }
+
     /// The sum of the lanes: halves added to each other until one is left, the same in every set
     /// of as many lanes.
     #[inline(always)]
@@ -136,10 +200,16 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
+/// Vectors of 8 floats.
+pub(crate) trait Narrow: Simd {
+    /// Eight rows of 8 numbers as their eight columns.
+    fn transpose(self, rows: [Self::V; 8]) -> [Self::V; 8];
+}
+
 /// An instruction set: its vectors of 8, and its widest.
 pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Vectors of 8 floats: one block of channels.
-    type Narrow: Simd;
+    type Narrow: Narrow;
     /// The widest vectors, of 8 floats or 16.
     type Wide: Simd;
 
@@ -258,6 +328,7 @@ mod tests {
             assert_eq!(I::Narrow::LANES, 8);
             check(isa.narrow());
             check(isa.wide());
+            check_transpose(isa.narrow());
         }
     }
 
@@ -316,6 +387,38 @@ mod tests {
             }
         }
         s.prefetch(core::ptr::null());
+        let numbers: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        let mut stored = [-1.0; 32];
+        // SAFETY: at most two blocks, of which the second begins at number 20.
+        let loaded = unsafe {
+            let v = s.load_blocks_ptr(numbers.as_ptr(), 20);
+            s.store_blocks_ptr(v, stored.as_mut_ptr(), 20);
+            got(v)
+        };
+        for i in 0..n {
+            let at = i + i / 8 * 12;
+            assert_eq!((loaded[i], stored[at]), (numbers[at], numbers[at]));
+        }
+        assert_eq!(stored.iter().filter(|x| **x == -1.0).count(), 32 - n);
+        let bytes: Vec<u8> = (0..=255).rev().collect();
+        for from in bytes.windows(n) {
+            let numbers = s.load_bytes(from);
+            assert!(got(numbers).iter().zip(from).all(|(got, byte)| *got == f32::from(*byte)));
+            let mut to = [7; 17];
+            s.store_bytes(numbers, &mut to);
+            assert_eq!((&to[..n], &to[n..]), (from, &[7; 17][n..]));
+        }
+    }
+
+    #[inline(always)]
+    fn check_transpose<S: Narrow>(s: S) {
+        let rows: [[f32; 8]; 8] =
+            core::array::from_fn(|i| core::array::from_fn(|j| (10 * i + j) as f32));
+        for (j, column) in s.transpose(rows.map(|row| s.load(&row))).into_iter().enumerate() {
+            let mut got = [0.0; 8];
+            s.store(column, &mut got);
+            assert_eq!(got, rows.map(|row| row[j]));
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Plain arrays, which the compiler turns into the vectors that it may use.
 #![allow(unsafe_code)]
 
-use super::{Isa, Simd};
+use super::{Isa, Narrow, Simd};
 
 /// No instructions but those that the program was compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +56,19 @@ impl Simd for Portable {
         // SAFETY: the caller says that 8 numbers may be read.
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
         each(|i| half::f16::from_bits(bits[i]).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V {
+        // SAFETY: the caller says that 8 bytes may be read.
+        let bytes = unsafe { from.cast::<[u8; 8]>().read() };
+        each(|i| f32::from(bytes[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8) {
+        // SAFETY: the caller says that 8 bytes may be written.
+        unsafe { to.cast::<[u8; 8]>().write(v.map(|x| x as u8)) }
     }
 
     #[inline(always)]
@@ -126,4 +139,11 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
+}
+
+impl Narrow for Portable {
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; 8]) -> [Self::V; 8] {
+        core::array::from_fn(|j| each(|i| rows[i][j]))
+    }
 }

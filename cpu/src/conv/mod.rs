@@ -1,581 +1,422 @@
-//! Convolution as matrix products, a chunk of samples on each lane.
+//! Convolution: which algorithm runs, in what pieces, and what is fused with it.
 //!
-//! For one sample and one group, with the input unrolled so that column (p, q) holds the window
-//! that output (p, q) reads:
+//! A [`Conv`] is made of a layer, the shape of its input and the layout that the input lies in
+//! (plain or in blocks of eight channels). Its output always lies in blocks, and so does the
+//! gradient of it; the gradient of the input lies as the input does.
 //!
-//! ```text
-//! Y = W U        (K/G, P Q) = (K/G, C/G R S) (C/G R S, P Q)
-//! dW += dY U'    dU = W' dY, added back to where U came from
-//! ```
-//! U is made a tile of columns at a time, in scratch that the planner sets aside for each lane;
-//! a 1x1 convolution with stride 1 and no padding has U = X. Where a group has one filter
-//! (depthwise), a product would have one row: those run as loops over rows. For the six filters
-//! of LeNet's first layer such loops were tried and took four times as long as the product.
+//! | call | scratch |
+//! |---|---|
+//! | [`forward`](Conv::forward) without pool, in training or evaluation | [`forward_scratch`](Conv::forward_scratch)`(None)` |
+//! | `forward` with a pool, in evaluation | `forward_scratch(Some(pool))` |
+//! | [`backward`](Conv::backward) | [`backward_scratch`](Conv::backward_scratch) |
 //!
-//! Samples are cut into at most [`LANES`] chunks by their number alone. Each chunk sums its own
-//! weight gradient, and the chunks' are added in order, so the bits do not depend on threads.
+//! Scratch is in numbers, never more for fewer samples, and may hold anything.
+//!
+//! Forward, each output goes through the [`Epilogue`] while it is in registers: a factor for each
+//! filter (folded into the weights), a summand (a bias, or what a normalisation makes of it) and
+//! an activation. With a [`Pool`] the outputs of a few rows are pooled while they are in the
+//! cache, and only what is pooled is written: `y` then has the pool's shape.
 
+mod direct;
+mod pool;
 mod problem;
+mod winograd;
+
+use core::ops::Range;
 
 use rayon::prelude::*;
+use sepal_core::arena::Layout;
 use sepal_core::layer::Conv2d;
 use sepal_core::shape::Shape;
 
-use crate::gemm::{self, Matrix, Sizes};
-use crate::sum::{sum, sum_pairs};
+pub(crate) use pool::Pool;
+pub(crate) use problem::{Clamp, Epilogue, Problem};
 
-/// Chunks of samples, each with scratch of its own.
-pub(crate) const LANES: usize = 16;
+use self::direct::{Direct, Work};
+use crate::arch::Instructions;
+use crate::arch::direct::{Field, PANEL};
+use crate::blocks::{BLOCK, padded};
 
-/// Numbers of an unrolled tile: 256 KiB, so that it stays in the second-level cache.
-const TILE: usize = 1 << 16;
+/// Tasks that a pass is cut into, where the shape has as many.
+const TASKS: usize = 16;
 
-/// Numbers that the partial weight gradients of all lanes may take together: 16 MiB. Larger
-/// weights have fewer lanes, whose products are split instead.
+/// Numbers that all partial gradients of the weights may take together: 16 MiB. Larger weights
+/// have fewer, of which tasks then share one.
 const PARTIALS: usize = 1 << 22;
 
-/// Numbers of the weight gradient that are summed over the lanes in one task.
-const PIECE: usize = 1 << 12;
+/// Places of a task, at least, where there are as many.
+const PLACES: usize = 256;
 
-/// Numbers of a cache line, to which lanes are padded.
+/// Numbers of a cache line.
 const LINE: usize = 16;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// U = X.
-    Pointwise,
-    /// U is made in scratch.
-    Unrolled,
-    /// Loops over rows.
-    Direct,
-}
+/// Numbers that a task's outputs may take before they are pooled.
+const POOLED: usize = 1 << 16;
 
 /// A convolution with everything that follows from its shapes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
-    layer: Conv2d,
-    kind: Kind,
-    samples: usize,
-    /// C/G, H, W.
-    x: (usize, usize, usize),
-    /// K/G, P, Q.
-    y: (usize, usize, usize),
-    groups: usize,
-    /// R, S.
-    kernel: (usize, usize),
-    stride: (usize, usize),
-    pad: (usize, usize),
-    /// Output rows and columns of a tile.
-    tile: (usize, usize),
+    problem: Problem,
+    /// Whether x lies in the reference's layout.
+    plain: bool,
 }
 
-/// Output places that one tile covers: whole rows, or a part of one row.
-#[derive(Clone, Copy)]
-struct Tile {
-    rows: (usize, usize),
-    columns: (usize, usize),
+/// How the output of a pass is cut into tasks: along samples, panels of filters, and rows.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// All samples, panels and rows.
+    all: [usize; 3],
+    /// Those of a task.
+    step: [usize; 3],
 }
 
-/// Output columns that one tap reaches, and the input column that the first of them reads.
-#[derive(Clone, Copy)]
-struct Span {
-    out: usize,
-    past: usize,
-    input: usize,
-}
+/// What a task is given.
+type Ranges = [Range<usize>; 3];
 
-/// One tap over one output row: where it reads in the group's input, where it writes in the
-/// filter's plane.
-#[derive(Clone, Copy)]
-struct Run {
-    tap: usize,
-    x: usize,
-    y: usize,
-    len: usize,
-}
-
-/// Scratch of one chunk of samples.
-struct Lane<'a> {
-    unrolled: &'a mut [f32],
-    dw: &'a mut [f32],
-    db: &'a mut [f32],
-}
-
-impl Tile {
-    const fn width(self) -> usize {
-        self.columns.1 - self.columns.0
+impl Cut {
+    const fn tasks(&self, axis: usize) -> usize {
+        self.all[axis].div_ceil(self.step[axis])
     }
 
-    const fn len(self) -> usize {
-        (self.rows.1 - self.rows.0) * self.width()
+    /// Runs `work` on every task with its part of `y` and a lane of scratch of its own. `unit`
+    /// says how much of the field a step of each axis is.
+    fn run<F>(&self, y: Field<'_>, unit: [usize; 3], lanes: &mut [f32], lane: usize, work: &F)
+    where
+        F: Fn(Ranges, Field<'_>, &mut [f32]) + Sync,
+    {
+        let tasks = [0, 1, 2].map(|axis| 0..self.tasks(axis));
+        self.part(tasks, y, unit, lanes, lane, work);
     }
+
+    fn part<F>(
+        &self,
+        tasks: Ranges,
+        y: Field<'_>,
+        unit: [usize; 3],
+        lanes: &mut [f32],
+        lane: usize,
+        work: &F,
+    ) where
+        F: Fn(Ranges, Field<'_>, &mut [f32]) + Sync,
+    {
+        let Some(axis) = (0..3).find(|axis| tasks[*axis].len() > 1) else {
+            let place = |axis: usize| {
+                let at = |task: usize| (task * self.step[axis]).min(self.all[axis]);
+                at(tasks[axis].start)..at(tasks[axis].end)
+            };
+            return work([place(0), place(1), place(2)], y, &mut lanes[..lane]);
+        };
+        let Range { start, end } = tasks[axis];
+        let middle = start.midpoint(end);
+        let (mut left, mut right) = (tasks.clone(), tasks);
+        (left[axis], right[axis]) = (start..middle, middle..end);
+        let (y_left, y_right) = y.split_at(axis, (middle - start) * self.step[axis] * unit[axis]);
+        let count = left.iter().map(Range::len).product::<usize>();
+        let (lanes_left, lanes_right) = lanes.split_at_mut(count * lane);
+        rayon::join(
+            || self.part(left, y_left, unit, lanes_left, lane, work),
+            || self.part(right, y_right, unit, lanes_right, lane, work),
+        );
+    }
+}
+
+/// Scratch from the first cache line on, so that panels of weights begin with one.
+fn aligned(scratch: &mut [f32]) -> &mut [f32] {
+    let skipped = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    scratch.get_mut(skipped..).unwrap_or_default()
 }
 
 impl Conv {
-    /// `None` where the layer cannot take `x`.
-    pub(crate) fn new(layer: Conv2d, x: Shape) -> Option<Self> {
-        let y = layer.output(x)?;
-        let groups = layer.groups.max(1) as usize;
-        let kernel = (usize::from(layer.kernel.0), usize::from(layer.kernel.1));
-        let stride = (usize::from(layer.stride.0), usize::from(layer.stride.1));
-        let pad = (usize::from(layer.pad.0), usize::from(layer.pad.1));
-        let channels = (x.c as usize / groups).max(1);
-        let filters = (y.c as usize / groups).max(1);
-        let fan_in = channels * kernel.0 * kernel.1;
-        let (rows, columns) = (y.h as usize, y.w as usize);
-        let tile = match (TILE / fan_in.max(1)).checked_div(columns) {
-            Some(whole @ 1..) => (whole.min(rows), columns),
-            _ => (1, (TILE / fan_in).max(LINE).min(columns)),
-        };
-        let kind = if kernel == (1, 1) && stride == (1, 1) && pad == (0, 0) {
-            Kind::Pointwise
-        } else if filters == 1 {
-            Kind::Direct
-        } else {
-            Kind::Unrolled
-        };
-        Some(Self {
-            layer,
-            kind,
-            samples: x.n as usize,
-            x: (channels, x.h as usize, x.w as usize),
-            y: (filters, rows, columns),
-            groups,
-            kernel,
-            stride,
-            pad,
-            tile,
-        })
+    /// A convolution of inputs of shape `x` that lie in `layout`; `None` where the layer cannot
+    /// take them.
+    pub(crate) fn new(layer: Conv2d, x: Shape, layout: Layout) -> Option<Self> {
+        let problem = Problem::new(layer, x)?;
+        Some(Self { problem, plain: layout != Layout::Nchw8c })
     }
 
-    const fn fan_in(&self) -> usize {
-        self.x.0 * self.kernel.0 * self.kernel.1
+    /// Samples of a task of a pass whose output has `places` places a sample.
+    fn samples(&self, places: usize) -> usize {
+        let n = self.problem.n.max(1);
+        n.div_ceil(TASKS).max(PLACES.div_ceil(places.max(1)).min(n))
     }
 
-    const fn x_plane(&self) -> usize {
-        self.x.1 * self.x.2
-    }
-
-    const fn y_plane(&self) -> usize {
-        self.y.1 * self.y.2
-    }
-
-    const fn x_group(&self) -> usize {
-        self.x.0 * self.x_plane()
-    }
-
-    const fn y_group(&self) -> usize {
-        self.y.0 * self.y_plane()
-    }
-
-    const fn weights(&self) -> usize {
-        self.groups * self.y.0 * self.fan_in()
-    }
-
-    /// Numbers of U that a lane holds.
-    fn unrolled(&self) -> usize {
-        match self.kind {
-            Kind::Unrolled => (self.fan_in() * self.tile.0 * self.tile.1).next_multiple_of(LINE),
-            _ => 0,
+    /// How a pass is cut whose output has such rows and columns.
+    fn cut(&self, direct: &Direct, (rows, columns): (usize, usize), whole: bool) -> Cut {
+        let n = self.problem.n;
+        let all = [n, if direct.aligned() { direct.panels() } else { 1 }, rows];
+        let mut step = [self.samples(rows * columns), all[1], rows];
+        let mut tasks = n.div_ceil(step[0]).max(1);
+        if direct.aligned() && self.problem.groups == 1 {
+            step[1] = all[1].div_ceil((TASKS / tasks).clamp(1, all[1]));
+            tasks *= all[1].div_ceil(step[1]);
         }
-    }
-
-    fn forward_lane(&self) -> usize {
-        self.unrolled().max(LINE)
-    }
-
-    fn backward_lane(&self) -> usize {
-        let biases = self.groups * self.y.0;
-        self.unrolled() + (self.weights() + biases).next_multiple_of(LINE)
-    }
-
-    /// Lanes of a backward pass; a smaller batch never has more.
-    fn backward_lanes(&self) -> usize {
-        (PARTIALS / self.weights().max(1)).clamp(1, LANES).min(self.samples)
-    }
-
-    /// Numbers of scratch that a forward pass takes; never more for fewer samples.
-    pub(crate) fn forward_scratch(&self) -> usize {
-        self.forward_lane().saturating_mul(self.samples.min(LANES))
-    }
-
-    /// Numbers of scratch that a backward pass takes.
-    pub(crate) fn backward_scratch(&self) -> usize {
-        self.backward_lane().saturating_mul(self.backward_lanes())
-    }
-
-    fn tiles(self) -> impl Iterator<Item = Tile> {
-        let ((_, rows, columns), (down, across)) = (self.y, self.tile);
-        (0..rows).step_by(down.max(1)).flat_map(move |row| {
-            (0..columns).step_by(across.max(1)).map(move |column| Tile {
-                rows: (row, (row + down).min(rows)),
-                columns: (column, (column + across).min(columns)),
-            })
-        })
-    }
-
-    /// `c = a b + beta c`; split where lanes are too few to fill the machine.
-    #[expect(clippy::too_many_arguments, reason = "three matrices, their sizes and a factor")]
-    fn product(
-        &self,
-        lanes: usize,
-        sizes: Sizes,
-        a: Matrix<'_>,
-        b: Matrix<'_>,
-        beta: f32,
-        c: &mut [f32],
-        stride: usize,
-    ) {
-        if lanes < LANES / 2 {
-            gemm::parallel(sizes, 1.0, a, b, beta, c, stride);
-        } else {
-            gemm::gemm(sizes, 1.0, a, b, beta, c, stride);
+        if direct.aligned() && !whole {
+            let least = PLACES.div_ceil(columns.max(1));
+            step[2] = rows.div_ceil((TASKS / tasks).max(1)).max(least.min(rows)).max(1);
         }
+        Cut { all, step }
     }
 
-    /// Writes `y`. `b` is empty without bias; `scratch` has [`forward_scratch`] numbers.
-    ///
-    /// [`forward_scratch`]: Self::forward_scratch
+    /// Tasks of a pass at most, never fewer for more samples.
+    fn tasks(&self, direct: &Direct, rows: usize) -> usize {
+        TASKS.min(self.problem.n * direct.panels() * rows).max(1)
+    }
+
+    fn direct(&self) -> Direct {
+        let p = &self.problem;
+        Direct::forward(p, self.samples(p.p * p.q), self.plain)
+    }
+
+    fn turned(&self) -> impl Iterator<Item = Direct> + Clone {
+        let p = &self.problem;
+        Direct::backward(p, self.samples(p.h * p.w), self.plain)
+    }
+
+    /// Rows of the output of a pool that a task makes at a time, and the rows of y that they
+    /// read, at most.
+    fn pooled(&self, pool: Pool) -> (usize, usize) {
+        let (window, p) = (pool.window(), &self.problem);
+        let (kernel, stride) = (usize::from(window.kernel.0), usize::from(window.stride.0));
+        let fit = POOLED / (padded(p.k) * p.q).max(1);
+        let rows = (fit.saturating_sub(kernel) / stride.max(1) + 1).min(p.p);
+        (rows, ((rows - 1) * stride + kernel).min(p.p))
+    }
+
+    /// Numbers of scratch of a forward pass, with a pool or without.
+    pub(crate) fn forward_scratch(&self, pool: Option<Pool>) -> usize {
+        let (direct, p) = (self.direct(), &self.problem);
+        let pooled = pool.map_or(0, |pool| self.pooled(pool).1 * p.q * padded(p.k));
+        let lane = direct.lane() + pooled.next_multiple_of(LINE);
+        LINE + direct.packed().next_multiple_of(LINE) + self.tasks(&direct, p.p) * lane
+    }
+
+    /// Packs the weights, on all threads.
+    fn pack(direct: &Direct, weight: &[f32], scale: &[f32], packed: &mut [f32]) {
+        let group = direct.packed() / direct.groups().max(1);
+        let groups = packed.par_chunks_mut(group.max(1)).enumerate();
+        groups.for_each(|(group, packed)| {
+            let panels = packed.par_chunks_mut(direct.panel().max(1)).enumerate();
+            panels.for_each(|(panel, packed)| direct.pack(weight, scale, group, panel, packed));
+        });
+    }
+
+    /// Writes `y` in blocks: the output, or what the pool makes of it.
+    #[expect(clippy::too_many_arguments, reason = "tensors, what is fused, and scratch")]
     pub(crate) fn forward(
         &self,
+        instructions: Instructions,
         x: &[f32],
-        w: &[f32],
-        b: &[f32],
+        weight: &[f32],
+        epilogue: &Epilogue<'_>,
+        pool: Option<Pool>,
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let per = self.samples.div_ceil(LANES).max(1);
-        let lanes = self.samples.div_ceil(per);
-        let (x_sample, y_sample) = (self.groups * self.x_group(), self.groups * self.y_group());
-        x.par_chunks(per * x_sample)
-            .zip(y.par_chunks_mut(per * y_sample))
-            .zip(scratch.par_chunks_mut(self.forward_lane()))
-            .for_each(|((x, y), lane)| {
-                for (x, y) in x.chunks_exact(x_sample).zip(y.chunks_exact_mut(y_sample)) {
-                    self.forward_sample(lanes, x, w, b, y, lane);
-                }
+        let (direct, p) = (self.direct(), self.problem);
+        let (packed, lanes) = aligned(scratch).split_at_mut(direct.packed().next_multiple_of(LINE));
+        let packed = &mut packed[..direct.packed()];
+        Self::pack(&direct, weight, epilogue.scale, packed);
+        let packed = &*packed;
+        let x_sample = x.len() / p.n.max(1);
+        let x = |samples: &Range<usize>| &x[samples.start * x_sample..samples.end * x_sample];
+        let blocks = p.k.div_ceil(BLOCK);
+        let Some(pool) = pool else {
+            let y = Field::new(y, p.n, blocks, p.p * p.q * BLOCK);
+            let unit = [1, PANEL / BLOCK, p.q * BLOCK];
+            let cut = self.cut(&direct, (p.p, p.q), false);
+            cut.run(y, unit, lanes, direct.lane(), &|[samples, panels, rows], mut y, lane| {
+                let work = Work { x: x(&samples), packed, epilogue, panels, rows };
+                direct.run(instructions, &work, &mut y, lane);
             });
-    }
-
-    fn forward_sample(
-        &self,
-        lanes: usize,
-        x: &[f32],
-        w: &[f32],
-        b: &[f32],
-        y: &mut [f32],
-        lane: &mut [f32],
-    ) {
-        let ((filters, ..), plane, k) = (self.y, self.y_plane(), self.fan_in());
-        for (y, &b) in y.chunks_exact_mut(plane).zip(b) {
-            y.fill(b);
-        }
-        let beta = if b.is_empty() { 0.0 } else { 1.0 };
-        let groups = x.chunks_exact(self.x_group()).zip(y.chunks_exact_mut(self.y_group()));
-        for ((x, y), w) in groups.zip(w.chunks_exact(filters * k)) {
-            match self.kind {
-                Kind::Pointwise => {
-                    let sizes = Sizes { m: filters, k, n: plane };
-                    let (w, x) = (Matrix::rows(w, k), Matrix::rows(x, plane));
-                    self.product(lanes, sizes, w, x, beta, y, plane);
-                }
-                Kind::Unrolled => {
-                    for tile in self.tiles() {
-                        self.unroll(x, tile, lane);
-                        let sizes = Sizes { m: filters, k, n: tile.len() };
-                        let (w, u) = (Matrix::rows(w, k), Matrix::rows(lane, tile.len()));
-                        let y = y.get_mut(self.offset(tile)..).unwrap_or_default();
-                        self.product(lanes, sizes, w, u, beta, y, plane);
-                    }
-                }
-                Kind::Direct => {
-                    if b.is_empty() {
-                        y.fill(0.0);
-                    }
-                    for (y, w) in y.chunks_exact_mut(plane).zip(w.chunks_exact(k)) {
-                        self.runs(|run| {
-                            let w = w.get(run.tap).copied().unwrap_or(0.0);
-                            let y = y.get_mut(run.y..run.y + run.len).unwrap_or_default();
-                            let x = x.get(run.x..).unwrap_or_default();
-                            if self.stride.1 == 1 {
-                                y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
-                            } else {
-                                let x = x.iter().step_by(self.stride.1.max(1));
-                                y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
-                            }
+            return;
+        };
+        let Some((height, width)) = pool.size(p.p, p.q) else { return };
+        let (rows, reach) = self.pooled(pool);
+        let y = Field::new(y, p.n, blocks, height * width * BLOCK);
+        let own = (reach * p.q * padded(p.k)).next_multiple_of(LINE);
+        let unit = [1, PANEL / BLOCK, width * BLOCK];
+        let cut = self.cut(&direct, (height, width), !direct.aligned());
+        let lane = direct.lane() + own;
+        cut.run(y, unit, lanes, lane, &|[samples, panels, own_rows], mut y, lane| {
+            let (before, lane) = lane.split_at_mut(own);
+            let blocks = y.dim()[1];
+            for (at, sample) in samples.enumerate() {
+                for first in own_rows.clone().step_by(rows) {
+                    let pooled = first..own_rows.end.min(first + rows);
+                    let read = pool.reads(pooled.clone(), p.p);
+                    let mut before = Field::new(before, 1, blocks, read.len() * p.q * BLOCK);
+                    let work = Work {
+                        x: x(&(sample..sample + 1)),
+                        packed,
+                        epilogue,
+                        panels: panels.clone(),
+                        rows: read.clone(),
+                    };
+                    direct.run(instructions, &work, &mut before, lane);
+                    for block in 0..blocks {
+                        instructions.run(pool::Rows {
+                            pool,
+                            shape: (p.p, p.q),
+                            x: before.block(0, block),
+                            first: read.start,
+                            rows: pooled.clone(),
+                            y: &mut y.block(at, block)[(first - own_rows.start) * width * BLOCK..],
+                            width,
                         });
                     }
                 }
             }
-        }
+        });
     }
 
-    /// Adds to `dw` and `db` (empty without bias), overwrites `dx` where it is wanted. `scratch`
-    /// has [`backward_scratch`](Self::backward_scratch) numbers.
+    /// Partial gradients of the weights at most, and splits of each among channels, for a batch of
+    /// `n`.
+    fn partials(&self, direct: &Direct, n: usize) -> (usize, usize) {
+        let whole = direct.partial(direct.splits()).max(1);
+        let lanes = (PARTIALS / whole).clamp(1, TASKS).min(n.max(1));
+        (lanes, (TASKS / lanes).clamp(1, direct.splits()))
+    }
+
+    /// The direct convolution of the gradient of the weights for a batch of `n`, units of a split
+    /// and numbers of a task: sums of dy, a partial gradient, and scratch.
+    fn gradient(&self, n: usize) -> (Direct, usize, [usize; 3]) {
+        let p = Problem { n, ..self.problem };
+        let all = Direct::forward(&p, 1, self.plain);
+        let (lanes, splits) = self.partials(&all, n);
+        let direct = Direct::forward(&p, n.div_ceil(lanes), self.plain);
+        let units = all.splits().div_ceil(splits);
+        let units = if direct.splits() == 1 { direct.units() } else { units };
+        let sums = p.groups * padded(p.k / p.groups.max(1));
+        let numbers = [sums, direct.partial(units), direct.gradient_lane()];
+        (direct, units, numbers.map(|numbers| numbers.next_multiple_of(LINE)))
+    }
+
+    /// Numbers of scratch of a backward pass.
+    pub(crate) fn backward_scratch(&self) -> usize {
+        let weights = |n: usize| {
+            let (direct, _, numbers) = self.gradient(n);
+            let (lanes, splits) = self.partials(&direct, n);
+            lanes * splits * numbers.iter().sum::<usize>()
+        };
+        let least = self.problem.n.min(TASKS);
+        let weights = (1..=least).chain([self.problem.n]).map(weights).max().unwrap_or(0);
+        let data = self.turned().map(|direct| {
+            let lanes = self.tasks(&direct, self.problem.h) * direct.lane();
+            direct.packed().next_multiple_of(LINE) + lanes
+        });
+        LINE + weights.max(data.max().unwrap_or(0))
+    }
+
+    /// Adds to `dw` (unless it is empty) and `db` (empty without bias), overwrites `dx` where it is
+    /// wanted. `dy` lies in blocks, `x` and `dx` in the layout of the input.
     #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
     pub(crate) fn backward(
         &self,
+        instructions: Instructions,
         x: &[f32],
-        w: &[f32],
+        weight: &[f32],
         dy: &[f32],
         dx: Option<&mut [f32]>,
         dw: &mut [f32],
         db: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let per = self.samples.div_ceil(self.backward_lanes().max(1)).max(1);
-        let lanes = self.samples.div_ceil(per);
-        let lane_len = self.backward_lane();
-        let (x_sample, y_sample) = (self.groups * self.x_group(), self.groups * self.y_group());
-        let chunks = x
-            .par_chunks(per * x_sample)
-            .zip(dy.par_chunks(per * y_sample))
-            .zip(scratch.par_chunks_mut(lane_len));
-        match dx {
-            Some(dx) => {
-                chunks.zip(dx.par_chunks_mut(per * x_sample)).for_each(|(((x, dy), lane), dx)| {
-                    let mut lane = self.lane(lane);
-                    let samples = x.chunks_exact(x_sample).zip(dy.chunks_exact(y_sample));
-                    for ((x, dy), dx) in samples.zip(dx.chunks_exact_mut(x_sample)) {
-                        self.backward_sample(lanes, x, w, dy, Some(dx), &mut lane);
-                    }
-                })
-            }
-            None => chunks.for_each(|((x, dy), lane)| {
-                let mut lane = self.lane(lane);
-                for (x, dy) in x.chunks_exact(x_sample).zip(dy.chunks_exact(y_sample)) {
-                    self.backward_sample(lanes, x, w, dy, None, &mut lane);
-                }
-            }),
+        let scratch = aligned(scratch);
+        if let Some(dx) = dx {
+            self.backward_data(instructions, weight, dy, dx, scratch);
         }
-        // The lanes' sums, in order.
-        let partials = || {
-            let lanes = scratch.chunks_exact(lane_len).take(lanes);
-            lanes.map(|lane| lane.get(self.unrolled()..).unwrap_or_default())
-        };
-        dw.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dw)| {
-            for partial in partials() {
-                let partial = partial.get(piece * PIECE..).unwrap_or_default();
-                dw.iter_mut().zip(partial).for_each(|(dw, partial)| *dw += partial);
-            }
-        });
-        for partial in partials() {
-            let partial = partial.get(self.weights()..).unwrap_or_default();
-            db.iter_mut().zip(partial).for_each(|(db, partial)| *db += partial);
+        if !dw.is_empty() {
+            self.backward_weights(instructions, x, dy, dw, db, scratch);
         }
     }
 
-    /// A lane of the backward pass, its sums at zero.
-    fn lane<'a>(&self, lane: &'a mut [f32]) -> Lane<'a> {
-        let (unrolled, sums) = lane.split_at_mut(self.unrolled());
-        sums.fill(0.0);
-        let (dw, db) = sums.split_at_mut(self.weights());
-        Lane { unrolled, dw, db }
-    }
-
-    fn backward_sample(
+    fn backward_data(
         &self,
-        lanes: usize,
-        x: &[f32],
-        w: &[f32],
+        instructions: Instructions,
+        weight: &[f32],
         dy: &[f32],
-        mut dx: Option<&mut [f32]>,
-        lane: &mut Lane<'_>,
+        dx: &mut [f32],
+        scratch: &mut [f32],
     ) {
-        let ((filters, ..), plane, k) = (self.y, self.y_plane(), self.fan_in());
-        if self.layer.bias {
-            let filters = lane.db.iter_mut().zip(dy.chunks_exact(plane));
-            filters.for_each(|(db, dy)| *db += sum(dy, |dy| dy));
-        }
-        if self.kind != Kind::Pointwise
-            && let Some(dx) = dx.as_deref_mut()
-        {
-            dx.fill(0.0);
-        }
-        let groups = x.chunks_exact(self.x_group()).zip(dy.chunks_exact(self.y_group()));
-        let groups = groups.zip(w.chunks_exact(filters * k));
-        let mut dx = dx.map(|dx| dx.chunks_exact_mut(self.x_group()));
-        for (((x, dy), w), dw) in groups.zip(lane.dw.chunks_exact_mut(filters * k)) {
-            let dx = dx.as_mut().and_then(Iterator::next);
-            match self.kind {
-                Kind::Pointwise => {
-                    let sizes = Sizes { m: filters, k: plane, n: k };
-                    let (left, right) = (Matrix::rows(dy, plane), Matrix::transposed(x, plane));
-                    self.product(lanes, sizes, left, right, 1.0, dw, k);
-                    if let Some(dx) = dx {
-                        let sizes = Sizes { m: k, k: filters, n: plane };
-                        let (left, right) = (Matrix::transposed(w, k), Matrix::rows(dy, plane));
-                        self.product(lanes, sizes, left, right, 0.0, dx, plane);
-                    }
-                }
-                Kind::Unrolled => self.backward_unrolled(lanes, x, w, dy, dx, dw, lane.unrolled),
-                Kind::Direct => self.backward_direct(x, w, dy, dx, dw),
-            }
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
-    fn backward_unrolled(
-        &self,
-        lanes: usize,
-        x: &[f32],
-        w: &[f32],
-        dy: &[f32],
-        mut dx: Option<&mut [f32]>,
-        dw: &mut [f32],
-        unrolled: &mut [f32],
-    ) {
-        let ((filters, ..), plane, k) = (self.y, self.y_plane(), self.fan_in());
-        for tile in self.tiles() {
-            let n = tile.len();
-            let dy = Matrix::rows(dy.get(self.offset(tile)..).unwrap_or_default(), plane);
-            self.unroll(x, tile, unrolled);
-            let u = Matrix::transposed(unrolled, n);
-            self.product(lanes, Sizes { m: filters, k: n, n: k }, dy, u, 1.0, dw, k);
-            if let Some(dx) = dx.as_deref_mut() {
-                let w = Matrix::transposed(w, k);
-                self.product(lanes, Sizes { m: k, k: filters, n }, w, dy, 0.0, unrolled, n);
-                self.roll(unrolled, tile, dx);
-            }
-        }
-    }
-
-    fn backward_direct(
-        &self,
-        x: &[f32],
-        w: &[f32],
-        dy: &[f32],
-        mut dx: Option<&mut [f32]>,
-        dw: &mut [f32],
-    ) {
-        let (plane, k) = (self.y_plane(), self.fan_in());
-        let filters = dy.chunks_exact(plane).zip(w.chunks_exact(k));
-        for ((dy, w), dw) in filters.zip(dw.chunks_exact_mut(k)) {
-            self.runs(|run| {
-                let Some(dw) = dw.get_mut(run.tap) else { return };
-                let w = w.get(run.tap).copied().unwrap_or(0.0);
-                let dy = dy.get(run.y..run.y + run.len).unwrap_or_default();
-                let x = x.get(run.x..).unwrap_or_default();
-                let dx = dx.as_deref_mut().and_then(|dx| dx.get_mut(run.x..));
-                if self.stride.1 == 1 {
-                    let x = x.get(..run.len).unwrap_or_default();
-                    *dw += sum_pairs(x, dy, |x, dy| x * dy);
-                    let dx = dx.unwrap_or_default().iter_mut();
-                    dx.zip(dy).for_each(|(dx, dy)| *dx += w * dy);
-                } else {
-                    let step = self.stride.1.max(1);
-                    let products = x.iter().step_by(step).zip(dy).map(|(x, dy)| x * dy);
-                    *dw += products.sum::<f32>();
-                    let dx = dx.unwrap_or_default().iter_mut().step_by(step);
-                    dx.zip(dy).for_each(|(dx, dy)| *dx += w * dy);
-                }
+        let p = self.problem;
+        let dy_sample = dy.len() / p.n.max(1);
+        let epilogue = &Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
+        for direct in self.turned() {
+            let (packed, lanes) = scratch.split_at_mut(direct.packed().next_multiple_of(LINE));
+            let packed = &mut packed[..direct.packed()];
+            Self::pack(&direct, weight, &[], packed);
+            let packed = &*packed;
+            let (blocks, len) = match self.plain {
+                true => (1, p.c * p.h * p.w),
+                false => (p.c.div_ceil(BLOCK), p.h * p.w * BLOCK),
+            };
+            let dx = Field::new(dx, p.n, blocks, len);
+            // Classes of places lie between each other: only one has all rows.
+            let whole = p.stride != (1, 1);
+            let cut = self.cut(&direct, (p.h, p.w), whole);
+            let unit = [1, PANEL / BLOCK, p.w * BLOCK];
+            cut.run(dx, unit, lanes, direct.lane(), &|[samples, panels, rows], mut dx, lane| {
+                let x = &dy[samples.start * dy_sample..samples.end * dy_sample];
+                let rows = if whole { 0..direct.rows() } else { rows };
+                let work = Work { x, packed, epilogue, panels, rows };
+                direct.run(instructions, &work, &mut dx, lane);
             });
         }
     }
 
-    /// Calls `each` for every tap of a filter and every output row that it reaches.
-    fn runs(&self, mut each: impl FnMut(Run)) {
-        let (_, rows, columns) = self.y;
-        let mut tap = 0;
-        for c in 0..self.x.0 {
-            for r in 0..self.kernel.0 {
-                for s in 0..self.kernel.1 {
-                    let span = self.span(s, (0, columns));
-                    for p in (0..rows).take_while(|_| span.out < span.past) {
-                        let Some(row) = self.input_row(p, r) else { continue };
-                        each(Run {
-                            tap,
-                            x: (c * self.x.1 + row) * self.x.2 + span.input,
-                            y: p * columns + span.out,
-                            len: span.past - span.out,
-                        });
-                    }
-                    tap += 1;
+    fn backward_weights(
+        &self,
+        instructions: Instructions,
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+        db: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let p = self.problem;
+        let (direct, step, [sums, partial, lane]) = self.gradient(p.n);
+        let (lanes, _) = self.partials(&direct, p.n);
+        let splits = direct.units().div_ceil(step.max(1));
+        let per = p.n.div_ceil(lanes).max(1);
+        let lanes = p.n.div_ceil(per);
+        let (x_sample, dy_sample) = (x.len() / p.n.max(1), dy.len() / p.n.max(1));
+        let units = |split: usize| split * step..direct.units().min((split + 1) * step);
+        let task = sums + partial + lane;
+        let scratch = &mut scratch[..lanes * splits * task];
+        scratch.par_chunks_mut(task).enumerate().for_each(|(at, scratch)| {
+            let (first, split) = (at / splits * per, at % splits);
+            let past = p.n.min(first + per);
+            let (sums, rest) = scratch.split_at_mut(sums);
+            let (partial, lane) = rest.split_at_mut(partial);
+            sums.fill(0.0);
+            partial.fill(0.0);
+            let sums = if split == 0 && !db.is_empty() { sums } else { &mut [] };
+            let x = &x[first * x_sample..past * x_sample];
+            let dy = &dy[first * dy_sample..past * dy_sample];
+            let units = units(split);
+            direct.gradient(instructions, past - first, x, dy, units, partial, sums, lane);
+        });
+        // The partial sums, in order.
+        let scratch = &*scratch;
+        let filters = p.k / p.groups.max(1);
+        let groups = dw.par_chunks_mut((filters * direct.filter()).max(1)).enumerate();
+        groups.for_each(|(group, dw)| {
+            let panels = dw.par_chunks_mut((PANEL * direct.filter()).max(1)).enumerate();
+            panels.for_each(|(panel, dw)| {
+                for (at, task) in scratch.chunks_exact(task).enumerate() {
+                    let partial = &task[sums..sums + partial];
+                    direct.join(instructions, units(at % splits), partial, group, panel, dw);
                 }
-            }
-        }
-    }
-
-    /// Where a tile's first output lies in a plane.
-    const fn offset(&self, tile: Tile) -> usize {
-        tile.rows.0 * self.y.2 + tile.columns.0
-    }
-
-    /// The output columns from `first` to `past` for which tap column `s` reads inside the image.
-    fn span(&self, s: usize, (first, past): (usize, usize)) -> Span {
-        let (width, stride, pad) = (self.x.2, self.stride.1.max(1), self.pad.1);
-        let out = pad.saturating_sub(s).div_ceil(stride).clamp(first, past);
-        let past = (width + pad).saturating_sub(s).div_ceil(stride).clamp(out, past);
-        Span { out, past, input: (out * stride + s).saturating_sub(pad) }
-    }
-
-    /// The input row that tap row `r` reads for output row `p`.
-    fn input_row(&self, p: usize, r: usize) -> Option<usize> {
-        (p * self.stride.0 + r).checked_sub(self.pad.0).filter(|&row| row < self.x.1)
-    }
-
-    /// Writes U of a tile.
-    fn unroll(&self, x: &[f32], tile: Tile, unrolled: &mut [f32]) {
-        let width = self.x.2;
-        let mut rows = unrolled.chunks_exact_mut(tile.len());
-        for x in x.chunks_exact(self.x_plane()) {
-            for r in 0..self.kernel.0 {
-                for s in 0..self.kernel.1 {
-                    let Some(u) = rows.next() else { return };
-                    let span = self.span(s, tile.columns);
-                    let places = (tile.rows.0..tile.rows.1).zip(u.chunks_exact_mut(tile.width()));
-                    for (p, u) in places {
-                        let x = self.input_row(p, r).and_then(|row| x.get(row * width..));
-                        let x = x.and_then(|x| x.get(span.input..width));
-                        let inside = span.out - tile.columns.0..span.past - tile.columns.0;
-                        let (Some(x), true) = (x, span.out < span.past) else {
-                            u.fill(0.0);
-                            continue;
-                        };
-                        let (left, rest) = u.split_at_mut(inside.start);
-                        let (middle, right) = rest.split_at_mut(inside.len());
-                        left.fill(0.0);
-                        right.fill(0.0);
-                        if self.stride.1 == 1 {
-                            let x = x.get(..middle.len()).unwrap_or_default();
-                            middle.copy_from_slice(x);
-                        } else {
-                            let x = x.iter().step_by(self.stride.1.max(1));
-                            middle.iter_mut().zip(x).for_each(|(u, x)| *u = *x);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Adds dU of a tile to where U came from.
-    fn roll(&self, unrolled: &[f32], tile: Tile, dx: &mut [f32]) {
-        let width = self.x.2;
-        let mut rows = unrolled.chunks_exact(tile.len());
-        for dx in dx.chunks_exact_mut(self.x_plane()) {
-            for r in 0..self.kernel.0 {
-                for s in 0..self.kernel.1 {
-                    let Some(u) = rows.next() else { return };
-                    let span = self.span(s, tile.columns);
-                    if span.out == span.past {
-                        continue;
-                    }
-                    for (p, u) in (tile.rows.0..tile.rows.1).zip(u.chunks_exact(tile.width())) {
-                        let Some(row) = self.input_row(p, r) else { continue };
-                        let dx = dx.get_mut(row * width + span.input..(row + 1) * width);
-                        let dx = dx.unwrap_or_default();
-                        let inside = span.out - tile.columns.0..span.past - tile.columns.0;
-                        let u = u.get(inside).unwrap_or_default();
-                        if self.stride.1 == 1 {
-                            dx.iter_mut().zip(u).for_each(|(dx, u)| *dx += *u);
-                        } else {
-                            let dx = dx.iter_mut().step_by(self.stride.1.max(1));
-                            dx.zip(u).for_each(|(dx, u)| *dx += *u);
-                        }
-                    }
-                }
+            });
+        });
+        for task in scratch.chunks_exact(task).step_by(splits.max(1)) {
+            let groups = db.chunks_mut(filters.max(1)).zip(task.chunks(padded(filters).max(1)));
+            for (db, sums) in groups {
+                db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

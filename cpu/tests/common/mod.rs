@@ -1,7 +1,7 @@
 //! Runs single layers on any backend, in an arena filled with NaN.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use sepal_core::arena::{Dtype, Slot, Word};
+use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{Backend, Call, Host, HostMut, Param, Phase};
 use sepal_core::layer::{Layer, Pass, Role, Tensors};
 use sepal_core::plan::{Chain, ParamSlots, Place};
@@ -51,7 +51,11 @@ struct Bump(usize);
 
 impl Bump {
     fn slot(&mut self, shape: Shape, dtype: Dtype) -> Slot {
-        let slot = Slot::new(self.0, shape, dtype);
+        self.lying(shape, dtype, Layout::Nchw)
+    }
+
+    fn lying(&mut self, shape: Shape, dtype: Dtype, layout: Layout) -> Slot {
+        let slot = Slot { layout, ..Slot::new(self.0, shape, dtype) };
         self.0 += Word::round_up(slot.bytes());
         slot
     }
@@ -110,20 +114,25 @@ struct Placed {
     gradient_in_place: bool,
 }
 
-fn place<B: Backend>(backend: &B, layer: &Layer, shape: Shape, pass: Pass) -> Placed {
+fn place<B: Backend>(
+    backend: &B,
+    layer: &Layer,
+    (shape, layout): (Shape, Layout),
+    pass: Pass,
+) -> Placed {
     let layers = [*layer];
-    let needs =
-        backend.needs(&Chain::new(&layers), 0, Slot::new(0, shape, Dtype::F32), pass).unwrap();
+    let x = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
+    let needs = backend.needs(&Chain::new(&layers), 0, x, pass).unwrap();
     let tensors = if pass == Pass::Narrow { Tensors::NONE } else { layer.tensors(shape).unwrap() };
     let mut bump = Bump(0);
     let place = Place {
-        x: bump.slot(shape, Dtype::F32),
-        y: bump.slot(needs.out, Dtype::F32),
+        x: bump.lying(shape, Dtype::F32, layout),
+        y: bump.lying(needs.out, Dtype::F32, needs.layout),
         saved: bump.vector(needs.saved.0, needs.saved.1),
         scratch: bump.bytes(needs.forward_scratch),
         backward_scratch: bump.bytes(needs.backward_scratch),
-        dy: bump.slot(needs.out, Dtype::F32),
-        dx: bump.slot(shape, Dtype::F32),
+        dy: bump.lying(needs.out, Dtype::F32, needs.layout),
+        dx: bump.lying(shape, Dtype::F32, layout),
     };
     let slots = ParamSlots {
         weight: bump.vector(tensors.weight, Dtype::F32),
@@ -138,17 +147,47 @@ fn place<B: Backend>(backend: &B, layer: &Layer, shape: Shape, pass: Pass) -> Pl
 
 /// The memory that a layer takes.
 pub fn bytes<B: Backend>(backend: &B, layer: &Layer, shape: Shape, pass: Pass) -> usize {
-    place(backend, layer, shape, pass).bytes
+    bytes_in(backend, layer, (shape, Layout::Nchw), pass)
 }
 
+/// The memory that a layer takes whose input has a layout.
+pub fn bytes_in<B: Backend>(backend: &B, layer: &Layer, x: (Shape, Layout), pass: Pass) -> usize {
+    place(backend, layer, x, pass).bytes
+}
+
+/// For each element in the reference's order, where it lies in a slot of blocks.
+fn places(s: Shape) -> impl Iterator<Item = usize> {
+    let [c, area] = [s.c as usize, s.plane() as usize];
+    (0..s.n as usize).flat_map(move |n| {
+        (0..c).flat_map(move |c_at| {
+            let block = n * c.div_ceil(8) + c_at / 8;
+            (0..area).map(move |i| (block * area + i) * 8 + c_at % 8)
+        })
+    })
+}
+
+/// The numbers of a slot in the reference's order; the padding must be zeros.
 fn read<B: Backend>(backend: &mut B, slot: Slot) -> Vec<f32> {
     let mut out = vec![0.0; slot.elements()];
-    backend.read(slot, HostMut::F32(&mut out)).unwrap();
+    let all = Slot::vector(slot.at, slot.elements() as u32, slot.dtype);
+    backend.read(all, HostMut::F32(&mut out)).unwrap();
+    if slot.layout == Layout::Nchw8c {
+        let numbers = places(slot.shape).map(|at| std::mem::take(&mut out[at])).collect();
+        assert!(out.iter().all(|x| *x == 0.0), "the padding of {slot:?}");
+        return numbers;
+    }
     out
 }
 
 fn write<B: Backend>(backend: &mut B, slot: Slot, values: &[f32]) {
-    backend.write(slot, Host::F32(values)).unwrap();
+    let mut lying = vec![0.0; slot.elements()];
+    if slot.layout == Layout::Nchw8c {
+        places(slot.shape).zip(values).for_each(|(at, x)| lying[at] = *x);
+    } else {
+        lying.copy_from_slice(values);
+    }
+    let all = Slot::vector(slot.at, slot.elements() as u32, slot.dtype);
+    backend.write(all, Host::F32(&lying)).unwrap();
 }
 
 /// Runs a layer with parameters in the arena: forward, and backward unless the phase is `Eval`.
@@ -161,9 +200,21 @@ pub fn run<B: Backend>(
     input: &Input,
     wants_dx: bool,
 ) -> Ran {
+    run_in(backend, layer, (shape, Layout::Nchw), phase, input, wants_dx)
+}
+
+/// As [`run`], the input in a layout.
+pub fn run_in<B: Backend>(
+    backend: &mut B,
+    layer: &Layer,
+    x: (Shape, Layout),
+    phase: Phase,
+    input: &Input,
+    wants_dx: bool,
+) -> Ran {
     let eval = phase == Phase::Eval;
     let pass = if eval { Pass::Eval } else { Pass::Train };
-    let Placed { mut place, slots, gradient_in_place, .. } = place(backend, layer, shape, pass);
+    let Placed { mut place, slots, gradient_in_place, .. } = place(backend, layer, x, pass);
     if !wants_dx {
         place.dx = Slot::EMPTY;
     }
@@ -207,7 +258,8 @@ pub fn run_stored<B: Backend>(
     x: &[f32],
     tensors: [sepal_core::net::Stored<'_>; 4],
 ) -> Vec<f32> {
-    let Placed { place, .. } = place(backend, layer, shape, pass);
+    let x_in = (shape, Layout::Nchw);
+    let Placed { place, .. } = place(backend, layer, x_in, pass);
     write(backend, place.x, x);
     let param = Param::Model { layer: 0, tensors };
     backend.forward(&Call { layer, index: 0, place, param, phase: Phase::Eval }).unwrap();

@@ -4,7 +4,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use crate::arch::{Isa, Kernel, Simd};
+use crate::arch::{Isa, Kernel, Narrow, Simd};
 
 /// The proof that the machine has NEON, which every 64-bit Arm with a system has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,23 @@ impl Simd for Neon {
         unsafe {
             let narrow = vreinterpretq_f16_u16(vld1q_u16(from));
             [vcvt_f32_f16(vget_low_f16(narrow)), vcvt_high_f32_f16(narrow)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes_ptr(self, from: *const u8) -> Self::V {
+        unsafe {
+            let words = vmovl_u8(vld1_u8(from));
+            let (low, high) = (vget_low_u16(words), vget_high_u16(words));
+            [vcvtq_f32_u32(vmovl_u16(low)), vcvtq_f32_u32(vmovl_u16(high))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes_ptr(self, v: Self::V, to: *mut u8) {
+        unsafe {
+            let (low, high) = (vcvtq_u32_f32(v[0]), vcvtq_u32_f32(v[1]));
+            vst1_u8(to, vmovn_u16(vcombine_u16(vmovn_u32(low), vmovn_u32(high))));
         }
     }
 
@@ -158,5 +175,44 @@ impl Simd for Neon {
             asm!("prfm pldl1keep, [{at}]", at = in(reg) at,
                 options(nomem, nostack, preserves_flags));
         }
+    }
+}
+
+/// Four rows of 4 numbers as their columns.
+#[inline(always)]
+fn transpose4([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: a value of `Neon` is the proof that the machine has the instructions.
+    unsafe {
+        let wide = |v: float32x4_t| vreinterpretq_f64_f32(v);
+        let (ab, cd) = (wide(vtrn1q_f32(a, b)), wide(vtrn1q_f32(c, d)));
+        let (ab_odd, cd_odd) = (wide(vtrn2q_f32(a, b)), wide(vtrn2q_f32(c, d)));
+        [
+            vreinterpretq_f32_f64(vtrn1q_f64(ab, cd)),
+            vreinterpretq_f32_f64(vtrn1q_f64(ab_odd, cd_odd)),
+            vreinterpretq_f32_f64(vtrn2q_f64(ab, cd)),
+            vreinterpretq_f32_f64(vtrn2q_f64(ab_odd, cd_odd)),
+        ]
+    }
+}
+
+impl Narrow for Neon {
+    #[inline(always)]
+    fn transpose(self, rows: [Self::V; 8]) -> [Self::V; 8] {
+        let quarter = |from: usize, half: usize| {
+            let row = |i: usize| rows[from + i][half];
+            transpose4([row(0), row(1), row(2), row(3)])
+        };
+        let (upper, lower) = (quarter(0, 0), quarter(4, 0));
+        let (upper_right, lower_right) = (quarter(0, 1), quarter(4, 1));
+        [
+            [upper[0], lower[0]],
+            [upper[1], lower[1]],
+            [upper[2], lower[2]],
+            [upper[3], lower[3]],
+            [upper_right[0], lower_right[0]],
+            [upper_right[1], lower_right[1]],
+            [upper_right[2], lower_right[2]],
+            [upper_right[3], lower_right[3]],
+        ]
     }
 }

@@ -1,4 +1,11 @@
-//! Maxima of two by two places, the pool of most nets; other windows are the reference's.
+//! Pools.
+//!
+//! In the reference's layout maxima of two by two places, the pool of most nets, have a kernel of
+//! their own; other windows are the reference's. Blocks of eight channels have kernels for every
+//! window: [`max`] and [`mean`].
+
+pub(crate) mod max;
+pub(crate) mod mean;
 
 use sepal_core::layer::{MaxPool, Window};
 use sepal_core::shape::Shape;
@@ -107,4 +114,97 @@ fn largest(top: &[[f32; 2]; LANES], bottom: &[[f32; 2]; LANES]) -> ([f32; LANES]
         }
     }
     (best, at)
+}
+
+/// The positions of a window along one axis.
+#[derive(Clone, Copy)]
+struct Axis {
+    /// Places of the input.
+    size: usize,
+    /// Places of the output.
+    out: usize,
+    kernel: usize,
+    stride: usize,
+    pad: usize,
+}
+
+/// What a window reads along one axis.
+#[derive(Clone, Copy)]
+struct Span {
+    /// The taps inside the image.
+    first: usize,
+    past: usize,
+    /// The place that the first of them reads.
+    at: usize,
+}
+
+impl Axis {
+    #[inline(always)]
+    fn span(self, out: usize) -> Span {
+        let start = out * self.stride;
+        let first = self.pad.saturating_sub(start).min(self.kernel);
+        let past = (self.size + self.pad).saturating_sub(start).min(self.kernel).max(first);
+        Span { first, past, at: (start + first).saturating_sub(self.pad) }
+    }
+}
+
+/// A window over planes of a shape.
+#[derive(Clone, Copy)]
+struct Geometry {
+    down: Axis,
+    across: Axis,
+}
+
+impl Geometry {
+    fn new(window: Window, x: Shape, y: Shape) -> Self {
+        let axis = |size: u32, out: u32, kernel: u8, stride: u8, pad: u8| Axis {
+            size: size as usize,
+            out: out as usize,
+            kernel: kernel.into(),
+            stride: stride.into(),
+            pad: pad.into(),
+        };
+        let Window { kernel, stride, pad } = window;
+        Self {
+            down: axis(x.h, y.h, kernel.0, stride.0, pad.0),
+            across: axis(x.w, y.w, kernel.1, stride.1, pad.1),
+        }
+    }
+
+    /// Whether it is [`TWO`], the window of most nets.
+    fn is_two(&self) -> bool {
+        let two = |axis: Axis| (axis.kernel, axis.stride, axis.pad) == (2, 2, 0);
+        two(self.down) && two(self.across)
+    }
+}
+
+/// The rows that a row of windows reads.
+#[derive(Clone, Copy)]
+struct Windows {
+    down: Span,
+    width: usize,
+    columns: usize,
+}
+
+impl Windows {
+    #[inline(always)]
+    fn new(geometry: Geometry, row: usize) -> Self {
+        let down = geometry.down.span(row);
+        Self { down, width: geometry.across.size, columns: geometry.across.kernel }
+    }
+
+    /// The place that the first tap inside reads of tap row `r`, and that tap's number.
+    #[inline(always)]
+    fn start(self, r: usize, across: Span) -> (usize, usize) {
+        let row = self.down.at + r - self.down.first;
+        (row * self.width + across.at, r * self.columns + across.first)
+    }
+
+    /// Calls `each` with the places of each tap row.
+    fn each(self, across: Span, mut each: impl FnMut(core::ops::Range<usize>)) {
+        for r in self.down.first..self.down.past {
+            let (from, _) = self.start(r, across);
+            each(from..from + across.past - across.first);
+        }
+    }
 }

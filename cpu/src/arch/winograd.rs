@@ -1,0 +1,950 @@
+//! The inner loops of Winograd convolution: transforms of tiles, and the products between them.
+//!
+//! A kernel of 3x3 slides over tiles of M x M outputs, M = 4 or 2, each of which reads M + 2 rows
+//! and columns of the input. In one dimension, with the matrices of Lavin and Gray (2016),
+//!
+//! ```text
+//! y = A' ((G w) . (B' d))         d: M + 2 inputs, w: 3 weights, y: M outputs
+//! ```
+//! and in two the transforms apply to columns and then to rows. Of each channel, (M + 2)^2
+//! numbers are left that are multiplied with as many of each filter and summed over channels:
+//! one matrix product for each of these frequencies. M = 4 needs 2.25 multiplications for an
+//! output and channel, M = 2 needs 4, the plain sum 9.
+//!
+//! Channels come in blocks of eight, filters in panels of 32. Between the steps lie
+//!
+//! | name | what | order |
+//! |---|---|---|
+//! | U | transformed weights of a panel | frequency, channel, filter |
+//! | V | transformed input of some tiles | frequency, group of tiles, block, tile, channel |
+//! | M | products of a panel | frequency, tile, filter |
+//!
+//! so that the product reads both factors from first to last.
+//!
+//! The gradient of the weights is the sum over tiles of G' ((B' d B) . (A dy A')) G: the same V in
+//! one group of tiles, and in place of M the transformed gradient of a panel. Their products over
+//! a block of tiles go back to 3x3 weights at once, as (M + 2)^2 numbers for each channel and
+//! filter are too many to keep.
+#![allow(unsafe_code)]
+
+use core::marker::PhantomData;
+use core::ops::Range;
+
+use super::{Isa, Kernel, Simd};
+
+/// Filters of a panel.
+pub(crate) const PANEL: usize = 32;
+
+/// Channels of a block.
+const BLOCK: usize = 8;
+
+/// Columns of the input that are transformed at once: 8 tiles of 4, or 16 of 2.
+const COLUMNS: usize = 34;
+
+/// Numbers of scratch that [`Spread`] takes.
+pub(crate) const STRIP: usize = 6 * COLUMNS * BLOCK;
+
+/// A row outside of the image.
+static OUTSIDE: [f32; COLUMNS * BLOCK] = [0.0; COLUMNS * BLOCK];
+
+/// Frequencies of tiles of `m` x `m`.
+pub(crate) const fn frequencies(m: usize) -> usize {
+    (m + 2) * (m + 2)
+}
+
+/// Where the tiles of an image lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    /// Outputs of a tile in each direction, 2 or 4.
+    pub(crate) m: usize,
+    /// Rows and columns of the input.
+    pub(crate) input: (usize, usize),
+    /// Rows and columns of the output.
+    pub(crate) output: (usize, usize),
+    /// Zeros above and on the left.
+    pub(crate) pad: (usize, usize),
+}
+
+/// Some tiles of one row of an image.
+struct Span {
+    image: usize,
+    row: usize,
+    column: usize,
+    /// Where the first lies among the tiles asked for.
+    first: usize,
+    len: usize,
+}
+
+impl Grid {
+    /// Tiles down and across.
+    const fn tiles(&self) -> (usize, usize) {
+        (self.output.0.div_ceil(self.m), self.output.1.div_ceil(self.m))
+    }
+
+    /// Tiles of an image.
+    pub(crate) const fn len(&self) -> usize {
+        self.tiles().0 * self.tiles().1
+    }
+
+    /// Images that tiles up to `past` lie in.
+    const fn images(&self, past: usize) -> usize {
+        past.div_ceil(self.len())
+    }
+
+    /// The tiles of a range, over images, rows and columns, each span at most `most` long.
+    #[inline(always)]
+    fn spans(self, tiles: Range<usize>, most: usize) -> impl Iterator<Item = Span> {
+        let (across, all) = (self.tiles().1, self.len());
+        let mut next = tiles.start;
+        core::iter::from_fn(move || {
+            let at = next;
+            if at >= tiles.end {
+                return None;
+            }
+            let (image, rest) = (at / all, at % all);
+            let (row, column) = (rest / across, rest % across);
+            let len = (across - column).min(tiles.end - at).min(most);
+            next = at + len;
+            Some(Span { image, row, column, first: at - tiles.start, len })
+        })
+    }
+}
+
+/// Tiles in groups, one for each run of the innermost product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Groups {
+    /// Tiles.
+    pub(crate) count: usize,
+    /// Tiles of a group, even; the last may have fewer.
+    pub(crate) size: usize,
+}
+
+impl Groups {
+    /// As few groups as the product of a set allows, all about as large.
+    pub(crate) const fn new(count: usize, most: usize) -> Self {
+        let groups = count.div_ceil(most);
+        Self {
+            count,
+            size: count.div_ceil(if groups == 0 { 1 } else { groups }).next_multiple_of(2),
+        }
+    }
+
+    /// All in one.
+    pub(crate) const fn one(count: usize) -> Self {
+        Self { count, size: count.next_multiple_of(2) }
+    }
+
+    /// Tiles with those that make the last group even.
+    pub(crate) const fn padded(&self) -> usize {
+        self.count.next_multiple_of(2)
+    }
+
+    /// Tiles of the group that begins with `first`, made even.
+    const fn rows(&self, first: usize) -> usize {
+        let (rest, size) = (self.count - first, self.size);
+        (if rest < size { rest } else { size }).next_multiple_of(2)
+    }
+}
+
+/// The points at which the polynomials of tiles of 4x4 are taken: 0, plus and minus these two, and
+/// infinity. Their product is 1 and their squares are 1/2 and 2; with the common 1 and 2 errors
+/// are four times as large.
+const NEAR: f32 = core::f32::consts::FRAC_1_SQRT_2;
+const FAR: f32 = core::f32::consts::SQRT_2;
+
+/// B' d
+#[inline(always)]
+fn spread<S: Simd, const M: usize>(s: S, d: [S::V; 6]) -> [S::V; 6] {
+    if M == 4 {
+        let (near, far) = (s.splat(NEAR), s.splat(FAR));
+        let (half, two, both) = (s.splat(0.5), s.splat(2.0), s.splat(2.5));
+        let (a, b) = (s.fnma(two, d[2], d[4]), s.fnma(two, d[1], d[3]));
+        let (c, e) = (s.fnma(half, d[2], d[4]), s.fnma(half, d[1], d[3]));
+        [
+            s.fnma(both, d[2], s.add(d[0], d[4])),
+            s.fma(near, b, a),
+            s.fnma(near, b, a),
+            s.fma(far, e, c),
+            s.fnma(far, e, c),
+            s.fnma(both, d[3], s.add(d[1], d[5])),
+        ]
+    } else {
+        let zero = s.zero();
+        [s.sub(d[0], d[2]), s.add(d[1], d[2]), s.sub(d[2], d[1]), s.sub(d[1], d[3]), zero, zero]
+    }
+}
+
+/// A' m
+#[inline(always)]
+fn gather<S: Simd, const M: usize>(s: S, m: [S::V; 6]) -> [S::V; 4] {
+    let (a, b) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
+    if M == 4 {
+        let (half, two) = (s.splat(0.5), s.splat(2.0));
+        let (c, e) = (s.add(m[3], m[4]), s.mul(s.splat(FAR), s.sub(m[3], m[4])));
+        [
+            s.add(m[0], s.add(a, c)),
+            s.fma(s.splat(NEAR), b, e),
+            s.fma(half, a, s.mul(two, c)),
+            s.fma(s.splat(0.5 * NEAR), b, s.fma(two, e, m[5])),
+        ]
+    } else {
+        [s.add(m[0], a), s.sub(b, m[3]), a, a]
+    }
+}
+
+/// G w
+#[inline(always)]
+fn weigh<S: Simd, const M: usize>(s: S, w: [S::V; 3]) -> [S::V; 6] {
+    if M == 4 {
+        let (third, sixth) = (s.splat(1.0 / 3.0), s.splat(1.0 / 6.0));
+        let a = s.fma(s.splat(-2.0 / 3.0), w[0], s.mul(s.splat(-1.0 / 3.0), w[2]));
+        let b = s.fma(sixth, w[0], s.mul(third, w[2]));
+        let (near, far) = (s.splat(-2.0 / 3.0 * NEAR), s.splat(FAR / 6.0));
+        [
+            w[0],
+            s.fma(near, w[1], a),
+            s.fnma(near, w[1], a),
+            s.fma(far, w[1], b),
+            s.fnma(far, w[1], b),
+            w[2],
+        ]
+    } else {
+        let half = s.splat(0.5);
+        let (a, b) = (s.mul(half, s.add(w[0], w[2])), s.mul(half, w[1]));
+        [w[0], s.add(a, b), s.sub(a, b), w[2], s.zero(), s.zero()]
+    }
+}
+
+/// A y
+#[inline(always)]
+fn scatter<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::V; 6] {
+    if M == 4 {
+        let (near, far) = (s.splat(NEAR), s.splat(FAR));
+        let (half, two) = (s.splat(0.5), s.splat(2.0));
+        let (a, b) = (s.fma(half, y[2], y[0]), s.fma(half, y[3], y[1]));
+        let (c, e) = (s.fma(two, y[2], y[0]), s.fma(two, y[3], y[1]));
+        [y[0], s.fma(near, b, a), s.fnma(near, b, a), s.fma(far, e, c), s.fnma(far, e, c), y[3]]
+    } else {
+        let zero = s.zero();
+        [y[0], s.add(y[0], y[1]), s.sub(y[0], y[1]), s.sub(zero, y[1]), zero, zero]
+    }
+}
+
+/// G' d
+#[inline(always)]
+fn unweigh<S: Simd, const M: usize>(s: S, d: [S::V; 6]) -> [S::V; 3] {
+    let (a, b) = (s.add(d[1], d[2]), s.sub(d[1], d[2]));
+    if M == 4 {
+        let (c, e) = (s.add(d[3], d[4]), s.sub(d[3], d[4]));
+        let near = s.mul(s.splat(-2.0 / 3.0 * NEAR), b);
+        [
+            s.fma(s.splat(1.0 / 6.0), c, s.fma(s.splat(-2.0 / 3.0), a, d[0])),
+            s.fma(s.splat(FAR / 6.0), e, near),
+            s.fma(s.splat(1.0 / 3.0), s.sub(c, a), d[5]),
+        ]
+    } else {
+        let half = s.splat(0.5);
+        [s.fma(half, a, d[0]), s.mul(half, b), s.fma(half, a, d[3])]
+    }
+}
+
+/// Writes V: B' d B of every tile and channel.
+pub(crate) struct Spread<'a> {
+    pub(crate) grid: Grid,
+    /// Blocks of channels.
+    pub(crate) blocks: usize,
+    /// Samples, from the first tile's of number 0 on.
+    pub(crate) x: &'a [f32],
+    /// Which tiles, counted over all samples.
+    pub(crate) tiles: Range<usize>,
+    pub(crate) groups: Groups,
+    /// V, `stride` numbers for a frequency.
+    pub(crate) v: &'a mut [f32],
+    pub(crate) stride: usize,
+    /// [`STRIP`] numbers.
+    pub(crate) strip: &'a mut [f32],
+}
+
+impl Kernel for Spread<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.grid.m == 4 {
+            self.tiles::<_, 4>(isa.narrow())
+        } else {
+            self.tiles::<_, 2>(isa.narrow())
+        }
+    }
+}
+
+impl Spread<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const M: usize>(self, s: S) {
+        let Self { grid, blocks, x, tiles, groups, v, stride, strip } = self;
+        let ((h, w), plane) = (grid.input, grid.input.0 * grid.input.1 * BLOCK);
+        assert!(S::LANES == BLOCK && grid.m == M && groups.count == tiles.len());
+        assert!(x.len() >= grid.images(tiles.end) * blocks * plane);
+        assert!(stride >= groups.padded() * blocks * BLOCK);
+        assert!(v.len() >= frequencies(M) * stride && strip.len() >= STRIP);
+        for span in grid.spans(tiles, (COLUMNS - 2) / M) {
+            // Columns of the strip that lie inside the image, and the column that the first reads.
+            let (left, past) = (span.column * M, span.len * M + 2);
+            let inside = grid.pad.1.saturating_sub(left);
+            let end = (w + grid.pad.1).saturating_sub(left).clamp(inside, past);
+            let column = (left + inside).saturating_sub(grid.pad.1);
+            for row in strip.chunks_exact_mut(COLUMNS * BLOCK).take(M + 2) {
+                row[..inside * BLOCK].fill(0.0);
+                row[end * BLOCK..past * BLOCK].fill(0.0);
+            }
+            let mut rows = [None; 6];
+            for (i, row) in rows.iter_mut().enumerate().take(M + 2) {
+                let at = (span.row * M + i).checked_sub(grid.pad.0).filter(|&at| at < h);
+                *row = at.map(|at| (at * w + column) * BLOCK);
+            }
+            for block in 0..blocks {
+                let image = &x[(span.image * blocks + block) * plane..][..plane];
+                let mut from = [OUTSIDE.as_ptr(); 6];
+                for (from, row) in from.iter_mut().zip(rows) {
+                    if let Some(row) = row {
+                        *from = image[row..].as_ptr();
+                    }
+                }
+                // SAFETY: columns `inside..end` of the strip, at most COLUMNS, lie inside of the
+                // image: each row pointer has as many blocks before it as its row, or those of
+                // OUTSIDE. The strip holds 6 rows of COLUMNS blocks.
+                unsafe {
+                    let strip = strip.as_mut_ptr();
+                    for c in 0..end - inside {
+                        let mut d = [s.zero(); 6];
+                        for i in 0..M + 2 {
+                            d[i] = s.load_ptr(from[i].add(c * BLOCK));
+                        }
+                        let d = spread::<S, M>(s, d);
+                        for i in 0..M + 2 {
+                            s.store_ptr(d[i], strip.add((i * COLUMNS + inside + c) * BLOCK));
+                        }
+                    }
+                }
+                for tile in 0..span.len {
+                    let at = span.first + tile;
+                    let first = at / groups.size * groups.size;
+                    let rows = groups.rows(first);
+                    let to = first * blocks * BLOCK + block * rows * BLOCK + (at - first) * BLOCK;
+                    // SAFETY: a tile reads M + 2 columns of the strip, which holds len M + 2. In V
+                    // a frequency has `stride` numbers, as many as all groups, of which this tile
+                    // and block have the eight from `to` on.
+                    unsafe {
+                        let from = strip.as_ptr().add(tile * M * BLOCK);
+                        let to = v.as_mut_ptr().add(to);
+                        for i in 0..M + 2 {
+                            let mut d = [s.zero(); 6];
+                            for j in 0..M + 2 {
+                                d[j] = s.load_ptr(from.add((i * COLUMNS + j) * BLOCK));
+                            }
+                            let d = spread::<S, M>(s, d);
+                            for j in 0..M + 2 {
+                                s.store_ptr(d[j], to.add((i * (M + 2) + j) * stride));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes M: V U of every frequency.
+pub(crate) struct Multiply<'a> {
+    pub(crate) frequencies: usize,
+    pub(crate) groups: Groups,
+    /// Blocks of channels.
+    pub(crate) blocks: usize,
+    /// V, `v_stride` numbers for a frequency.
+    pub(crate) v: &'a [f32],
+    pub(crate) v_stride: usize,
+    /// U of one panel, `u_stride` numbers for a frequency.
+    pub(crate) u: &'a [f32],
+    pub(crate) u_stride: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    /// M, `m_stride` numbers for a frequency, [`PANEL`] for a tile.
+    pub(crate) m: &'a mut [f32],
+    pub(crate) m_stride: usize,
+}
+
+/// Tiles that [`Multiply`] has in registers at once.
+pub(crate) struct Rows;
+
+impl Kernel for Rows {
+    type Out = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> usize {
+        most::<I>()
+    }
+}
+
+/// Vectors of filters that are multiplied at once.
+const fn wide<I: Isa>() -> usize {
+    if I::Wide::REGISTERS < 16 { 1 } else { 2 }
+}
+
+/// As many tiles as leave registers for the filters and one channel.
+const fn most<I: Isa>() -> usize {
+    let most = (I::Wide::REGISTERS - wide::<I>() - 1) / wide::<I>();
+    most - most % 2
+}
+
+impl Kernel for Multiply<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { frequencies, groups, blocks, v, v_stride, u, u_stride, width, m, m_stride } =
+            self;
+        let channels = blocks * BLOCK;
+        assert!(width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(groups.size.is_multiple_of(2) && groups.size <= most::<I>());
+        assert!(v_stride >= groups.padded() * channels && v.len() >= frequencies * v_stride);
+        assert!(u_stride >= channels * width && u.len() >= frequencies * u_stride);
+        assert!(m_stride >= groups.padded() * PANEL && m.len() >= frequencies * m_stride);
+        for f in 0..frequencies {
+            for first in (0..groups.count).step_by(groups.size.max(1)) {
+                // SAFETY: a group begins with tile `first` and has `rows` tiles, of `channels`
+                // numbers in V and PANEL in M; both hold `padded` tiles for each frequency. U has
+                // `channels` rows of `width` for each.
+                unsafe {
+                    let v = v.as_ptr().add(f * v_stride + first * channels);
+                    let u = u.as_ptr().add(f * u_stride);
+                    let m = m.as_mut_ptr().add(f * m_stride + first * PANEL);
+                    match groups.rows(first) {
+                        2 => columns::<I, 2>(isa, blocks, v, u, width, m),
+                        4 if most::<I>() >= 4 => columns::<I, 4>(isa, blocks, v, u, width, m),
+                        6 if most::<I>() >= 6 => columns::<I, 6>(isa, blocks, v, u, width, m),
+                        8 if most::<I>() >= 8 => columns::<I, 8>(isa, blocks, v, u, width, m),
+                        10 if most::<I>() >= 10 => columns::<I, 10>(isa, blocks, v, u, width, m),
+                        12 if most::<I>() >= 12 => columns::<I, 12>(isa, blocks, v, u, width, m),
+                        14 if most::<I>() >= 14 => columns::<I, 14>(isa, blocks, v, u, width, m),
+                        rows => unreachable!("a group of {rows}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One group of tiles with all filters of a panel.
+///
+/// # Safety
+/// `v` is valid for reads of `ROWS` numbers for each channel, `u` of `width`; `m` for writes of
+/// `ROWS` rows of `PANEL` numbers.
+#[inline(always)]
+unsafe fn columns<I: Isa, const ROWS: usize>(
+    isa: I,
+    blocks: usize,
+    v: *const f32,
+    u: *const f32,
+    width: usize,
+    m: *mut f32,
+) {
+    let (mut at, lanes) = (0, I::Wide::LANES);
+    // SAFETY: each call reads and writes columns up to `width`.
+    unsafe {
+        if wide::<I>() == 2 {
+            while at + 2 * lanes <= width {
+                product::<_, ROWS, 2>(isa.wide(), blocks, v, u.add(at), width, m.add(at));
+                at += 2 * lanes;
+            }
+        }
+        while at + lanes <= width {
+            product::<_, ROWS, 1>(isa.wide(), blocks, v, u.add(at), width, m.add(at));
+            at += lanes;
+        }
+        if lanes > BLOCK && at < width {
+            product::<_, ROWS, 1>(isa.narrow(), blocks, v, u.add(at), width, m.add(at));
+        }
+    }
+}
+
+/// # Safety
+/// As [`columns`], for `VECTORS` vectors of the panel.
+#[inline(always)]
+unsafe fn product<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    blocks: usize,
+    mut v: *const f32,
+    mut u: *const f32,
+    width: usize,
+    m: *mut f32,
+) {
+    let mut sums = [[s.zero(); VECTORS]; ROWS];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for _ in 0..blocks {
+            for c in 0..BLOCK {
+                let mut w = [s.zero(); VECTORS];
+                for (i, w) in w.iter_mut().enumerate() {
+                    *w = s.load_ptr(u.add(i * S::LANES));
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = s.splat(*v.add(row * BLOCK + c));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = s.fma(x, w, *sum);
+                    }
+                }
+                u = u.add(width);
+            }
+            v = v.add(ROWS * BLOCK);
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                s.store_ptr(*sum, m.add(row * PANEL + i * S::LANES));
+            }
+        }
+    }
+}
+
+/// Some panels of filters of all samples of y: what one task writes.
+pub(crate) struct Panels<'a> {
+    y: *mut f32,
+    samples: usize,
+    /// Blocks of filters of a sample.
+    blocks: usize,
+    /// Numbers of a block.
+    plane: usize,
+    own: Range<usize>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: no other value writes the panels of this one.
+unsafe impl Send for Panels<'_> {}
+
+impl<'a> Panels<'a> {
+    /// All of y, whose samples have `filters` filters.
+    ///
+    /// # Panics
+    /// Where y has fewer samples.
+    pub(crate) fn new(grid: Grid, samples: usize, filters: usize, y: &'a mut [f32]) -> Self {
+        let (blocks, plane) = (filters.div_ceil(BLOCK), grid.output.0 * grid.output.1 * BLOCK);
+        assert!(y.len() >= samples * blocks * plane);
+        let own = 0..filters.div_ceil(PANEL);
+        Self { y: y.as_mut_ptr(), samples, blocks, plane, own, borrowed: PhantomData }
+    }
+
+    /// Which they are.
+    pub(crate) fn own(&self) -> Range<usize> {
+        self.own.clone()
+    }
+
+    /// Those before panel `at`, and the others.
+    pub(crate) fn split_at(self, at: usize) -> (Self, Self) {
+        let at = at.clamp(self.own.start, self.own.end);
+        (Self { own: self.own.start..at, ..self }, Self { own: at..self.own.end, ..self })
+    }
+}
+
+/// Writes y: A' M A of every tile and filter of a panel, with what follows a convolution.
+pub(crate) struct Gather<'a, 'b> {
+    pub(crate) grid: Grid,
+    pub(crate) panel: usize,
+    pub(crate) tiles: Range<usize>,
+    /// M, `stride` numbers for a frequency.
+    pub(crate) m: &'a [f32],
+    pub(crate) stride: usize,
+    /// A summand for each filter.
+    pub(crate) shift: &'a [f32; PANEL],
+    /// y becomes `max(y, slope y)`, then `min(y, top)`.
+    pub(crate) slope: f32,
+    pub(crate) top: f32,
+    pub(crate) y: &'a mut Panels<'b>,
+}
+
+impl Kernel for Gather<'_, '_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.grid.m == 4 {
+            self.tiles::<_, 4>(isa.narrow())
+        } else {
+            self.tiles::<_, 2>(isa.narrow())
+        }
+    }
+}
+
+impl Gather<'_, '_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const M: usize>(self, s: S) {
+        let Self { grid, panel, tiles, m, stride, shift, slope, top, y } = self;
+        let ((p, q), plane, blocks) = (grid.output, y.plane, y.blocks);
+        assert!(S::LANES == BLOCK && grid.m == M);
+        assert!(y.own.contains(&panel) && plane == p * q * BLOCK);
+        assert!(grid.images(tiles.end) <= y.samples);
+        assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
+        let first_block = panel * (PANEL / BLOCK);
+        let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
+        let (slope, top) = (s.splat(slope), s.splat(top));
+        for span in grid.spans(tiles, usize::MAX) {
+            let down = (p - span.row * M).min(M);
+            for tile in 0..span.len {
+                let (first, column) = (span.first + tile, span.column + tile);
+                let across = (q - column * M).min(M);
+                for (i, block) in panel.clone().enumerate() {
+                    let image = (span.image * blocks + block) * plane;
+                    let to = image + (span.row * M * q + column * M) * BLOCK;
+                    let shift = s.load(&shift[i * BLOCK..]);
+                    // SAFETY: in M a frequency has `stride` numbers, PANEL for each tile, of
+                    // which each block of the panel has eight. In y, whose samples and blocks are
+                    // there and whose panel nobody else writes, the tile begins at `to`, and
+                    // `down` rows and `across` columns of it lie inside of the output.
+                    unsafe {
+                        let from = m.as_ptr().add(first * PANEL + i * BLOCK);
+                        let to = y.y.add(to);
+                        let mut half = [[s.zero(); 6]; 4];
+                        for j in 0..M + 2 {
+                            let mut m = [s.zero(); 6];
+                            for i in 0..M + 2 {
+                                m[i] = s.load_ptr(from.add((i * (M + 2) + j) * stride));
+                            }
+                            let y = gather::<S, M>(s, m);
+                            for i in 0..M {
+                                half[i][j] = y[i];
+                            }
+                        }
+                        for i in 0..M {
+                            if i >= down {
+                                break;
+                            }
+                            let y = gather::<S, M>(s, half[i]);
+                            for j in 0..M {
+                                if j >= across {
+                                    break;
+                                }
+                                let y = s.add(y[j], shift);
+                                // The second of two is taken where one is NaN.
+                                let y = s.min(top, s.max(s.mul(slope, y), y));
+                                s.store_ptr(y, to.add((i * q + j) * BLOCK));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes U of some channels of a panel: G w G' of every filter.
+pub(crate) struct Weigh<'a> {
+    pub(crate) m: usize,
+    /// Weights: channel, tap, filter.
+    pub(crate) w: &'a [f32],
+    /// Channels.
+    pub(crate) channels: usize,
+    /// Filters of the panel.
+    pub(crate) width: usize,
+    /// U from the first channel on, `stride` numbers for a frequency.
+    pub(crate) u: &'a mut [f32],
+    pub(crate) stride: usize,
+}
+
+impl Kernel for Weigh<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.m == 4 {
+            self.panel::<_, 4>(isa.narrow())
+        } else {
+            self.panel::<_, 2>(isa.narrow())
+        }
+    }
+}
+
+impl Weigh<'_> {
+    #[inline(always)]
+    fn panel<S: Simd, const M: usize>(self, s: S) {
+        let Self { m, w, channels, width, u, stride } = self;
+        assert!(S::LANES == BLOCK && m == M && width.is_multiple_of(BLOCK));
+        assert!(w.len() >= channels * 9 * width);
+        assert!(stride >= channels * width);
+        assert!(u.len() >= (frequencies(M) - 1) * stride + channels * width);
+        for c in 0..channels {
+            for filter in (0..width).step_by(BLOCK) {
+                // SAFETY: a channel has 9 rows of `width` weights, and `width` numbers of each
+                // frequency; eight from `filter` on are in both.
+                unsafe {
+                    let from = w.as_ptr().add(c * 9 * width + filter);
+                    let to = u.as_mut_ptr().add(c * width + filter);
+                    let mut half = [[s.zero(); 3]; 6];
+                    for j in 0..3 {
+                        let mut w = [s.zero(); 3];
+                        for (i, w) in w.iter_mut().enumerate() {
+                            *w = s.load_ptr(from.add((i * 3 + j) * width));
+                        }
+                        let w = weigh::<S, M>(s, w);
+                        for i in 0..M + 2 {
+                            half[i][j] = w[i];
+                        }
+                    }
+                    for (i, half) in half.into_iter().enumerate().take(M + 2) {
+                        let w = weigh::<S, M>(s, half);
+                        for (j, w) in w.into_iter().enumerate().take(M + 2) {
+                            s.store_ptr(w, to.add((i * (M + 2) + j) * stride));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes A dy A' of every tile and filter of a panel, ordered as M.
+pub(crate) struct Scatter<'a> {
+    pub(crate) grid: Grid,
+    /// Blocks of filters of dy.
+    pub(crate) blocks: usize,
+    /// Those of the panel.
+    pub(crate) panel: Range<usize>,
+    pub(crate) tiles: Range<usize>,
+    /// Samples.
+    pub(crate) dy: &'a [f32],
+    /// `stride` numbers for a frequency, [`PANEL`] for a tile.
+    pub(crate) m: &'a mut [f32],
+    pub(crate) stride: usize,
+}
+
+impl Kernel for Scatter<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.grid.m == 4 {
+            self.tiles::<_, 4>(isa.narrow())
+        } else {
+            self.tiles::<_, 2>(isa.narrow())
+        }
+    }
+}
+
+impl Scatter<'_> {
+    #[inline(always)]
+    fn tiles<S: Simd, const M: usize>(self, s: S) {
+        let Self { grid, blocks, panel, tiles, dy, m, stride } = self;
+        let ((p, q), plane) = (grid.output, grid.output.0 * grid.output.1 * BLOCK);
+        assert!(S::LANES == BLOCK && grid.m == M);
+        assert!(panel.end <= blocks && panel.len() * BLOCK <= PANEL);
+        assert!(dy.len() >= grid.images(tiles.end) * blocks * plane);
+        assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
+        for span in grid.spans(tiles, usize::MAX) {
+            let down = (p - span.row * M).min(M);
+            for tile in 0..span.len {
+                let (first, column) = (span.first + tile, span.column + tile);
+                let across = (q - column * M).min(M);
+                for (i, block) in panel.clone().enumerate() {
+                    let image = (span.image * blocks + block) * plane;
+                    let from = image + (span.row * M * q + column * M) * BLOCK;
+                    // SAFETY: as for `Gather`, with reads and writes in turned places.
+                    unsafe {
+                        let from = dy.as_ptr().add(from);
+                        let to = m.as_mut_ptr().add(first * PANEL + i * BLOCK);
+                        let mut half = [[s.zero(); 4]; 6];
+                        for j in 0..M {
+                            if j >= across {
+                                break;
+                            }
+                            let mut y = [s.zero(); 4];
+                            for i in 0..M {
+                                if i < down {
+                                    y[i] = s.load_ptr(from.add((i * q + j) * BLOCK));
+                                }
+                            }
+                            let y = scatter::<S, M>(s, y);
+                            for i in 0..M + 2 {
+                                half[i][j] = y[i];
+                            }
+                        }
+                        for i in 0..M + 2 {
+                            let y = scatter::<S, M>(s, half[i]);
+                            for j in 0..M + 2 {
+                                s.store_ptr(y[j], to.add((i * (M + 2) + j) * stride));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of scratch that [`Correlate`] takes.
+pub(crate) const PRODUCTS: usize = frequencies(4) * BLOCK * PANEL;
+
+/// Adds to the gradient of the weights of a panel what some tiles give.
+pub(crate) struct Correlate<'a> {
+    pub(crate) m: usize,
+    /// Tiles.
+    pub(crate) tiles: usize,
+    /// Channels.
+    pub(crate) channels: usize,
+    /// V of one group of tiles, `v_stride` numbers for a frequency.
+    pub(crate) v: &'a [f32],
+    pub(crate) v_stride: usize,
+    /// What [`Scatter`] writes, `dy_stride` numbers for a frequency.
+    pub(crate) dy: &'a [f32],
+    pub(crate) dy_stride: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    /// [`PRODUCTS`] numbers.
+    pub(crate) products: &'a mut [f32],
+    /// The gradient: channel, tap, filter.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for Correlate<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.m == 4 { self.panel::<_, 4>(isa) } else { self.panel::<_, 2>(isa) }
+    }
+}
+
+impl Correlate<'_> {
+    #[inline(always)]
+    fn panel<I: Isa, const M: usize>(self, isa: I) {
+        let Self { m, tiles, channels, v, v_stride, dy, dy_stride, width, products, dw } = self;
+        let (blocks, rows) = (channels.div_ceil(BLOCK), Groups::one(tiles).padded() * BLOCK);
+        assert!(m == M && width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(v_stride >= blocks * rows && v.len() >= frequencies(M) * v_stride);
+        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies(M) * dy_stride);
+        assert!(products.len() >= frequencies(M) * BLOCK * PANEL);
+        assert!(dw.len() >= channels * 9 * width);
+        for block in 0..blocks {
+            for f in 0..frequencies(M) {
+                // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile,
+                // dy has PANEL for each tile, and the products have eight rows of PANEL.
+                unsafe {
+                    let v = v.as_ptr().add(f * v_stride + block * rows);
+                    let dy = dy.as_ptr().add(f * dy_stride);
+                    let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
+                    if I::Wide::REGISTERS >= 32 {
+                        filters::<I, 8>(isa, tiles, v, dy, width, products);
+                    } else {
+                        filters::<I, 4>(isa, tiles, v, dy, width, products);
+                        let products = products.add(4 * PANEL);
+                        filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
+                    }
+                }
+            }
+            let s = isa.narrow();
+            for c in 0..(channels - block * BLOCK).min(BLOCK) {
+                for filter in (0..width).step_by(BLOCK) {
+                    // SAFETY: the products have a row of PANEL numbers for each of eight channels
+                    // of a frequency, dw has 9 rows of `width` for each channel.
+                    unsafe {
+                        let from = products.as_ptr().add(c * PANEL + filter);
+                        let to = dw.as_mut_ptr().add((block * BLOCK + c) * 9 * width + filter);
+                        back::<_, M>(s, from, to, width);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// G' d G of eight filters and one channel, added to their weights' gradient.
+///
+/// # Safety
+/// `from` is valid for reads of eight numbers of each frequency, `to` for writes of eight of each
+/// tap, in rows of `width`.
+#[inline(always)]
+unsafe fn back<S: Simd, const M: usize>(s: S, from: *const f32, to: *mut f32, width: usize) {
+    let mut half = [[s.zero(); 6]; 3];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for j in 0..M + 2 {
+            let mut d = [s.zero(); 6];
+            for i in 0..M + 2 {
+                d[i] = s.load_ptr(from.add((i * (M + 2) + j) * BLOCK * PANEL));
+            }
+            let d = unweigh::<S, M>(s, d);
+            for i in 0..3 {
+                half[i][j] = d[i];
+            }
+        }
+        for (i, half) in half.into_iter().enumerate() {
+            for (j, w) in unweigh::<S, M>(s, half).into_iter().enumerate() {
+                let to = to.add((i * 3 + j) * width);
+                s.store_ptr(s.add(s.load_ptr(to), w), to);
+            }
+        }
+    }
+}
+
+/// Products over tiles of `ROWS` channels with all filters of a panel.
+///
+/// # Safety
+/// `v` is valid for reads of `ROWS` numbers of every eight for each tile, `dy` of `width` of every
+/// `PANEL`; `to` for writes of `ROWS` rows of `PANEL` numbers.
+#[inline(always)]
+unsafe fn filters<I: Isa, const ROWS: usize>(
+    isa: I,
+    tiles: usize,
+    v: *const f32,
+    dy: *const f32,
+    width: usize,
+    to: *mut f32,
+) {
+    let (mut at, lanes) = (0, I::Wide::LANES);
+    // SAFETY: each call reads and writes columns up to `width`.
+    unsafe {
+        if wide::<I>() == 2 {
+            while at + 2 * lanes <= width {
+                correlate::<_, ROWS, 2>(isa.wide(), tiles, v, dy.add(at), to.add(at));
+                at += 2 * lanes;
+            }
+        }
+        while at + lanes <= width {
+            correlate::<_, ROWS, 1>(isa.wide(), tiles, v, dy.add(at), to.add(at));
+            at += lanes;
+        }
+        if lanes > BLOCK && at < width {
+            correlate::<_, ROWS, 1>(isa.narrow(), tiles, v, dy.add(at), to.add(at));
+        }
+    }
+}
+
+/// # Safety
+/// As [`filters`], for `VECTORS` vectors of the panel.
+#[inline(always)]
+unsafe fn correlate<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    tiles: usize,
+    mut v: *const f32,
+    mut dy: *const f32,
+    to: *mut f32,
+) {
+    let mut sums = [[s.zero(); VECTORS]; ROWS];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for _ in 0..tiles {
+            let mut y = [s.zero(); VECTORS];
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = s.load_ptr(dy.add(i * S::LANES));
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = s.splat(*v.add(row));
+                for (sum, y) in sums.iter_mut().zip(y) {
+                    *sum = s.fma(x, y, *sum);
+                }
+            }
+            (v, dy) = (v.add(BLOCK), dy.add(PANEL));
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                s.store_ptr(*sum, to.add(row * PANEL + i * S::LANES));
+            }
+        }
+    }
+}

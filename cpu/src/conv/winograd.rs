@@ -1,0 +1,763 @@
+//! Winograd convolution: 3x3 kernels with stride 1, in tiles of 4x4 or 2x2 outputs.
+//!
+//! The kernels and the names U, V and M are those of [`arch::winograd`](crate::arch::winograd).
+//! Tiles of all samples of a task are counted through and taken a block at a time: V of the block
+//! is made once, and then, for each panel of filters, M and from it y. V and M of a block stay in
+//! the second-level cache, U of the panels streams past.
+//!
+//! With normal data, the largest error is at most [`ERROR_4`] or [`ERROR_2`] of the largest
+//! output.
+
+use core::ops::Range;
+
+use super::problem::{Epilogue, Problem};
+use crate::arch::Instructions;
+use crate::arch::winograd::{
+    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
+    Spread, Weigh, frequencies,
+};
+
+/// Channels of a block.
+const BLOCK: usize = 8;
+
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// Numbers that V of a block of tiles may take.
+const V: usize = 160 << 10;
+
+/// The same for the gradient of the weights, which is the better the more tiles are summed before
+/// the way back to weights.
+const GRADIENT_V: usize = 256 << 10;
+
+/// Numbers that V of all tiles may take where tasks have panels.
+const PANELS_V: usize = 700 << 10;
+
+/// Tiles that a block has at least, where there are as many: U is read once for each block.
+const TILES: usize = 32;
+
+/// The largest error with tiles of 4x4, as a part of the largest output, for normal data and up to
+/// 512 channels.
+pub(crate) const ERROR_4: f32 = 1e-5;
+
+/// The same with tiles of 2x2.
+pub(crate) const ERROR_2: f32 = 2e-6;
+
+/// A Winograd convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Winograd {
+    grid: Grid,
+    samples: usize,
+    /// Channels and filters.
+    c: usize,
+    k: usize,
+}
+
+/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or all
+/// frequencies of a tile would lie in few sets of the first-level cache.
+const fn stride(rows: usize, len: usize) -> usize {
+    ((rows * len).div_ceil(LINE) | 1) * LINE
+}
+
+impl Winograd {
+    /// `None` where the kernel is not 3x3, or has strides, groups, or more padding than 2.
+    pub(crate) fn new(problem: &Problem, tile: usize) -> Option<Self> {
+        let Problem { n, c, h, w, k, p, q, kernel, stride, pad, groups } = *problem;
+        let applies = kernel == (3, 3) && stride == (1, 1) && groups == 1;
+        let fits = p + 2 == h + 2 * pad.0 && q + 2 == w + 2 * pad.1 && pad.0 <= 2 && pad.1 <= 2;
+        (applies && fits && (tile == 2 || tile == 4) && n * c * k * p * q > 0).then_some(Self {
+            grid: Grid { m: tile, input: (h, w), output: (p, q), pad },
+            samples: n,
+            c,
+            k,
+        })
+    }
+
+    const fn blocks(&self) -> usize {
+        self.c.div_ceil(BLOCK)
+    }
+
+    /// Filters of a panel, a multiple of 8.
+    const fn width(&self, panel: usize) -> usize {
+        let rest = self.k.next_multiple_of(BLOCK) - panel * PANEL;
+        if rest < PANEL { rest } else { PANEL }
+    }
+
+    /// Numbers of a frequency in U of a panel of some filters.
+    const fn u_stride(&self, width: usize) -> usize {
+        stride(self.blocks() * BLOCK, width)
+    }
+
+    /// Numbers of U of a whole panel.
+    pub(crate) const fn panel(&self) -> usize {
+        frequencies(self.grid.m) * self.u_stride(PANEL)
+    }
+
+    /// Numbers of U.
+    pub(crate) const fn packed(&self) -> usize {
+        let last = match self.k.next_multiple_of(BLOCK) % PANEL {
+            0 => 0,
+            width => frequencies(self.grid.m) * self.u_stride(width),
+        };
+        self.k.next_multiple_of(BLOCK) / PANEL * self.panel() + last
+    }
+
+    /// Tiles of a block, at most.
+    fn tiles(&self) -> usize {
+        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
+        (V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+    }
+
+    /// Numbers of scratch for a running task.
+    pub(crate) fn lane(&self) -> usize {
+        self.block_lane(self.tiles())
+    }
+
+    /// Numbers of scratch for a block of tiles.
+    fn block_lane(&self, tiles: usize) -> usize {
+        let (v, m) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
+        STRIP + frequencies(self.grid.m) * (v + m)
+    }
+
+    /// Writes U of some panels, from panel `first` on: as many as `packed` holds, each of
+    /// [`panel`](Self::panel) numbers but the last.
+    ///
+    /// `weight` is (K, C, 3, 3). For backward data (`transposed`) this is the convolution from dy
+    /// to dx, and so `weight` is (C, K, 3, 3) in the names used here, and its taps are turned
+    /// round. `scale` has a factor for each of the first axis, or is empty.
+    pub(crate) fn pack(
+        &self,
+        instructions: Instructions,
+        weight: &[f32],
+        scale: &[f32],
+        transposed: bool,
+        first: usize,
+        packed: &mut [f32],
+    ) {
+        let m = self.grid.m;
+        for (panel, u) in (first..).zip(packed.chunks_mut(self.panel())) {
+            let width = self.width(panel);
+            let mut taps = [0.0; BLOCK * 9 * PANEL];
+            for block in 0..self.blocks() {
+                let at = block * BLOCK..self.c.min((block + 1) * BLOCK);
+                if at.len() < BLOCK || width > self.k - panel * PANEL {
+                    taps.fill(0.0);
+                }
+                let filters = panel * PANEL..self.k.min(panel * PANEL + width);
+                if transposed {
+                    self.turned(weight, scale, at, filters, width, &mut taps);
+                } else {
+                    self.straight(weight, scale, at, filters, width, &mut taps);
+                }
+                instructions.run(Weigh {
+                    m,
+                    w: &taps,
+                    channels: BLOCK,
+                    width,
+                    u: &mut u[block * BLOCK * width..],
+                    stride: self.u_stride(width),
+                });
+            }
+        }
+    }
+
+    /// The weights of some channels and filters, ordered as channel, tap, filter.
+    fn straight(
+        &self,
+        weight: &[f32],
+        scale: &[f32],
+        channels: Range<usize>,
+        filters: Range<usize>,
+        width: usize,
+        taps: &mut [f32],
+    ) {
+        for (i, filter) in filters.enumerate() {
+            let factor = scale.get(filter).copied().unwrap_or(1.0);
+            let from = &weight[(filter * self.c + channels.start) * 9..][..channels.len() * 9];
+            for (to, w) in taps[i..].iter_mut().step_by(width).zip(from) {
+                *to = factor * w;
+            }
+        }
+    }
+
+    /// The same of weights with both axes and the taps turned round.
+    fn turned(
+        &self,
+        weight: &[f32],
+        scale: &[f32],
+        channels: Range<usize>,
+        filters: Range<usize>,
+        width: usize,
+        taps: &mut [f32],
+    ) {
+        for (channel, taps) in channels.zip(taps.chunks_exact_mut(9 * width)) {
+            let factor = scale.get(channel).copied().unwrap_or(1.0);
+            let from = &weight[(channel * self.k + filters.start) * 9..][..filters.len() * 9];
+            for (i, from) in from.chunks_exact(9).enumerate() {
+                for (to, w) in taps[i..].iter_mut().step_by(width).zip(from.iter().rev()) {
+                    *to = factor * w;
+                }
+            }
+        }
+    }
+
+    /// Writes y of some whole samples. `packed` has all panels.
+    #[expect(clippy::too_many_arguments, reason = "what a convolution reads and writes")]
+    pub(crate) fn run(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        packed: &[f32],
+        epilogue: &Epilogue<'_>,
+        y: &mut [f32],
+        lane: &mut [f32],
+    ) {
+        let most = whole(self.tiles(), instructions.run(Rows));
+        let mut y = self.panels(samples, y);
+        for tiles in even(samples * self.grid.len(), most) {
+            let mut block = self.spread(instructions, x, tiles, lane);
+            for (panel, u) in packed.chunks(self.panel()).enumerate() {
+                block.multiply(instructions, panel, u, epilogue, &mut y);
+            }
+        }
+    }
+
+    /// Whether tasks should have some panels of all samples each, with
+    /// [`run_panels`](Self::run_panels), rather than some samples: where there is much U for few
+    /// tiles, it is better made where it is used than kept.
+    pub(crate) fn by_panels(&self) -> bool {
+        let tiles = self.samples * self.grid.len();
+        let v = frequencies(self.grid.m) * stride(tiles, self.blocks() * BLOCK);
+        v <= PANELS_V && self.packed() > v
+    }
+
+    /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
+    pub(crate) fn panels_lane(&self) -> usize {
+        let tiles = (self.samples * self.grid.len()).next_multiple_of(2);
+        self.panel() + self.block_lane(tiles)
+    }
+
+    /// The panels of y.
+    pub(crate) fn panels<'a>(&self, samples: usize, y: &'a mut [f32]) -> Panels<'a> {
+        Panels::new(self.grid, samples, self.k, y)
+    }
+
+    /// Writes some panels of y of all samples. The weights are those of [`pack`](Self::pack).
+    #[expect(clippy::too_many_arguments, reason = "what a convolution reads and writes")]
+    pub(crate) fn run_panels(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        weight: &[f32],
+        scale: &[f32],
+        transposed: bool,
+        epilogue: &Epilogue<'_>,
+        mut y: Panels<'_>,
+        lane: &mut [f32],
+    ) {
+        let (u, lane) = lane.split_at_mut(self.panel());
+        let mut block = self.spread(instructions, x, 0..samples * self.grid.len(), lane);
+        for panel in y.own() {
+            self.pack(instructions, weight, scale, transposed, panel, u);
+            block.multiply(instructions, panel, u, epilogue, &mut y);
+        }
+    }
+
+    /// V of a block of tiles.
+    fn spread<'a>(
+        &'a self,
+        instructions: Instructions,
+        x: &[f32],
+        tiles: Range<usize>,
+        lane: &'a mut [f32],
+    ) -> Block<'a> {
+        let (grid, blocks) = (self.grid, self.blocks());
+        let groups = Groups::new(tiles.len(), instructions.run(Rows));
+        let v_stride = stride(groups.padded(), blocks * BLOCK);
+        let (strip, lane) = lane.split_at_mut(STRIP);
+        let (v, m) = lane.split_at_mut(frequencies(grid.m) * v_stride);
+        let range = tiles.clone();
+        instructions.run(Spread {
+            grid,
+            blocks,
+            x,
+            tiles: range,
+            groups,
+            v,
+            stride: v_stride,
+            strip,
+        });
+        Block { winograd: self, tiles, groups, v, v_stride, m }
+    }
+}
+
+/// A block of tiles whose V is there.
+struct Block<'a> {
+    winograd: &'a Winograd,
+    tiles: Range<usize>,
+    groups: Groups,
+    v: &'a [f32],
+    v_stride: usize,
+    m: &'a mut [f32],
+}
+
+impl Block<'_> {
+    /// Writes y of one panel.
+    fn multiply(
+        &mut self,
+        instructions: Instructions,
+        panel: usize,
+        u: &[f32],
+        epilogue: &Epilogue<'_>,
+        y: &mut Panels<'_>,
+    ) {
+        let (groups, width) = (self.groups, self.winograd.width(panel));
+        let m_stride = stride(groups.padded(), PANEL);
+        instructions.run(Multiply {
+            frequencies: frequencies(self.winograd.grid.m),
+            groups,
+            blocks: self.winograd.blocks(),
+            v: self.v,
+            v_stride: self.v_stride,
+            u,
+            u_stride: self.winograd.u_stride(width),
+            width,
+            m: self.m,
+            m_stride,
+        });
+        let mut shift = [0.0; PANEL];
+        for (to, from) in shift.iter_mut().zip(epilogue.shift.iter().skip(panel * PANEL)) {
+            *to = *from;
+        }
+        instructions.run(Gather {
+            grid: self.winograd.grid,
+            panel,
+            tiles: self.tiles.clone(),
+            m: self.m,
+            stride: m_stride,
+            shift: &shift,
+            slope: epilogue.clamp.slope,
+            top: epilogue.clamp.top,
+            y,
+        });
+    }
+}
+
+impl Winograd {
+    /// Tiles of a block of the gradient, at most.
+    fn gradient_tiles(&self) -> usize {
+        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
+        (GRADIENT_V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+    }
+
+    /// Numbers of scratch for a running task of [`gradient`](Self::gradient).
+    pub(crate) fn gradient_lane(&self) -> usize {
+        let tiles = self.gradient_tiles();
+        let (v, dy) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
+        STRIP + PRODUCTS + frequencies(self.grid.m) * (v + dy)
+    }
+
+    /// Numbers of a partial gradient.
+    pub(crate) const fn partial(&self) -> usize {
+        self.c * 9 * self.k.next_multiple_of(BLOCK)
+    }
+
+    /// Adds what some whole samples give to a partial gradient of the weights, in the order panel,
+    /// channel, tap, filter: to some panels of it, from panel `first` on, each of
+    /// [`panel_weights`](Self::panel_weights) numbers but the last.
+    #[expect(clippy::too_many_arguments, reason = "what a convolution reads and writes")]
+    pub(crate) fn gradient(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        dy: &[f32],
+        first: usize,
+        partial: &mut [f32],
+        lane: &mut [f32],
+    ) {
+        let (grid, blocks, m) = (self.grid, self.blocks(), self.grid.m);
+        let (strip, lane) = lane.split_at_mut(STRIP);
+        let (products, lane) = lane.split_at_mut(PRODUCTS);
+        for tiles in even(samples * grid.len(), self.gradient_tiles()) {
+            let groups = Groups::one(tiles.len());
+            let v_stride = stride(groups.padded(), blocks * BLOCK);
+            let dy_stride = stride(groups.padded(), PANEL);
+            let (v, scattered) = lane.split_at_mut(frequencies(m) * v_stride);
+            let tiles = || tiles.clone();
+            instructions.run(Spread {
+                grid,
+                blocks,
+                x,
+                tiles: tiles(),
+                groups,
+                v,
+                stride: v_stride,
+                strip,
+            });
+            for (panel, dw) in (first..).zip(partial.chunks_mut(self.panel_weights())) {
+                let (first, width) = (panel * (PANEL / BLOCK), self.width(panel));
+                instructions.run(Scatter {
+                    grid,
+                    blocks: self.k.div_ceil(BLOCK),
+                    panel: first..first + width / BLOCK,
+                    tiles: tiles(),
+                    dy,
+                    m: scattered,
+                    stride: dy_stride,
+                });
+                instructions.run(Correlate {
+                    m,
+                    tiles: tiles().len(),
+                    channels: self.c,
+                    v,
+                    v_stride,
+                    dy: scattered,
+                    dy_stride,
+                    width,
+                    products,
+                    dw,
+                });
+            }
+        }
+    }
+
+    /// Numbers of the gradient of the weights of a whole panel.
+    pub(crate) const fn panel_weights(&self) -> usize {
+        PANEL * self.c * 9
+    }
+
+    /// Adds partial gradients that lie one after another, in this order, to the gradient of the
+    /// weights of one panel: those from `panel * panel_weights()` on, in the order (K, C, 3, 3).
+    pub(crate) fn join(&self, partials: &[f32], panel: usize, dw: &mut [f32]) {
+        let (width, filter) = (self.width(panel), self.c * 9);
+        let first = panel * self.panel_weights();
+        for at in (0..filter).step_by(BLOCK * 9) {
+            let past = filter.min(at + BLOCK * 9);
+            for (i, dw) in dw.chunks_exact_mut(filter).enumerate() {
+                for (tap, dw) in (at..).zip(&mut dw[at..past]) {
+                    let partials = partials.chunks_exact(self.partial());
+                    let sum =
+                        partials.fold(0.0, |sum, partial| sum + partial[first + tap * width + i]);
+                    *dw += sum;
+                }
+            }
+        }
+    }
+}
+
+/// `most` as a multiple of `rows`, where it is not less than one.
+const fn whole(most: usize, rows: usize) -> usize {
+    if most < rows { most } else { most - most % rows }
+}
+
+/// 0..all in as few ranges as possible of at most `most`, all about as long.
+fn even(all: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = all.div_ceil(all.div_ceil(most.max(1)).max(1)).max(1);
+    (0..all).step_by(most).map(move |first| first..all.min(first + most))
+}
+
+#[cfg(test)]
+mod tests {
+    use sepal_core::layer::Conv2d;
+    use sepal_core::shape::Shape;
+
+    use super::*;
+    use crate::check::values;
+    use crate::conv::problem::Clamp;
+
+    fn error(tile: usize) -> f64 {
+        f64::from(if tile == 4 { ERROR_4 } else { ERROR_2 })
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|x| f64::from(*x)).collect()
+    }
+
+    /// From (N, C, H, W) to blocks of eight channels.
+    fn blocked(x: &[f32], c: usize, plane: usize) -> Vec<f32> {
+        let blocks = c.div_ceil(BLOCK);
+        let mut to = vec![0.0; x.len() / c * blocks * BLOCK];
+        for (at, x) in x.iter().enumerate() {
+            let (n, channel, place) = (at / plane / c, at / plane % c, at % plane);
+            to[((n * blocks + channel / BLOCK) * plane + place) * BLOCK + channel % BLOCK] = *x;
+        }
+        to
+    }
+
+    fn largest(x: &[f64]) -> f64 {
+        x.iter().fold(1.0, |largest, x| largest.max(x.abs()))
+    }
+
+    /// All channels, those of the padding too; no error is above `most`.
+    fn compare(got: &[f32], expected: &[f64], c: usize, plane: usize, most: f64, what: &str) {
+        let blocks = c.div_ceil(BLOCK);
+        assert_eq!(got.len(), expected.len() / c * blocks * BLOCK, "{what}");
+        for (at, got) in got.iter().enumerate() {
+            let (block, place) = (at / BLOCK / plane, at / BLOCK % plane);
+            let channel = block % blocks * BLOCK + at % BLOCK;
+            if channel < c {
+                let expected = expected[(block / blocks * c + channel) * plane + place];
+                let error = (f64::from(*got) - expected).abs();
+                assert!(error <= most, "{what}: at {at} {got} {expected}");
+            } else {
+                assert_eq!(got.to_bits(), 0, "{what}: padding at {at}");
+            }
+        }
+    }
+
+    fn conv(k: usize, pad: (usize, usize)) -> Conv2d {
+        let pad = (u8::try_from(pad.0).unwrap(), u8::try_from(pad.1).unwrap());
+        Conv2d { pad, bias: false, ..Conv2d::new(u32::try_from(k).unwrap(), 3) }
+    }
+
+    fn shape(n: usize, c: usize, h: usize, w: usize) -> Shape {
+        let [n, c, h, w] = [n, c, h, w].map(|x| u32::try_from(x).unwrap());
+        Shape::new(n, c, h, w)
+    }
+
+    /// The convolution from dy to dx.
+    fn turned(p: Problem) -> Problem {
+        let pad = (2 - p.pad.0, 2 - p.pad.1);
+        Problem { c: p.k, h: p.p, w: p.q, k: p.c, p: p.h, q: p.w, pad, ..p }
+    }
+
+    /// (N, C, H, W), K, padding.
+    type Case = ([usize; 4], usize, (usize, usize));
+
+    /// Every size of the lists with many others, and some by hand.
+    fn cases() -> Vec<Case> {
+        const CHANNELS: [usize; 9] = [1, 3, 8, 9, 16, 17, 24, 33, 64];
+        const SIDES: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16];
+        let mut cases = vec![
+            ([1, 1, 1, 1], 1, (1, 1)),
+            ([3, 8, 3, 3], 8, (0, 0)),
+            ([1, 16, 1, 16], 16, (2, 0)),
+            ([2, 8, 16, 1], 56, (0, 2)),
+            ([2, 40, 9, 5], 40, (1, 1)),
+        ];
+        let mut state = 7u32;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % below
+        };
+        for i in 0..66 {
+            let (c, k) = (CHANNELS[i % 9], CHANNELS[(i / 9 + 4 * i) % 9]);
+            let (h, w) = (SIDES[i % 11], SIDES[(i / 11 + 3 * i) % 11]);
+            let pad = |side: usize, drawn: usize| if side < 3 { 2 - drawn % side } else { drawn };
+            let pad = (pad(h, draw(3)), pad(w, draw(3)));
+            cases.push(([1 + draw(3), c, h, w], k, pad));
+        }
+        cases
+    }
+
+    fn lane(winograd: &Winograd) -> Vec<f32> {
+        vec![f32::NAN; winograd.lane()]
+    }
+
+    fn packed(
+        winograd: &Winograd,
+        set: Instructions,
+        weight: &[f32],
+        scale: &[f32],
+        transposed: bool,
+    ) -> Vec<f32> {
+        let mut packed = vec![f32::NAN; winograd.packed()];
+        // Panel by panel, as threads would.
+        for (panel, packed) in packed.chunks_mut(winograd.panel()).enumerate() {
+            winograd.pack(set, weight, scale, transposed, panel, packed);
+        }
+        packed
+    }
+
+    #[test]
+    fn forward_is_that_of_the_reference() {
+        for (at, (x_shape @ [n, c, h, w], k, pad)) in cases().into_iter().enumerate() {
+            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+            let problem = Problem::new(conv, s).unwrap();
+            let (x, weight) = (values(1, n * c * h * w), values(2, k * c * 9));
+            let (scale, shift) = (values(3, k), values(4, k));
+            let clamp = [
+                Clamp::NONE,
+                Clamp { slope: 0.0, top: f32::INFINITY },
+                Clamp { slope: 0.1, top: 0.7 },
+            ][at % 3];
+            let (scale, shift) =
+                if at % 4 == 0 { (&[][..], &[][..]) } else { (&scale[..], &shift[..]) };
+            let plane = problem.p * problem.q;
+            let mut expected = vec![0.0; n * k * plane];
+            conv.forward(s, &wide(&x), &wide(&weight), &[], &mut expected);
+            let largest = largest(&expected);
+            for (at, y) in expected.iter_mut().enumerate() {
+                let filter = at / plane % k;
+                let of = |numbers: &[f32], or| numbers.get(filter).map_or(or, |x| f64::from(*x));
+                *y = *y * of(scale, 1.0) + of(shift, 0.0);
+                *y = y.max(f64::from(clamp.slope) * *y).min(f64::from(clamp.top));
+            }
+            let x = blocked(&x, c, h * w);
+            for tile in [2, 4] {
+                let winograd = Winograd::new(&problem, tile).unwrap();
+                for set in Instructions::all() {
+                    let u = packed(&winograd, set, &weight, scale, false);
+                    let epilogue = Epilogue { scale, shift, clamp };
+                    let mut y = vec![f32::NAN; n * k.next_multiple_of(BLOCK) * plane];
+                    winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
+                    let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
+                    compare(&y, &expected, k, plane, largest * error(tile), &what);
+                    // Sample by sample, as threads would.
+                    let mut again = vec![f32::NAN; y.len()];
+                    for (x, y) in x.chunks(x.len() / n).zip(again.chunks_mut(y.len() / n)) {
+                        winograd.run(set, 1, x, &u, &epilogue, y, &mut lane(&winograd));
+                    }
+                    assert!(
+                        y.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()),
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backward_data_is_that_of_the_reference() {
+        for (x_shape @ [n, c, h, w], k, pad) in cases() {
+            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+            let problem = Problem::new(conv, s).unwrap();
+            let plane = problem.p * problem.q;
+            let (dy, weight) = (values(1, n * k * plane), values(2, k * c * 9));
+            let (x, mut expected) = (vec![0.0; n * c * h * w], vec![0.0; n * c * h * w]);
+            let mut dw = vec![0.0; weight.len()];
+            let dx = Some(&mut expected[..]);
+            conv.backward(s, &x, &wide(&weight), &wide(&dy), dx, &mut dw, &mut []);
+            let dy = blocked(&dy, k, plane);
+            let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
+            for tile in [2, 4] {
+                let winograd = Winograd::new(&turned(problem), tile).unwrap();
+                for set in Instructions::all() {
+                    let u = packed(&winograd, set, &weight, &[], true);
+                    let mut dx = vec![f32::NAN; n * c.next_multiple_of(BLOCK) * h * w];
+                    winograd.run(set, n, &dy, &u, &epilogue, &mut dx, &mut lane(&winograd));
+                    let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
+                    compare(&dx, &expected, c, h * w, largest(&expected) * error(tile), &what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weight_gradients_are_those_of_the_reference() {
+        for (x_shape @ [n, c, h, w], k, pad) in cases() {
+            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+            let problem = Problem::new(conv, s).unwrap();
+            let plane = problem.p * problem.q;
+            let (x, dy) = (values(1, n * c * h * w), values(2, n * k * plane));
+            let weight = vec![0.0; k * c * 9];
+            let mut expected = weight.clone();
+            conv.backward(s, &wide(&x), &weight, &wide(&dy), None, &mut expected, &mut []);
+            let (x, dy) = (blocked(&x, c, h * w), blocked(&dy, k, plane));
+            for tile in [2, 4] {
+                let winograd = Winograd::new(&problem, tile).unwrap();
+                for set in Instructions::all() {
+                    // Two lanes, of which the second has the last sample.
+                    let mut partials = vec![0.0; 2 * winograd.partial()];
+                    let (one, two) = partials.split_at_mut(winograd.partial());
+                    let mut lane = vec![f32::NAN; winograd.gradient_lane()];
+                    let (x, dy) = (x.chunks(x.len() / n), dy.chunks(dy.len() / n));
+                    for (at, (x, dy)) in x.zip(dy).enumerate() {
+                        let partial = if at + 1 < n { &mut *one } else { &mut *two };
+                        // Panel by panel, as threads would.
+                        let partial = partial.chunks_mut(winograd.panel_weights());
+                        for (panel, partial) in partial.enumerate() {
+                            winograd.gradient(set, 1, x, dy, panel, partial, &mut lane);
+                        }
+                    }
+                    let mut dw = vec![1.0; k * c * 9];
+                    for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
+                        winograd.join(&partials, panel, dw);
+                    }
+                    let most = largest(&expected) * error(tile);
+                    for (got, expected) in dw.iter().zip(&expected) {
+                        let error = (f64::from(*got) - 1.0 - expected).abs();
+                        let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
+                        assert!(error <= most, "{what}: {got} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn samples_together_give_the_gradient_of_one_by_one() {
+        let (n, c, k, side) = (9, 16, 24, 11);
+        let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+        let (x, dy) = (values(1, n * c * side * side), values(2, n * k * side * side));
+        for tile in [2, 4] {
+            let winograd = Winograd::new(&problem, tile).unwrap();
+            let mut lane = vec![f32::NAN; winograd.gradient_lane()];
+            let (mut all, mut each) =
+                (vec![0.0; winograd.partial()], vec![0.0; winograd.partial()]);
+            winograd.gradient(Instructions::best(), n, &x, &dy, 0, &mut all, &mut lane);
+            for (x, dy) in x.chunks(x.len() / n).zip(dy.chunks(dy.len() / n)) {
+                winograd.gradient(Instructions::best(), 1, x, dy, 0, &mut each, &mut lane);
+            }
+            let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            let most = largest * if tile == 4 { ERROR_4 } else { ERROR_2 };
+            assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() <= most));
+        }
+    }
+
+    /// Sums of twelve are near enough to normal.
+    fn normal(seed: u64, len: usize) -> Vec<f32> {
+        values(seed, 12 * len).chunks(12).map(|x| x.iter().sum::<f32>() / 2.0).collect()
+    }
+
+    #[test]
+    fn errors_are_within_the_bounds_for_many_channels() {
+        for (c, side) in [(64, 12), (256, 8), (512, 4)] {
+            let (n, k) = (2, 16);
+            let (s, conv) = (shape(n, c, side, side), conv(k, (1, 1)));
+            let problem = Problem::new(conv, s).unwrap();
+            let plane = side * side;
+            let (x, weight) = (normal(1, n * c * plane), normal(2, k * c * 9));
+            let mut expected = vec![0.0; n * k * plane];
+            conv.forward(s, &wide(&x), &wide(&weight), &[], &mut expected);
+            let x = blocked(&x, c, plane);
+            let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
+            for tile in [2, 4] {
+                let winograd = Winograd::new(&problem, tile).unwrap();
+                for set in Instructions::all() {
+                    let u = packed(&winograd, set, &weight, &[], false);
+                    let mut y = vec![f32::NAN; n * k * plane];
+                    winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
+                    compare(
+                        &y,
+                        &expected,
+                        k,
+                        plane,
+                        largest(&expected) * error(tile),
+                        &format!("{c} {tile} {set:?}"),
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_convolutions_have_none() {
+        let s = shape(1, 8, 8, 8);
+        let none = |conv: Conv2d| {
+            let problem = Problem::new(conv, s).unwrap();
+            assert_eq!(Winograd::new(&problem, 4), None);
+            assert_eq!(Winograd::new(&problem, 2), None);
+        };
+        none(Conv2d::new(8, 5));
+        none(Conv2d { kernel: (1, 3), ..Conv2d::new(8, 3) });
+        none(Conv2d { stride: (1, 2), ..Conv2d::new(8, 3) });
+        none(Conv2d { groups: 2, ..Conv2d::new(8, 3) });
+        none(Conv2d { pad: (3, 0), ..Conv2d::new(8, 3) });
+        let problem = Problem::new(Conv2d::new(8, 3), s).unwrap();
+        assert_eq!(Winograd::new(&problem, 3), None);
+    }
+}

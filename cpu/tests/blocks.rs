@@ -1,0 +1,306 @@
+//! Layers whose input lies in blocks of eight channels, against the reference: channels on either
+//! side of a block, every set of instructions, any number of threads.
+
+mod common;
+
+use common::*;
+use sepal_core::arena::{Dtype, Layout, Slot, Word};
+use sepal_core::backend::{Backend, Device, Host, HostMut, Phase, TrainBlock, plan_train};
+use sepal_core::layer::*;
+use sepal_core::plan::{self, Chain};
+use sepal_core::reference::Reference;
+use sepal_core::shape::Shape;
+use sepal_core::stage::Objective;
+use sepal_cpu::{Cpu, Instructions, OnCpu};
+
+const TRAIN: Phase = Phase::Train { seed: 5, update: 2 };
+const PHASES: [Phase; 4] =
+    [Phase::Eval, TRAIN, Phase::Calibrate { seen: 0 }, Phase::Calibrate { seen: 40 }];
+
+/// Runs a layer on both backends, in every phase.
+#[track_caller]
+fn agree(layer: Layer, shape: Shape, tolerance: Tolerance) {
+    let input = Input::new(&layer, shape, 7);
+    for phase in PHASES {
+        let pass = if phase == Phase::Eval { Pass::Eval } else { Pass::Train };
+        let mut memory = nan(bytes(&Reference::new(&mut []), &layer, shape, pass));
+        let expected = run(&mut Reference::new(&mut memory), &layer, shape, phase, &input, true);
+        for with in Instructions::all() {
+            let name = format!("{} {shape} {with:?} {phase:?}", layer.name());
+            let x = (shape, Layout::Nchw8c);
+            let mut memory = nan(bytes_in(&Cpu::new(&mut []), &layer, x, pass));
+            let mut cpu = Cpu::new(&mut memory).with_instructions(with);
+            let got = run_in(&mut cpu, &layer, x, phase, &input, true);
+            close(&format!("{name} y"), &got.y, &expected.y, tolerance);
+            close(&format!("{name} dx"), &got.dx, &expected.dx, tolerance);
+            close(&format!("{name} dw"), &got.dw, &expected.dw, tolerance);
+            close(&format!("{name} db"), &got.db, &expected.db, tolerance);
+            close(&format!("{name} mean"), &got.mean, &expected.mean, tolerance);
+            close(&format!("{name} variance"), &got.variance, &expected.variance, tolerance);
+        }
+    }
+}
+
+/// Channels on either side of a block, odd sizes, one place, more samples than groups of them.
+fn shapes() -> impl Iterator<Item = Shape> {
+    let channels = [1, 3, 6, 8, 9, 16, 17]
+        .into_iter()
+        .flat_map(|c| [Shape::new(2, c, 3, 5), Shape::new(3, c, 4, 4), Shape::new(5, c, 1, 1)]);
+    channels.chain([
+        Shape::new(1, 3, 1, 1),
+        Shape::new(40, 6, 7, 9),
+        Shape::new(2, 9, 40, 33),
+        Shape::new(130, 17, 2, 2),
+    ])
+}
+
+#[test]
+fn norms() {
+    for shape in shapes().filter(|shape| shape.n * shape.plane() > 4) {
+        for affine in [false, true] {
+            let layer = BatchNorm { affine, eps: 1e-3, ..BatchNorm::new() };
+            agree(Layer::BatchNorm(layer), shape, Tolerance { relative: 5e-5 });
+        }
+    }
+}
+
+#[test]
+fn layers_of_single_numbers() {
+    for shape in shapes() {
+        for layer in [
+            Activation::Relu,
+            Activation::Relu6,
+            Activation::LeakyRelu { slope: 0.1 },
+            Activation::Tanh,
+        ] {
+            agree(Layer::Activation(layer), shape, EXACT);
+        }
+        for rate in [0.0, 0.3] {
+            agree(Layer::Dropout(Dropout { rate }), shape, EXACT);
+        }
+        agree(Layer::Standardise(Standardise), shape, EXACT);
+        agree(Layer::L2Normalise(L2Normalise), shape, PRODUCTS);
+    }
+}
+
+#[test]
+fn layers_that_leave_the_blocks() {
+    for shape in shapes() {
+        for (h, w) in [(1, 1), (2, 3), (7, 7)] {
+            agree(Layer::AvgPoolTo(AvgPoolTo { h, w }), shape, PRODUCTS);
+        }
+        for layer in [
+            Layer::Flatten(Flatten),
+            Layer::GlobalAvgPool(GlobalAvgPool),
+            Layer::ChannelStd(ChannelStd),
+            Layer::Project(Project { dim: 5, seed: 3 }),
+            Layer::Dense(Dense::new(9)),
+        ] {
+            agree(layer, shape, PRODUCTS);
+        }
+    }
+}
+
+#[test]
+fn pools() {
+    let windows = [
+        Window::square(1),
+        Window::square(2),
+        Window::square(3),
+        Window { kernel: (3, 3), stride: (2, 2), pad: (1, 1) },
+        Window { kernel: (2, 2), stride: (1, 2), pad: (0, 0) },
+        Window { kernel: (2, 2), stride: (3, 3), pad: (0, 0) },
+        Window { kernel: (2, 3), stride: (2, 2), pad: (1, 2) },
+        Window { kernel: (15, 15), stride: (4, 3), pad: (7, 7) },
+    ];
+    for shape in shapes() {
+        for window in windows.into_iter().filter(|window| window.output(shape).is_some()) {
+            agree(Layer::AvgPool(AvgPool { window }), shape, PRODUCTS);
+            let pool = MaxPool { window };
+            if pool.output(shape).is_some() {
+                // Sums of the gradients of windows that overlap.
+                agree(Layer::MaxPool(pool), shape, PRODUCTS);
+            }
+        }
+    }
+    // Windows in the padding alone.
+    let window = Window { kernel: (1, 1), stride: (1, 1), pad: (1, 2) };
+    agree(Layer::AvgPool(AvgPool { window }), Shape::new(1, 3, 2, 2), PRODUCTS);
+}
+
+/// Ties, infinities and NaN in every place of a window.
+#[test]
+fn maxima_of_hard_windows() {
+    let (nan_, inf) = (f32::NAN, f32::INFINITY);
+    let hard = [0.0, -0.0, 1.0, nan_, inf, -inf];
+    let codes = hard.len().pow(4) as u32;
+    for (window, shape) in [
+        (Window::square(2), Shape::new(codes, 1, 2, 2)),
+        (Window { stride: (1, 1), ..Window::square(2) }, Shape::new(codes, 1, 2, 2)),
+    ] {
+        let layer = Layer::MaxPool(MaxPool { window });
+        let mut input = Input::new(&layer, shape, 1);
+        for (code, x) in input.x.chunks_exact_mut(4).enumerate() {
+            let digit = |place: u32| hard[code / hard.len().pow(place) % hard.len()];
+            x.copy_from_slice(&[digit(0), digit(1), digit(2), digit(3)]);
+        }
+        let mut memory = nan(bytes(&Reference::new(&mut []), &layer, shape, Pass::Train));
+        let expected = run(&mut Reference::new(&mut memory), &layer, shape, TRAIN, &input, true);
+        for with in Instructions::all() {
+            let x = (shape, Layout::Nchw8c);
+            let mut memory = nan(bytes_in(&Cpu::new(&mut []), &layer, x, Pass::Train));
+            let mut cpu = Cpu::new(&mut memory).with_instructions(with);
+            let got = run_in(&mut cpu, &layer, x, TRAIN, &input, true);
+            close("y", &got.y, &expected.y, EXACT);
+            close("dx", &got.dx, &expected.dx, EXACT);
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let shape = Shape::new(37, 17, 9, 11);
+    let layers = [
+        Layer::BatchNorm(BatchNorm { affine: true, ..BatchNorm::new() }),
+        RELU,
+        Layer::MaxPool(MaxPool::new(2)),
+        Layer::AvgPool(AvgPool::new(3)),
+        Layer::GlobalAvgPool(GlobalAvgPool),
+        Layer::ChannelStd(ChannelStd),
+        Layer::AvgPoolTo(AvgPoolTo { h: 2, w: 3 }),
+        Layer::Dropout(Dropout { rate: 0.4 }),
+        Layer::Flatten(Flatten),
+        Layer::Standardise(Standardise),
+        Layer::L2Normalise(L2Normalise),
+        Layer::Dense(Dense::new(7)),
+        Layer::Project(Project { dim: 5, seed: 3 }),
+    ];
+    let x = (shape, Layout::Nchw8c);
+    for layer in layers {
+        let input = Input::new(&layer, shape, 7);
+        let run = |threads| {
+            let mut memory = nan(bytes_in(&Cpu::new(&mut []), &layer, x, Pass::Train));
+            let device = OnCpu::with_threads(threads).unwrap();
+            run_in(&mut device.open(&mut memory), &layer, x, TRAIN, &input, true)
+        };
+        let one = run(1);
+        for threads in [2, 5] {
+            assert!(run(threads) == one, "{} on {threads} threads", layer.name());
+        }
+    }
+}
+
+/// What a block's pass leaves behind: its output, gradients and measured parameters.
+type Left = [Vec<f32>; 3];
+
+/// Where a block works whose input lies in a layout.
+struct Block<'a> {
+    block: TrainBlock<'a>,
+    bytes: usize,
+}
+
+impl<'a> Block<'a> {
+    fn new<B: Backend>(backend: &B, layers: &'a [Layer], x: (Shape, Layout)) -> Self {
+        let chain = Chain::new(layers);
+        let params = plan::Params::new(0, chain, x.0, 0).unwrap();
+        let at = params.bytes();
+        let x = Slot { layout: x.1, ..Slot::new(at, x.0, Dtype::F32) };
+        let at = at + Word::round_up(x.bytes());
+        let plan = plan_train(backend, at, &chain, x, &Objective::Statistics).unwrap();
+        let block = TrainBlock { chain, params, plan, x, phase: TRAIN };
+        Self { block, bytes: at + plan.bytes() }
+    }
+
+    fn run<B: Backend>(&self, backend: &mut B, x: &[f32]) -> Left {
+        let Self { block, .. } = self;
+        let trained = block.params.trained().elements();
+        let numbers: Vec<f32> = values(3, trained).iter().map(|x| x + 0.5).collect();
+        backend.write(block.params.trained(), Host::F32(&numbers)).unwrap();
+        backend.zero(block.params.gradients()).unwrap();
+        backend.zero(block.params.measured()).unwrap();
+        backend.write(block.x, Host::F32(x)).unwrap();
+        let y = backend.forward_block(block, block.chain.len()).unwrap();
+        let mut out = vec![f32::NAN; len(y.shape)];
+        backend.read(y, HostMut::F32(&mut out)).unwrap();
+        let mut walk = block.plan.walk(block.x);
+        for at in 0..block.chain.len() {
+            let needs = backend.needs(&block.chain, at, walk.x(), Pass::Train).unwrap();
+            walk.step(needs).unwrap();
+        }
+        backend.write(walk.dx(), Host::F32(&values(5, out.len()))).unwrap();
+        backend.backward_block(block).unwrap();
+        let mut read = |slot: Slot| {
+            let mut numbers = vec![f32::NAN; slot.elements()];
+            backend.read(slot, HostMut::F32(&mut numbers)).unwrap();
+            numbers
+        };
+        [out, read(block.params.gradients()), read(block.params.measured())]
+    }
+}
+
+/// Norms, activations and pools that run together, behind a norm that says what gradient they
+/// gave.
+#[test]
+fn layers_that_run_together() {
+    let norm = Layer::BatchNorm(BatchNorm { affine: true, eps: 1e-2, ..BatchNorm::new() });
+    let leaky = Layer::Activation(Activation::LeakyRelu { slope: 0.2 });
+    let relu6 = Layer::Activation(Activation::Relu6);
+    let tanh = Layer::Activation(Activation::Tanh);
+    let two = Layer::MaxPool(MaxPool::new(2));
+    let window =
+        |kernel, stride, pad| Layer::MaxPool(MaxPool { window: Window { kernel, stride, pad } });
+    let over = window((3, 3), (2, 2), (1, 1));
+    let tall = window((12, 11), (3, 2), (5, 5));
+    let chains: [&[Layer]; 14] = [
+        &[norm, norm, RELU],
+        &[norm, norm, leaky],
+        &[norm, norm, two],
+        &[norm, norm, RELU, two],
+        &[norm, norm, leaky, two],
+        &[norm, norm, relu6, over],
+        &[norm, norm, RELU, over],
+        &[norm, tanh, RELU, two],
+        &[norm, leaky, two, RELU, over],
+        &[norm, norm, tanh, two],
+        &[norm, norm, RELU, tall],
+        &[norm, leaky, tall],
+        &[norm, RELU, two, norm, RELU, two, leaky],
+        &[RELU, two, norm, two],
+    ];
+    for c in [1, 6, 8, 9, 17] {
+        for (n, h, w) in [(3, 6, 8), (2, 7, 9), (19, 4, 5)] {
+            let shape = Shape::new(n, c, h, w);
+            for layers in chains.into_iter().filter(|l| Chain::new(l).shape(shape, l.len()).is_ok())
+            {
+                let x: Vec<f32> = values(1, len(shape)).iter().map(|x| 4.0 * x).collect();
+                let plain = Block::new(&Reference::new(&mut []), layers, (shape, Layout::Nchw));
+                let expected = plain.run(&mut Reference::new(&mut nan(plain.bytes)), &x);
+                for with in Instructions::all() {
+                    let x_in = (shape, Layout::Nchw8c);
+                    let block = Block::new(&Cpu::new(&mut []), layers, x_in);
+                    let mut memory = nan(block.bytes);
+                    let mut cpu = Cpu::new(&mut memory).with_instructions(with);
+                    let got = block.run(&mut cpu, &x);
+                    for (what, (got, expected)) in
+                        ["y", "gradients", "measured"].iter().zip(got.iter().zip(&expected))
+                    {
+                        let names: Vec<_> = layers.iter().map(Layer::name).collect();
+                        let what = format!("{what} of {names:?} {shape} {with:?}");
+                        close(&what, got, expected, Tolerance { relative: 2e-4 });
+                    }
+                }
+                for threads in [2, 5] {
+                    let run = |threads| {
+                        let x_in = (shape, Layout::Nchw8c);
+                        let block = Block::new(&Cpu::new(&mut []), layers, x_in);
+                        let device = OnCpu::with_threads(threads).unwrap();
+                        block.run(&mut device.open(&mut nan(block.bytes)), &x)
+                    };
+                    if n == 19 {
+                        assert!(run(threads) == run(1), "{threads} threads");
+                    }
+                }
+            }
+        }
+    }
+}
