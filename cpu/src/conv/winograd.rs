@@ -13,7 +13,7 @@ use core::ops::Range;
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
-    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
+    Correlate, Gather, Grid, Groups, Join, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
     Spread, Weigh, frequencies,
 };
 
@@ -134,70 +134,21 @@ impl Winograd {
         first: usize,
         packed: &mut [f32],
     ) {
-        let m = self.grid.m;
+        assert!(weight.len() >= self.k * self.c * 9);
         for (panel, u) in (first..).zip(packed.chunks_mut(self.panel())) {
             let width = self.width(panel);
-            let mut taps = [0.0; BLOCK * 9 * PANEL];
-            for block in 0..self.blocks() {
-                let at = block * BLOCK..self.c.min((block + 1) * BLOCK);
-                if at.len() < BLOCK || width > self.k - panel * PANEL {
-                    taps.fill(0.0);
-                }
-                let filters = panel * PANEL..self.k.min(panel * PANEL + width);
-                if transposed {
-                    self.turned(weight, scale, at, filters, width, &mut taps);
-                } else {
-                    self.straight(weight, scale, at, filters, width, &mut taps);
-                }
-                instructions.run(Weigh {
-                    m,
-                    w: &taps,
-                    channels: BLOCK,
-                    width,
-                    u: &mut u[block * BLOCK * width..],
-                    stride: self.u_stride(width),
-                });
-            }
-        }
-    }
-
-    /// The weights of some channels and filters, ordered as channel, tap, filter.
-    fn straight(
-        &self,
-        weight: &[f32],
-        scale: &[f32],
-        channels: Range<usize>,
-        filters: Range<usize>,
-        width: usize,
-        taps: &mut [f32],
-    ) {
-        for (i, filter) in filters.enumerate() {
-            let factor = scale.get(filter).copied().unwrap_or(1.0);
-            let from = &weight[(filter * self.c + channels.start) * 9..][..channels.len() * 9];
-            for (to, w) in taps[i..].iter_mut().step_by(width).zip(from) {
-                *to = factor * w;
-            }
-        }
-    }
-
-    /// The same of weights with both axes and the taps turned round.
-    fn turned(
-        &self,
-        weight: &[f32],
-        scale: &[f32],
-        channels: Range<usize>,
-        filters: Range<usize>,
-        width: usize,
-        taps: &mut [f32],
-    ) {
-        for (channel, taps) in channels.zip(taps.chunks_exact_mut(9 * width)) {
-            let factor = scale.get(channel).copied().unwrap_or(1.0);
-            let from = &weight[(channel * self.k + filters.start) * 9..][..filters.len() * 9];
-            for (i, from) in from.chunks_exact(9).enumerate() {
-                for (to, w) in taps[i..].iter_mut().step_by(width).zip(from.iter().rev()) {
-                    *to = factor * w;
-                }
-            }
+            instructions.run(Weigh {
+                m: self.grid.m,
+                weight,
+                transposed,
+                scale,
+                channels: self.c,
+                filters: self.k,
+                panel,
+                width,
+                u,
+                stride: self.u_stride(width),
+            });
         }
     }
 
@@ -429,22 +380,17 @@ impl Winograd {
         PANEL * self.c * 9
     }
 
-    /// Adds partial gradients that lie one after another, in this order, to the gradient of the
-    /// weights of one panel: those from `panel * panel_weights()` on, in the order (K, C, 3, 3).
-    pub(crate) fn join(&self, partials: &[f32], panel: usize, dw: &mut [f32]) {
-        let (width, filter) = (self.width(panel), self.c * 9);
-        let first = panel * self.panel_weights();
-        for at in (0..filter).step_by(BLOCK * 9) {
-            let past = filter.min(at + BLOCK * 9);
-            for (i, dw) in dw.chunks_exact_mut(filter).enumerate() {
-                for (tap, dw) in (at..).zip(&mut dw[at..past]) {
-                    let partials = partials.chunks_exact(self.partial());
-                    let sum =
-                        partials.fold(0.0, |sum, partial| sum + partial[first + tap * width + i]);
-                    *dw += sum;
-                }
-            }
-        }
+    /// Adds a panel of a partial gradient to the gradient of the weights of its filters, in the
+    /// order (K, C, 3, 3): those from `panel * panel_weights()` on.
+    pub(crate) fn join(
+        &self,
+        instructions: Instructions,
+        panel: usize,
+        partial: &[f32],
+        dw: &mut [f32],
+    ) {
+        let width = self.width(panel);
+        instructions.run(Join { width, weights: self.c * 9, partial, dw });
     }
 }
 
@@ -675,7 +621,10 @@ mod tests {
                     }
                     let mut dw = vec![1.0; k * c * 9];
                     for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
-                        winograd.join(&partials, panel, dw);
+                        for partial in partials.chunks(winograd.partial()) {
+                            let partial = &partial[panel * winograd.panel_weights()..];
+                            winograd.join(set, panel, partial, dw);
+                        }
                     }
                     let most = largest(&expected) * error(tile);
                     for (got, expected) in dw.iter().zip(&expected) {
