@@ -318,7 +318,10 @@ impl Spread<'_> {
                     for c in 0..end - inside {
                         let mut d = [s.zero(); 6];
                         for i in 0..M + 2 {
-                            d[i] = s.load_ptr(from[i].add(c * BLOCK));
+                            let from = from[i].add(c * BLOCK);
+                            d[i] = s.load_ptr(from);
+                            // The next block, too far for the machine to see it coming.
+                            s.prefetch(from.wrapping_add(plane));
                         }
                         let d = spread::<S, M>(s, d);
                         for i in 0..M + 2 {
@@ -624,7 +627,10 @@ impl Gather<'_, '_> {
                                 let y = s.add(y[j], shift);
                                 // The second of two is taken where one is NaN.
                                 let y = s.min(top, s.max(s.mul(slope, y), y));
-                                s.store_ptr(y, to.add((i * q + j) * BLOCK));
+                                let to = to.add((i * q + j) * BLOCK);
+                                s.store_ptr(y, to);
+                                // The tile after the next.
+                                s.prefetch(to.wrapping_add(2 * M * BLOCK));
                             }
                         }
                     }
@@ -843,7 +849,10 @@ impl Scatter<'_> {
                             let mut y = [s.zero(); 4];
                             for i in 0..M {
                                 if i < down {
-                                    y[i] = s.load_ptr(from.add((i * q + j) * BLOCK));
+                                    let from = from.add((i * q + j) * BLOCK);
+                                    y[i] = s.load_ptr(from);
+                                    // The tile after the next.
+                                    s.prefetch(from.wrapping_add(2 * M * BLOCK));
                                 }
                             }
                             let y = scatter::<S, M>(s, y);
