@@ -23,15 +23,16 @@ const BLOCK: usize = 8;
 /// Numbers of a cache line.
 const LINE: usize = 16;
 
-/// Numbers that V of a block of tiles may take.
-const V: usize = 160 << 10;
+/// Numbers that V and M of a block of tiles may take: what fits into a second-level cache of
+/// 1 MiB.
+const BLOCK_LEN: usize = 240 << 10;
 
 /// The same for the gradient of the weights, which is the better the more tiles are summed before
 /// the way back to weights.
-const GRADIENT_V: usize = 256 << 10;
+const GRADIENT_LEN: usize = 400 << 10;
 
 /// Numbers that V of all tiles may take where tasks have panels.
-const PANELS_V: usize = 700 << 10;
+const PANELS_LEN: usize = 700 << 10;
 
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
@@ -73,6 +74,26 @@ impl Winograd {
         })
     }
 
+    /// What is fastest for a problem; `None` where that is the plain sum, or no Winograd
+    /// convolution applies.
+    pub(crate) fn best(problem: &Problem) -> Option<Self> {
+        let candidates = [4, 2].into_iter().filter_map(|tile| Self::new(problem, tile));
+        let fastest = candidates.min_by_key(Self::cost)?;
+        let Problem { n, c, k, p, q, .. } = *problem;
+        let plain = n * p * q * c * k.next_multiple_of(BLOCK) * 9;
+        (fastest.cost() < plain + plain / 5).then_some(fastest)
+    }
+
+    /// The time that it takes, in multiplications: those of the products, and as many as the
+    /// transforms of the tiles of a block and of a pair of channel and filter were measured to
+    /// take the time of. The plain sum takes a fifth longer for its multiplications.
+    fn cost(&self) -> usize {
+        let (c, k) = (self.blocks() * BLOCK, self.k.next_multiple_of(BLOCK));
+        let (tile, pair) = if self.grid.m == 4 { (2500, 300) } else { (700, 180) };
+        let tiles = self.samples * self.grid.len();
+        tiles * (frequencies(self.grid.m) * c * k + tile * (c + k) / BLOCK) + pair * c * k
+    }
+
     const fn blocks(&self) -> usize {
         self.c.div_ceil(BLOCK)
     }
@@ -102,15 +123,15 @@ impl Winograd {
         self.k.next_multiple_of(BLOCK) / PANEL * self.panel() + last
     }
 
-    /// Tiles of a block, at most.
-    fn tiles(&self) -> usize {
-        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
-        (V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+    /// Tiles of a block that takes about `len` numbers.
+    fn tiles(&self, len: usize) -> usize {
+        let tile = frequencies(self.grid.m) * (self.blocks() * BLOCK + PANEL);
+        (len / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
     }
 
     /// Numbers of scratch for a running task.
     pub(crate) fn lane(&self) -> usize {
-        self.block_lane(self.tiles())
+        self.block_lane(self.tiles(BLOCK_LEN))
     }
 
     /// Numbers of scratch for a block of tiles.
@@ -164,7 +185,7 @@ impl Winograd {
         y: &mut [f32],
         lane: &mut [f32],
     ) {
-        let most = whole(self.tiles(), instructions.run(Rows));
+        let most = whole(self.tiles(BLOCK_LEN), instructions.run(Rows));
         let mut y = self.panels(samples, y);
         for tiles in even(samples * self.grid.len(), most) {
             let mut block = self.spread(instructions, x, tiles, lane);
@@ -180,7 +201,7 @@ impl Winograd {
     pub(crate) fn by_panels(&self) -> bool {
         let tiles = self.samples * self.grid.len();
         let v = frequencies(self.grid.m) * stride(tiles, self.blocks() * BLOCK);
-        v <= PANELS_V && self.packed() > v
+        v <= PANELS_LEN && self.packed() > 2 * v
     }
 
     /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
@@ -297,15 +318,9 @@ impl Block<'_> {
 }
 
 impl Winograd {
-    /// Tiles of a block of the gradient, at most.
-    fn gradient_tiles(&self) -> usize {
-        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
-        (GRADIENT_V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
-    }
-
     /// Numbers of scratch for a running task of [`gradient`](Self::gradient).
     pub(crate) fn gradient_lane(&self) -> usize {
-        let tiles = self.gradient_tiles();
+        let tiles = self.tiles(GRADIENT_LEN);
         let (v, dy) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
         STRIP + PRODUCTS + frequencies(self.grid.m) * (v + dy)
     }
@@ -332,7 +347,7 @@ impl Winograd {
         let (grid, blocks, m) = (self.grid, self.blocks(), self.grid.m);
         let (strip, lane) = lane.split_at_mut(STRIP);
         let (products, lane) = lane.split_at_mut(PRODUCTS);
-        for tiles in even(samples * grid.len(), self.gradient_tiles()) {
+        for tiles in even(samples * grid.len(), self.tiles(GRADIENT_LEN)) {
             let groups = Groups::one(tiles.len());
             let v_stride = stride(groups.padded(), blocks * BLOCK);
             let dy_stride = stride(groups.padded(), PANEL);
@@ -691,6 +706,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_fastest_tile_is_chosen_by_shape() {
+        let tile = |n, c, side, k| {
+            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+            Winograd::best(&problem).map(|winograd| winograd.grid.m)
+        };
+        assert_eq!(tile(32, 64, 32, 64), Some(4));
+        assert_eq!(tile(32, 256, 8, 256), Some(4));
+        assert_eq!(tile(32, 512, 4, 512), Some(4));
+        assert_eq!(tile(32, 512, 2, 512), Some(2));
+        // The first layer of an image has too few channels; one tile does not pay for its weights.
+        assert_eq!(tile(32, 3, 32, 64), None);
+        assert_eq!(tile(1, 512, 2, 512), None);
     }
 
     #[test]
