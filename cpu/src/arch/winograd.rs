@@ -26,6 +26,10 @@
 //! a block of tiles go back to 3x3 weights at once, as (M + 2)^2 numbers for each channel and
 //! filter are too many to keep.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles have rows and columns, which two indices name"
+)]
 
 use core::marker::PhantomData;
 use core::ops::Range;
