@@ -3,7 +3,12 @@
 //! The kernels and the names U, V and M are those of [`arch::winograd`](crate::arch::winograd).
 //! Tiles of all samples of a task are counted through and taken a block at a time: V of the block
 //! is made once, and then, for each panel of filters, M and from it y. V and M of a block stay in
-//! the second-level cache, U of the panels streams past.
+//! the second-level cache, U of the panels streams past. Where all tiles are one block and U is
+//! large, as in the last stages of a deep net, tasks take panels of all samples instead and make
+//! U of a panel just before they use it.
+//!
+//! Every output is one sum over channels in their order, so its bits depend neither on the samples
+//! beside it nor on how tasks are cut.
 //!
 //! With normal data, the largest error is at most [`ERROR_4`] or [`ERROR_2`] of the largest
 //! output.
@@ -37,6 +42,16 @@ const PANELS_LEN: usize = 700 << 10;
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
 
+/// Multiplications of the products that take as long as the transforms of a block of a tile, and
+/// as that of the weights of a channel and filter, with tiles of 4x4: measured.
+const TRANSFORMS_4: (f64, f64) = (2500.0, 300.0);
+
+/// The same with tiles of 2x2.
+const TRANSFORMS_2: (f64, f64) = (700.0, 180.0);
+
+/// The same for one multiplication of the plain sum.
+const PLAIN: f64 = 1.2;
+
 /// The largest error with tiles of 4x4, as a part of the largest output, for normal data and up to
 /// 512 channels.
 pub(crate) const ERROR_4: f32 = 1e-5;
@@ -54,10 +69,10 @@ pub(crate) struct Winograd {
     k: usize,
 }
 
-/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or all
-/// frequencies of a tile would lie in few sets of the first-level cache.
+/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or
+/// all frequencies of a tile would lie in few sets of the first-level cache.
 const fn stride(rows: usize, len: usize) -> usize {
-    ((rows * len).div_ceil(LINE) | 1) * LINE
+    (rows.saturating_mul(len).div_ceil(LINE) | 1).saturating_mul(LINE)
 }
 
 impl Winograd {
@@ -66,7 +81,8 @@ impl Winograd {
         let Problem { n, c, h, w, k, p, q, kernel, stride, pad, groups } = *problem;
         let applies = kernel == (3, 3) && stride == (1, 1) && groups == 1;
         let fits = p + 2 == h + 2 * pad.0 && q + 2 == w + 2 * pad.1 && pad.0 <= 2 && pad.1 <= 2;
-        (applies && fits && (tile == 2 || tile == 4) && n * c * k * p * q > 0).then_some(Self {
+        let some = [n, c, k, p, q].iter().all(|&size| size > 0);
+        (applies && fits && some && (tile == 2 || tile == 4)).then_some(Self {
             grid: Grid { m: tile, input: (h, w), output: (p, q), pad },
             samples: n,
             c,
@@ -78,20 +94,20 @@ impl Winograd {
     /// convolution applies.
     pub(crate) fn best(problem: &Problem) -> Option<Self> {
         let candidates = [4, 2].into_iter().filter_map(|tile| Self::new(problem, tile));
-        let fastest = candidates.min_by_key(Self::cost)?;
-        let Problem { n, c, k, p, q, .. } = *problem;
-        let plain = n * p * q * c * k.next_multiple_of(BLOCK) * 9;
-        (fastest.cost() < plain + plain / 5).then_some(fastest)
+        let fastest = candidates.min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
+        let sizes = [problem.n, problem.p, problem.q, problem.c, 9];
+        let plain = sizes.map(|size| size as f64).iter().product::<f64>();
+        let plain = PLAIN * plain * problem.k.next_multiple_of(BLOCK) as f64;
+        (fastest.cost() < plain).then_some(fastest)
     }
 
-    /// The time that it takes, in multiplications: those of the products, and as many as the
-    /// transforms of the tiles of a block and of a pair of channel and filter were measured to
-    /// take the time of. The plain sum takes a fifth longer for its multiplications.
-    fn cost(&self) -> usize {
-        let (c, k) = (self.blocks() * BLOCK, self.k.next_multiple_of(BLOCK));
-        let (tile, pair) = if self.grid.m == 4 { (2500, 300) } else { (700, 180) };
-        let tiles = self.samples * self.grid.len();
-        tiles * (frequencies(self.grid.m) * c * k + tile * (c + k) / BLOCK) + pair * c * k
+    /// The time that it takes, in multiplications of the products.
+    fn cost(&self) -> f64 {
+        let [c, k] = [self.c, self.k].map(|size| size.next_multiple_of(BLOCK) as f64);
+        let (tile, pair) = if self.grid.m == 4 { TRANSFORMS_4 } else { TRANSFORMS_2 };
+        let tiles = self.samples as f64 * self.grid.len() as f64;
+        let products = tiles * frequencies(self.grid.m) as f64 * c * k;
+        products + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
     }
 
     const fn blocks(&self) -> usize {
@@ -111,22 +127,27 @@ impl Winograd {
 
     /// Numbers of U of a whole panel.
     pub(crate) const fn panel(&self) -> usize {
-        frequencies(self.grid.m) * self.u_stride(PANEL)
+        frequencies(self.grid.m).saturating_mul(self.u_stride(PANEL))
     }
 
     /// Numbers of U.
     pub(crate) const fn packed(&self) -> usize {
         let last = match self.k.next_multiple_of(BLOCK) % PANEL {
             0 => 0,
-            width => frequencies(self.grid.m) * self.u_stride(width),
+            width => frequencies(self.grid.m).saturating_mul(self.u_stride(width)),
         };
-        self.k.next_multiple_of(BLOCK) / PANEL * self.panel() + last
+        (self.k.next_multiple_of(BLOCK) / PANEL).saturating_mul(self.panel()).saturating_add(last)
     }
 
     /// Tiles of a block that takes about `len` numbers.
     fn tiles(&self, len: usize) -> usize {
         let tile = frequencies(self.grid.m) * (self.blocks() * BLOCK + PANEL);
-        (len / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+        (len / tile).max(TILES).min(self.all()).next_multiple_of(2)
+    }
+
+    /// Tiles of all samples.
+    const fn all(&self) -> usize {
+        self.samples.saturating_mul(self.grid.len())
     }
 
     /// Numbers of scratch for a running task.
@@ -137,7 +158,7 @@ impl Winograd {
     /// Numbers of scratch for a block of tiles.
     fn block_lane(&self, tiles: usize) -> usize {
         let (v, m) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
-        STRIP + frequencies(self.grid.m) * (v + m)
+        frequencies(self.grid.m).saturating_mul(v.saturating_add(m)).saturating_add(STRIP)
     }
 
     /// Writes U of some panels, from panel `first` on: as many as `packed` holds, each of
@@ -199,15 +220,13 @@ impl Winograd {
     /// [`run_panels`](Self::run_panels), rather than some samples: where there is much U for few
     /// tiles, it is better made where it is used than kept.
     pub(crate) fn by_panels(&self) -> bool {
-        let tiles = self.samples * self.grid.len();
-        let v = frequencies(self.grid.m) * stride(tiles, self.blocks() * BLOCK);
+        let v = stride(self.all(), self.blocks() * BLOCK).saturating_mul(frequencies(self.grid.m));
         v <= PANELS_LEN && self.packed() > 2 * v
     }
 
     /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
     pub(crate) fn panels_lane(&self) -> usize {
-        let tiles = (self.samples * self.grid.len()).next_multiple_of(2);
-        self.panel() + self.block_lane(tiles)
+        self.panel().saturating_add(self.block_lane(self.all().saturating_add(1)))
     }
 
     /// The panels of y.
@@ -320,9 +339,7 @@ impl Block<'_> {
 impl Winograd {
     /// Numbers of scratch for a running task of [`gradient`](Self::gradient).
     pub(crate) fn gradient_lane(&self) -> usize {
-        let tiles = self.tiles(GRADIENT_LEN);
-        let (v, dy) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
-        STRIP + PRODUCTS + frequencies(self.grid.m) * (v + dy)
+        PRODUCTS + self.block_lane(self.tiles(GRADIENT_LEN))
     }
 
     /// Numbers of a partial gradient.
@@ -679,7 +696,7 @@ mod tests {
 
     #[test]
     fn errors_are_within_the_bounds_for_many_channels() {
-        for (c, side) in [(64, 12), (256, 8), (512, 4)] {
+        for (c, side) in [(16, 32), (64, 12), (256, 8), (512, 4)] {
             let (n, k) = (2, 16);
             let (s, conv) = (shape(n, c, side, side), conv(k, (1, 1)));
             let problem = Problem::new(conv, s).unwrap();
@@ -687,11 +704,22 @@ mod tests {
             let (x, weight) = (normal(1, n * c * plane), normal(2, k * c * 9));
             let mut expected = vec![0.0; n * k * plane];
             conv.forward(s, &wide(&x), &wide(&weight), &[], &mut expected);
-            let x = blocked(&x, c, plane);
+            let dy = normal(3, n * k * plane);
+            let mut gradient = vec![0.0; k * c * 9];
+            conv.backward(s, &wide(&x), &wide(&weight), &wide(&dy), None, &mut gradient, &mut []);
+            let (x, dy) = (blocked(&x, c, plane), blocked(&dy, k, plane));
             let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
             for tile in [2, 4] {
                 let winograd = Winograd::new(&problem, tile).unwrap();
                 for set in Instructions::all() {
+                    let mut dw = vec![0.0; k * c * 9];
+                    let mut partial = vec![0.0; winograd.partial()];
+                    let mut scratch = vec![f32::NAN; winograd.gradient_lane()];
+                    winograd.gradient(set, n, &x, &dy, 0, &mut partial, &mut scratch);
+                    winograd.join(set, 0, &partial, &mut dw);
+                    let most = largest(&gradient) * error(tile);
+                    let errors = dw.iter().zip(&gradient).map(|(a, b)| (f64::from(*a) - b).abs());
+                    assert!(errors.fold(0.0, f64::max) <= most, "{c} {tile} {set:?}");
                     let u = packed(&winograd, set, &weight, &[], false);
                     let mut y = vec![f32::NAN; n * k * plane];
                     winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
@@ -718,6 +746,12 @@ mod tests {
         assert_eq!(tile(32, 256, 8, 256), Some(4));
         assert_eq!(tile(32, 512, 4, 512), Some(4));
         assert_eq!(tile(32, 512, 2, 512), Some(2));
+        let panels = |n, c, side, k| {
+            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+            Winograd::best(&problem).unwrap().by_panels()
+        };
+        assert!(panels(32, 512, 4, 512) && panels(32, 512, 2, 512));
+        assert!(!panels(32, 64, 32, 64) && !panels(32, 256, 8, 256));
         // The first layer of an image has too few channels; one tile does not pay for its weights.
         assert_eq!(tile(32, 3, 32, 64), None);
         assert_eq!(tile(1, 512, 2, 512), None);
