@@ -226,7 +226,7 @@ impl Winograd {
 
     /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
     pub(crate) fn panels_lane(&self) -> usize {
-        self.panel().saturating_add(self.block_lane(self.all().saturating_add(1)))
+        self.panel().saturating_add(self.block_lane(self.all().saturating_add(self.all() % 2)))
     }
 
     /// The panels of y.
