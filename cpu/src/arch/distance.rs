@@ -6,6 +6,7 @@
 //! which are compared with the limits of its rows and columns, and only what is below a limit is
 //! handed out.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and vector")]
 
 use core::ops::Range;
 
@@ -31,46 +32,46 @@ const fn depth(dim: usize) -> usize {
     dim.div_ceil(dim.div_ceil(DEPTH))
 }
 
-/// A number that rows are stored as.
-pub trait Element: Copy + Send + Sync + 'static {
+/// A number that rows are stored as: f32 or f16.
+///
+/// # Safety
+/// [`HALF`](Self::HALF) says which of them it is.
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// Whether it is f16, else it is f32.
+    const HALF: bool;
+
     /// The number as f32, exact.
     fn widen(self) -> f32;
-
-    /// `LANES` numbers, widened.
-    ///
-    /// # Safety
-    /// `from` is valid for reads of `LANES` numbers.
-    #[doc(hidden)]
-    #[allow(private_bounds, reason = "the bound keeps others from calling it")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
 }
 
-impl Element for f32 {
+// SAFETY: it is f32.
+unsafe impl Element for f32 {
+    const HALF: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
-
-    #[inline(always)]
-    #[allow(private_bounds, reason = "as the trait says")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_ptr(from) }
-    }
 }
 
-impl Element for half::f16 {
+// SAFETY: it is f16.
+unsafe impl Element for half::f16 {
+    const HALF: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
+}
 
-    #[inline(always)]
-    #[allow(private_bounds, reason = "as the trait says")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
-        // SAFETY: the caller's promise; `f16` is its bits.
-        unsafe { s.load_half_ptr(from.cast()) }
-    }
+/// `LANES` numbers, widened.
+///
+/// # Safety
+/// `from` is valid for reads of `LANES` numbers.
+#[inline(always)]
+unsafe fn widened<S: Simd, T: Element>(s: S, from: *const T) -> S::V {
+    // SAFETY: the caller's promise; `T` is f16, which is its bits, or f32.
+    unsafe { if T::HALF { s.load_half_ptr(from.cast()) } else { s.load_ptr(from.cast()) } }
 }
 
 impl Instructions {
@@ -141,7 +142,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
                     unsafe {
                         let shift = s.load_ptr(self.shift.as_ptr().add(self.from + done));
                         for i in 0..8 {
-                            block[i] = s.sub(T::load(s, at(i, done)), shift);
+                            block[i] = s.sub(widened(s, at(i, done)), shift);
                         }
                         block = s.transpose(block);
                         for k in 0..8 {
@@ -642,7 +643,7 @@ impl<T: Element> Kernel for Direct<'_, T> {
             for (square, (a, b)) in squares.iter_mut().zip(&self.pairs) {
                 // SAFETY: each row has 8 features from `done` on.
                 let difference = unsafe {
-                    s.sub(T::load(s, a.as_ptr().add(done)), T::load(s, b.as_ptr().add(done)))
+                    s.sub(widened(s, a.as_ptr().add(done)), widened(s, b.as_ptr().add(done)))
                 };
                 *square = s.mul(difference, difference);
             }
