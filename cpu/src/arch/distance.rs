@@ -135,23 +135,29 @@ impl<T: Element> Kernel for Pack<'_, T> {
             let mut done = 0;
             if rows == 8 {
                 let mut squares = [s.zero(); 4];
-                while done + 8 <= columns {
-                    let mut block = [s.zero(); 8];
-                    // SAFETY: 8 features from `done` on are in each of 8 rows, in the shift and
+                // Whole cache lines of each row: where rows lie a power of two apart, what is left
+                // of a line would be gone before it is read.
+                while done + 16 <= columns {
+                    // SAFETY: 16 features from `done` on are in each of 8 rows, in the shift and
                     // in the panel, each of whose features has `width` numbers.
                     unsafe {
-                        let shift = s.load_ptr(self.shift.as_ptr().add(self.from + done));
+                        let shift = self.shift.as_ptr().add(self.from + done);
+                        let shift = [s.load_ptr(shift), s.load_ptr(shift.add(8))];
+                        let mut blocks = [[s.zero(); 8]; 2];
                         for i in 0..8 {
-                            block[i] = s.sub(widened(s, at(i, done)), shift);
+                            blocks[0][i] = s.sub(widened(s, at(i, done)), shift[0]);
+                            blocks[1][i] = s.sub(widened(s, at(i, done + 8)), shift[1]);
                         }
-                        block = s.transpose(block);
-                        for k in 0..8 {
-                            let to = self.panel.as_mut_ptr().add((done + k) * width + group);
-                            s.store_ptr(block[k], to);
-                            squares[k % 4] = s.fma(block[k], block[k], squares[k % 4]);
+                        for (half, block) in blocks.into_iter().enumerate() {
+                            let to = self.panel.as_mut_ptr();
+                            let to = to.add((done + 8 * half) * width + group);
+                            for (k, column) in s.transpose(block).into_iter().enumerate() {
+                                s.store_ptr(column, to.add(k * width));
+                                squares[k % 4] = s.fma(column, column, squares[k % 4]);
+                            }
                         }
                     }
-                    done += 8;
+                    done += 16;
                 }
                 let sum = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
                 let norms = &mut self.norms[group..group + 8];
@@ -298,7 +304,13 @@ impl<L: Sink> Block<'_, L> {
                         let a = a.add(row - panel);
                         let b = columns.panels.as_ptr();
                         let b = b.add(at * columns.low.len() + column * depth);
-                        let mut sums = multiply::<S, MR, NV>(s, a, b, depth);
+                        // Vectors of columns that no row of the tile comes before.
+                        let behind = (row + 1).saturating_sub(column) / S::LANES;
+                        let mut sums = match if SYMMETRIC { behind } else { 0 } {
+                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth),
+                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth),
+                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth),
+                        };
                         let kept = products.as_mut_ptr().add(place);
                         place += MR * width;
                         if !first {
@@ -378,13 +390,13 @@ impl<L: Sink> Block<'_, L> {
     }
 }
 
-/// MR rows of a panel by another panel, over `depth` features.
+/// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features.
 ///
 /// # Safety
 /// `b` is valid for reads of `depth` panel widths, and so is what lies from `a` on but for the
 /// last panel width, of which MR numbers are.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usize>(
     s: S,
     mut a: *const f32,
     mut b: *const f32,
@@ -396,15 +408,17 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let mut columns = [s.zero(); NV];
-            for v in 0..NV {
+            for v in BEHIND..NV {
                 columns[v] = s.load_ptr(b.add(v * S::LANES));
             }
             for i in 0..MR {
                 let x = s.splat(*a.add(i));
-                for v in 0..NV {
+                for v in BEHIND..NV {
                     sums[i][v] = s.fma(x, columns[v], sums[i][v]);
                 }
-                a = s.after(a, sums[i][NV - 1]);
+                for v in BEHIND..NV {
+                    a = s.after(a, sums[i][v]);
+                }
             }
         }
         // One past the end at most, or within the panel that `a` started in.
@@ -626,7 +640,7 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
 /// bit.
 pub(crate) struct Direct<'a, T> {
     /// Rows of one length.
-    pub(crate) pairs: [(&'a [T], &'a [T]); TOGETHER],
+    pub(crate) pairs: &'a [(&'a [T], &'a [T]); TOGETHER],
 }
 
 impl<T: Element> Kernel for Direct<'_, T> {
@@ -640,7 +654,7 @@ impl<T: Element> Kernel for Direct<'_, T> {
         let (mut sums, mut done) = (s.zero(), 0);
         while done + 8 <= dim {
             let mut squares = [s.zero(); TOGETHER];
-            for (square, (a, b)) in squares.iter_mut().zip(&self.pairs) {
+            for (square, (a, b)) in squares.iter_mut().zip(self.pairs) {
                 // SAFETY: each row has 8 features from `done` on.
                 let difference = unsafe {
                     s.sub(widened(s, a.as_ptr().add(done)), widened(s, b.as_ptr().add(done)))
@@ -654,7 +668,7 @@ impl<T: Element> Kernel for Direct<'_, T> {
         }
         let mut out = [0.0; TOGETHER];
         s.store(sums, &mut out);
-        for (sum, (a, b)) in out.iter_mut().zip(&self.pairs) {
+        for (sum, (a, b)) in out.iter_mut().zip(self.pairs) {
             for (a, b) in a[done..].iter().zip(&b[done..]) {
                 let difference = a.widen() - b.widen();
                 *sum += difference * difference;

@@ -198,7 +198,7 @@ impl<'a, T: Element> Closest<'a, T> {
         *count = 0;
         let query = self.from + self.base + place;
         let pairs = std::array::from_fn(|i| (query, candidates[i % CANDIDATES].at as usize));
-        let measured = self.sides.measure(pairs);
+        let measured = self.sides.measure(&pairs);
         for ((_, row), dist2) in pairs.into_iter().zip(measured).take(CANDIDATES) {
             let near = Nearest { index: self.sides.index(row), dist2 };
             let best = &mut found.best[kind];
