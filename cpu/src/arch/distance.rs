@@ -21,8 +21,9 @@ pub(crate) const WIDEST: usize = 48;
 /// Numbers of the largest tile.
 const TILE: usize = 8 * WIDEST;
 
-/// Rows of a block at most: a multiple of every set's panel.
-pub(crate) const BLOCK: usize = 192;
+/// Rows of the blocks that keep their products in a cache of the second level: multiples of every
+/// set's panel, the largest first.
+pub(crate) const BLOCKS: [usize; 4] = [384, 192, 96, 48];
 
 /// Pairs that are measured side by side.
 pub(crate) const TOGETHER: usize = 8;
@@ -75,7 +76,7 @@ unsafe fn widened<S: Simd, T: Element>(s: S, from: *const T) -> S::V {
 }
 
 impl Instructions {
-    /// Rows of one panel; divides [`BLOCK`].
+    /// Rows of one panel; divides each of [`BLOCKS`].
     pub(crate) fn panel(self) -> usize {
         struct Width;
         impl Kernel for Width {
@@ -217,6 +218,8 @@ pub(crate) trait Sink {
 pub(crate) struct Block<'a, L> {
     pub(crate) rows: Packed<'a>,
     pub(crate) columns: Packed<'a>,
+    /// Rows and columns at most.
+    pub(crate) size: usize,
     /// Begins and ends at a panel, as does the other.
     pub(crate) from_rows: Range<usize>,
     pub(crate) from_columns: Range<usize>,
@@ -228,14 +231,19 @@ pub(crate) struct Block<'a, L> {
     pub(crate) own: Option<isize>,
     /// Whether limits are lowered by the whole block before anything is compared with them.
     pub(crate) seed: bool,
-    /// [`SCRATCH`] numbers.
+    /// As many numbers as [`scratch`] says.
     pub(crate) scratch: &'a mut [f32],
     pub(crate) sink: &'a mut L,
 }
 
-/// Numbers of scratch that a block of [`BLOCK`] rows takes: products, and for each kind the least
-/// of each column, and of each row in each lane.
-pub(crate) const SCRATCH: usize = BLOCK * BLOCK + 2 * BLOCK + 2 * BLOCK * 16;
+/// Lanes of the widest vectors.
+const LANES: usize = 16;
+
+/// Numbers of scratch that a block of `size` rows takes: products, and for each kind the least of
+/// each column, and of each row in each lane.
+pub(crate) const fn scratch(size: usize) -> usize {
+    size * size + 2 * size + 2 * size * LANES
+}
 
 impl<L: Sink> Kernel for Block<'_, L> {
     type Out = ();
@@ -263,24 +271,35 @@ impl<L: Sink> Block<'_, L> {
     #[inline(always)]
     fn tiles<S: Simd, const MR: usize, const NV: usize, const SYMMETRIC: bool>(self, s: S) {
         let width = NV * S::LANES;
-        let Self { rows, columns, from_rows, from_columns, base, own, seed, scratch, sink, .. } =
-            self;
+        let Self {
+            rows,
+            columns,
+            size,
+            from_rows,
+            from_columns,
+            base,
+            own,
+            seed,
+            scratch,
+            sink,
+            ..
+        } = self;
         let dim = rows.dim;
         for (set, from) in [(&rows, &from_rows), (&columns, &from_columns)] {
             let padded = set.low.len();
             let whole = |at: usize| at.is_multiple_of(width);
             assert!(padded.is_multiple_of(width) && width.is_multiple_of(MR));
             assert!(whole(from.start) && whole(from.end) && from.end <= padded);
-            assert!(from.len() <= BLOCK && set.dim == dim && dim > 0);
+            assert!(from.len() <= size && set.dim == dim && dim > 0);
             assert!(set.panels.len() >= padded * dim);
             assert!(set.error.len() >= padded && set.labels.len() >= padded);
         }
-        assert!(scratch.len() >= SCRATCH);
-        let (products, rest) = scratch.split_at_mut(BLOCK * BLOCK);
-        let (least_columns, least_rows) = rest.split_at_mut(2 * BLOCK);
+        assert!(scratch.len() >= self::scratch(size));
+        let (products, rest) = scratch.split_at_mut(size * size);
+        let (least_columns, least_rows) = rest.split_at_mut(2 * size);
         let mut tile = [0.0; TILE];
         sink.begin(&from_rows, &from_columns);
-        let mut scan = Scan::<S, L, MR, NV, SYMMETRIC> { s, rows, columns, base, sink };
+        let mut scan = Scan::<S, L, MR, NV, SYMMETRIC> { s, rows, columns, size, base, sink };
         if seed {
             least_columns.fill(f32::INFINITY);
             least_rows.fill(f32::INFINITY);
@@ -359,11 +378,11 @@ impl<L: Sink> Block<'_, L> {
         }
         for kind in 0..2 {
             for (j, column) in from_columns.clone().enumerate() {
-                scan.sink.lower(kind, column - base, least_columns[kind * BLOCK + j]);
+                scan.sink.lower(kind, column - base, least_columns[kind * size + j]);
             }
             if SYMMETRIC {
                 for (i, row) in from_rows.clone().enumerate() {
-                    let lanes = &least_rows[kind * BLOCK * 16 + i * S::LANES..][..S::LANES];
+                    let lanes = &least_rows[kind * size * LANES + i * S::LANES..][..S::LANES];
                     scan.sink.lower(
                         kind,
                         row - base,
@@ -510,6 +529,8 @@ struct Scan<'a, S, L, const MR: usize, const NV: usize, const SYMMETRIC: bool> {
     s: S,
     rows: Packed<'a>,
     columns: Packed<'a>,
+    /// Rows and columns of the block at most.
+    size: usize,
     /// The first of the limits.
     base: usize,
     sink: &'a mut L,
@@ -541,7 +562,7 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
     }
 
     /// Lowers, for each kind, the least that a distance can be at most: of each column, and of
-    /// each row in each lane. Kinds lie [`BLOCK`] columns or rows of lanes apart.
+    /// each row in each lane. Kinds lie a block's columns or rows apart.
     ///
     /// # Safety
     /// The rows and columns of the tile lie in the sets.
@@ -553,10 +574,10 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
         least_columns: &mut [f32],
         least_rows: &mut [f32],
     ) {
-        let (s, lanes) = (self.s, S::LANES);
+        let (s, lanes, size) = (self.s, S::LANES, self.size);
         let infinite = s.splat(f32::INFINITY);
-        assert!(least_columns.len() >= BLOCK + NV * lanes);
-        assert!(least_rows.len() >= BLOCK * 16 + MR * lanes);
+        assert!(least_columns.len() >= size + NV * lanes);
+        assert!(least_rows.len() >= size * LANES + MR * lanes);
         // SAFETY: the caller's promise, and what was checked above.
         unsafe {
             let labels = self.columns.labels.as_ptr().add(column);
@@ -565,20 +586,20 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
                 let label = s.splat(*self.rows.labels.as_ptr().add(row + i));
                 let error = s.splat(*self.rows.error.as_ptr().add(row + i));
                 let own = least_rows.as_mut_ptr().add(i * lanes);
-                let mut least = [s.load_ptr(own), s.load_ptr(own.add(BLOCK * 16))];
+                let mut least = [s.load_ptr(own), s.load_ptr(own.add(size * LANES))];
                 for v in 0..NV {
                     let error = s.add(error, s.load_ptr(errors.add(v * lanes)));
                     let most = s.add(bounds[i][v], error);
                     let same = s.equal(label, s.load_ptr(labels.add(v * lanes)));
                     let kinds = [s.select(same, most, infinite), s.select(same, infinite, most)];
                     for kind in 0..2 {
-                        let to = least_columns.as_mut_ptr().add(kind * BLOCK + v * lanes);
+                        let to = least_columns.as_mut_ptr().add(kind * size + v * lanes);
                         s.store_ptr(s.min(kinds[kind], s.load_ptr(to)), to);
                         least[kind] = s.min(kinds[kind], least[kind]);
                     }
                 }
                 s.store_ptr(least[0], own);
-                s.store_ptr(least[1], own.add(BLOCK * 16));
+                s.store_ptr(least[1], own.add(size * LANES));
             }
         }
     }

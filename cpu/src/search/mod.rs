@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 
 use crate::arch::Instructions;
-use crate::arch::distance::{BLOCK, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes};
+use crate::arch::distance::{BLOCKS, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes};
 pub(crate) use pairs::{batch, batch_numbers};
 
 /// Rows whose medians give the shift.
@@ -84,13 +84,11 @@ pub(crate) fn shift<T: Element>(rows: Rows<'_, T>, shift: &mut [f32]) {
     }
 }
 
-/// Rows of a block, for a set of some rows: small sets have to give work to several threads.
-fn block(rows: usize) -> usize {
-    match rows {
-        0..=256 => BLOCK / 4,
-        257..=512 => BLOCK / 2,
-        _ => BLOCK,
-    }
+/// Rows of a block, for a set of some rows: small sets have to give work to all threads.
+fn block(rows: usize, threads: usize) -> usize {
+    let enough = |size: &usize| threads == 1 || rows / size > 2 * threads;
+    let [.., least] = BLOCKS;
+    BLOCKS.into_iter().find(enough).unwrap_or(least)
 }
 
 /// Numbers of a cache line.
@@ -319,9 +317,10 @@ pub(crate) fn nearest<T: Element>(
     let indices = u32::try_from(bank.len()).ok().and_then(|rows| first.checked_add(rows));
     if itself && skip == Some(first) && indices.is_some() && pairs.len() >= bank.len() {
         let threads = rayon::current_num_threads();
-        let count = pairs::numbers(bank.len(), bank.dim, threads);
+        let size = block(bank.len(), threads);
+        let count = pairs::numbers(bank.len(), bank.dim, size, threads);
         let pairs = pairs.get_mut(..bank.len()).unwrap_or_default();
-        return with_memory(count, |memory| pairs::among(sides, pairs, memory));
+        return with_memory(count, |memory| pairs::among(sides, size, pairs, memory));
     }
     pairs::across(sides, skip, pairs);
 }
