@@ -21,6 +21,10 @@ pub(crate) const WIDEST: usize = 48;
 /// Numbers of the largest tile.
 const TILE: usize = 8 * WIDEST;
 
+/// A tile, from the start of a cache line on.
+#[repr(align(64))]
+struct Tile([f32; TILE]);
+
 /// Rows of the blocks that keep their products in a cache of the second level: multiples of every
 /// set's panel, the largest first.
 pub(crate) const BLOCKS: [usize; 4] = [384, 192, 96, 48];
@@ -288,7 +292,7 @@ impl<L: Sink> Block<'_, L> {
         for (set, from) in [(&rows, &from_rows), (&columns, &from_columns)] {
             let padded = set.low.len();
             let whole = |at: usize| at.is_multiple_of(width);
-            assert!(padded.is_multiple_of(width) && width.is_multiple_of(MR));
+            assert!(padded.is_multiple_of(width) && width.is_multiple_of(MR) && MR * width <= TILE);
             assert!(whole(from.start) && whole(from.end) && from.end <= padded);
             assert!(from.len() <= size && set.dim == dim && dim > 0);
             assert!(set.panels.len() >= padded * dim);
@@ -297,7 +301,7 @@ impl<L: Sink> Block<'_, L> {
         assert!(scratch.len() >= self::scratch(size));
         let (products, rest) = scratch.split_at_mut(size * size);
         let (least_columns, least_rows) = rest.split_at_mut(2 * size);
-        let mut tile = [0.0; TILE];
+        let mut tile = Tile([0.0; TILE]);
         sink.begin(&from_rows, &from_columns);
         let mut scan = Scan::<S, L, MR, NV, SYMMETRIC> { s, rows, columns, size, base, sink };
         if seed {
@@ -323,52 +327,54 @@ impl<L: Sink> Block<'_, L> {
                         let a = a.add(row - panel);
                         let b = columns.panels.as_ptr();
                         let b = b.add(at * columns.low.len() + column * depth);
-                        // Vectors of columns that no row of the tile comes before.
-                        let behind = (row + 1).saturating_sub(column) / S::LANES;
-                        let mut sums = match if SYMMETRIC { behind } else { 0 } {
-                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth),
-                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth),
-                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth),
-                        };
                         let kept = products.as_mut_ptr().add(place);
                         place += MR * width;
-                        if !first {
-                            add::<S, MR, NV>(s, kept, &mut sums);
+                        let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
+                        let from = if first { None } else { Some(kept.cast_const()) };
+                        // Vectors of columns that no row of the tile comes before.
+                        let behind = (row + 1).saturating_sub(column) / S::LANES;
+                        match if SYMMETRIC { behind } else { 0 } {
+                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, from, to),
+                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, from, to),
+                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, from, to),
                         }
-                        if last {
-                            scan.bounds(row, column, &mut sums);
-                            let crosses = if SYMMETRIC {
-                                row + MR > column
-                            } else {
-                                own.is_some_and(|own| {
-                                    let end = column as isize + own + width as isize;
-                                    (row as isize) < end
-                                        && column as isize + own < (row + MR) as isize
-                                })
-                            };
-                            if crosses {
-                                leave_out::<S, MR, NV>(s, &mut sums, &mut tile, |i, j| {
-                                    if SYMMETRIC {
-                                        column + j <= row + i
-                                    } else {
-                                        own == Some((row + i) as isize - (column + j) as isize)
-                                    }
-                                });
+                        if !last {
+                            continue;
+                        }
+                        let crosses = if SYMMETRIC {
+                            row + MR > column
+                        } else {
+                            own.is_some_and(|own| {
+                                let from = column as isize + own;
+                                (row as isize) < from + width as isize && from < (row + MR) as isize
+                            })
+                        };
+                        if seed || crosses {
+                            scan.bounds(row, column, to);
+                        }
+                        if crosses {
+                            let tile = core::slice::from_raw_parts_mut(to, MR * width);
+                            for (place, bound) in tile.iter_mut().enumerate() {
+                                let (row, column) = (row + place / width, column + place % width);
+                                let out = if SYMMETRIC {
+                                    column <= row
+                                } else {
+                                    own == Some(row as isize - column as isize)
+                                };
+                                // Infinity is below no limit.
+                                *bound = if out { f32::INFINITY } else { *bound };
                             }
-                            if !seed {
-                                scan.compare(row, column, sums, &mut tile);
-                                continue;
-                            }
+                        }
+                        if seed {
                             let j = column - from_columns.start;
                             let i = (row - from_rows.start) * S::LANES;
-                            scan.least(
-                                (row, column),
-                                &sums,
-                                &mut least_columns[j..],
-                                &mut least_rows[i..],
-                            );
+                            let least = (&mut least_columns[j..], &mut least_rows[i..]);
+                            scan.least((row, column), to, least);
+                        } else if crosses {
+                            scan.compare::<true>(row, column, to);
+                        } else {
+                            scan.compare::<false>(row, column, to);
                         }
-                        store::<S, MR, NV>(s, &sums, kept);
                     }
                 }
             }
@@ -397,30 +403,33 @@ impl<L: Sink> Block<'_, L> {
                 if below(row, column) {
                     break;
                 }
-                let kept = products[place..place + MR * width].as_ptr();
+                let kept = products[place..place + MR * width].as_mut_ptr();
                 place += MR * width;
                 // SAFETY: the slice above has a tile.
                 unsafe {
-                    let sums = load::<S, MR, NV>(s, kept);
-                    scan.compare(row, column, sums, &mut tile);
+                    scan.compare::<true>(row, column, kept);
                 }
             }
         }
     }
 }
 
-/// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features.
+/// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features:
+/// writes a tile, on top of what is `kept` of the features before.
 ///
 /// # Safety
 /// `b` is valid for reads of `depth` panel widths, and so is what lies from `a` on but for the
-/// last panel width, of which MR numbers are.
+/// last panel width, of which MR numbers are; `kept` is valid for reads of a tile, and `to` for
+/// writes. They may be the same tile.
 #[inline(always)]
 unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usize>(
     s: S,
     mut a: *const f32,
     mut b: *const f32,
     depth: usize,
-) -> [[S::V; NV]; MR] {
+    kept: Option<*const f32>,
+    to: *mut f32,
+) {
     let width = NV * S::LANES;
     let mut sums = [[s.zero(); NV]; MR];
     for _ in 0..depth {
@@ -444,84 +453,19 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usiz
         a = a.wrapping_add(width);
         b = b.wrapping_add(width);
     }
-    sums
-}
-
-/// # Safety
-/// `from` is valid for reads of a tile.
-#[inline(always)]
-unsafe fn add<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    from: *const f32,
-    sums: &mut [[S::V; NV]; MR],
-) {
     for i in 0..MR {
         for v in 0..NV {
-            // SAFETY: the caller's promise.
-            let kept = unsafe { s.load_ptr(from.add((i * NV + v) * S::LANES)) };
-            sums[i][v] = s.add(kept, sums[i][v]);
-        }
-    }
-}
-
-/// # Safety
-/// `from` is valid for reads of a tile.
-#[inline(always)]
-unsafe fn load<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    from: *const f32,
-) -> [[S::V; NV]; MR] {
-    let mut sums = [[s.zero(); NV]; MR];
-    for i in 0..MR {
-        for v in 0..NV {
-            // SAFETY: the caller's promise.
-            sums[i][v] = unsafe { s.load_ptr(from.add((i * NV + v) * S::LANES)) };
-        }
-    }
-    sums
-}
-
-/// # Safety
-/// `to` is valid for writes of a tile.
-#[inline(always)]
-unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    sums: &[[S::V; NV]; MR],
-    to: *mut f32,
-) {
-    for i in 0..MR {
-        for v in 0..NV {
+            let at = (i * NV + v) * S::LANES;
             // SAFETY: the caller's promise.
             unsafe {
-                s.store_ptr(sums[i][v], to.add((i * NV + v) * S::LANES));
+                let sum = match kept {
+                    Some(kept) => s.add(s.load_ptr(kept.add(at)), sums[i][v]),
+                    None => sums[i][v],
+                };
+                s.store_ptr(sum, to.add(at));
             }
         }
     }
-}
-
-/// Sets the bounds of some pairs of a tile to infinity, which is below no limit.
-#[inline(always)]
-fn leave_out<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    sums: &mut [[S::V; NV]; MR],
-    tile: &mut [f32; TILE],
-    out: impl Fn(usize, usize) -> bool,
-) {
-    let width = NV * S::LANES;
-    assert!(MR * width <= TILE);
-    // SAFETY: `tile` has as many numbers.
-    unsafe {
-        store::<S, MR, NV>(s, sums, tile.as_mut_ptr());
-    }
-    for i in 0..MR {
-        for j in 0..width {
-            if out(i, j) {
-                tile[i * width + j] = f32::INFINITY;
-            }
-        }
-    }
-    // SAFETY: as above.
-    *sums = unsafe { load::<S, MR, NV>(s, tile.as_ptr()) };
 }
 
 /// What a tile is compared with. Rows and columns that it is called with lie in the sets.
@@ -539,23 +483,22 @@ struct Scan<'a, S, L, const MR: usize, const NV: usize, const SYMMETRIC: bool> {
 impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
     Scan<'_, S, L, MR, NV, SYMMETRIC>
 {
-    /// Turns products into lower bounds of distances.
+    /// Turns a tile of products into lower bounds of distances.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads and writes.
     #[inline(always)]
-    unsafe fn bounds(&self, row: usize, column: usize, sums: &mut [[S::V; NV]; MR]) {
-        let s = self.s;
+    unsafe fn bounds(&self, row: usize, column: usize, tile: *mut f32) {
+        let (s, lanes) = (self.s, S::LANES);
         // SAFETY: the caller's promise.
         unsafe {
-            let two = s.splat(2.0);
-            let (rows, columns) =
-                (self.rows.low.as_ptr().add(row), self.columns.low.as_ptr().add(column));
+            let columns = self.columns.low.as_ptr().add(column);
             for i in 0..MR {
-                let low = s.splat(*rows.add(i));
+                let low = s.splat(*self.rows.low.as_ptr().add(row + i));
                 for v in 0..NV {
-                    let low = s.add(low, s.load_ptr(columns.add(v * S::LANES)));
-                    sums[i][v] = s.fnma(two, sums[i][v], low);
+                    let at = tile.add((i * NV + v) * lanes);
+                    let low = s.add(low, s.load_ptr(columns.add(v * lanes)));
+                    s.store_ptr(s.fnma(s.splat(2.0), s.load_ptr(at), low), at);
                 }
             }
         }
@@ -565,14 +508,13 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
     /// each row in each lane. Kinds lie a block's columns or rows apart.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads.
     #[inline(always)]
     unsafe fn least(
         &self,
         (row, column): (usize, usize),
-        bounds: &[[S::V; NV]; MR],
-        least_columns: &mut [f32],
-        least_rows: &mut [f32],
+        bounds: *const f32,
+        (least_columns, least_rows): (&mut [f32], &mut [f32]),
     ) {
         let (s, lanes, size) = (self.s, S::LANES, self.size);
         let infinite = s.splat(f32::INFINITY);
@@ -589,7 +531,8 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
                 let mut least = [s.load_ptr(own), s.load_ptr(own.add(size * LANES))];
                 for v in 0..NV {
                     let error = s.add(error, s.load_ptr(errors.add(v * lanes)));
-                    let most = s.add(bounds[i][v], error);
+                    let bound = s.load_ptr(bounds.add((i * NV + v) * lanes));
+                    let most = s.add(bound, error);
                     let same = s.equal(label, s.load_ptr(labels.add(v * lanes)));
                     let kinds = [s.select(same, most, infinite), s.select(same, infinite, most)];
                     for kind in 0..2 {
@@ -604,18 +547,13 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
         }
     }
 
-    /// Hands a tile to the sink if a lower bound in it is below its limit.
+    /// Hands a tile to the sink if a lower bound in it is below its limit. Unless the bounds are
+    /// READY it has products, which become bounds.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads and writes.
     #[inline(always)]
-    unsafe fn compare(
-        &mut self,
-        row: usize,
-        column: usize,
-        bounds: [[S::V; NV]; MR],
-        tile: &mut [f32; TILE],
-    ) {
+    unsafe fn compare<const READY: bool>(&mut self, row: usize, column: usize, tile: *mut f32) {
         let (s, lanes) = (self.s, S::LANES);
         let [same, other] = self.sink.limits();
         assert!(same.len() >= column - self.base + NV * lanes);
@@ -632,9 +570,18 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
             let at = column - self.base;
             // Rows have limits of their own in symmetric blocks alone.
             let own = if SYMMETRIC { row - self.base } else { 0 };
+            let lows = self.columns.low.as_ptr().add(column);
             for i in 0..MR {
                 let label = s.splat(*self.rows.labels.as_ptr().add(row + i));
+                let low = s.splat(*self.rows.low.as_ptr().add(row + i));
                 for v in 0..NV {
+                    let place = tile.add((i * NV + v) * lanes);
+                    let mut bound = s.load_ptr(place);
+                    if !READY {
+                        let low = s.add(low, s.load_ptr(lows.add(v * lanes)));
+                        bound = s.fnma(s.splat(2.0), bound, low);
+                        s.store_ptr(bound, place);
+                    }
                     let mut limits = [
                         s.load_ptr(same.add(at + v * lanes)),
                         s.load_ptr(other.add(at + v * lanes)),
@@ -645,13 +592,13 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
                     }
                     let equal = s.equal(label, s.load_ptr(labels.add(v * lanes)));
                     let limit = s.select(equal, limits[0], limits[1]);
-                    hits[i] |= u64::from(s.bits(s.less(bounds[i][v], limit))) << (v * lanes);
+                    hits[i] |= u64::from(s.bits(s.less(bound, limit))) << (v * lanes);
                 }
                 any |= hits[i];
             }
             if any != 0 {
-                store::<S, MR, NV>(s, &bounds, tile.as_mut_ptr());
-                self.sink.hits(row, column, &hits, &tile[..MR * NV * lanes]);
+                let tile = core::slice::from_raw_parts(tile, MR * NV * lanes);
+                self.sink.hits(row, column, &hits, tile);
             }
         }
     }
