@@ -12,12 +12,12 @@
 //! # A first look
 //! Train, on the host:
 //! ```
-//! use sepal::models::{data, features::Features, fit::Fit, lenet::LENET, recipe};
+//! use sepal::models::{cache::Budget, data, features::Features, fit::Fit, lenet::LENET, recipe};
 //!
 //! let mut images = data::bundled().train.head(512)?;
 //! let mut test = data::bundled().test.head(128)?;
-//! let mut fit = Fit::new(LENET, 0, 1 << 30)?;
-//! fit.run(&sepal::cpu::OnCpu::default(), &recipe::forward_si(2, 4), &mut images, true, &mut ())?;
+//! let mut fit = Fit::new(LENET, 0)?;
+//! fit.run(&sepal::cpu::OnCpu::default(), &recipe::forward_si(2, 4), &mut images, &Budget::default(), &mut ())?;
 //! let logits = Features::new(&sepal::cpu::OnCpu::default(), &fit.model(), &mut test, LENET.layers.len())?;
 //! assert!(logits.accuracy() > 0.5);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

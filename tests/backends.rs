@@ -4,6 +4,7 @@
 use sepal::backend::Device;
 use sepal::cpu::OnCpu;
 use sepal::format::Meta;
+use sepal::models::cache::Budget;
 use sepal::models::data::{self, Dataset};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -23,8 +24,9 @@ fn logits(device: &impl Device, model: &Model<'_>, test: &Dataset) -> Features {
 fn backends_agree_and_a_file_changes_no_bit() {
     let train = data::bundled().train.head(512).unwrap();
     let test = data::bundled().test.head(200).unwrap();
-    let mut fit = Fit::new(LENET, 3, 1 << 30).unwrap();
-    fit.run(&OnCpu::new(), &recipe::forward_si(1, 6), &mut &train, true, &mut ()).unwrap();
+    let mut fit = Fit::new(LENET, 3).unwrap();
+    fit.run(&OnCpu::new(), &recipe::forward_si(1, 6), &mut &train, &Budget::default(), &mut ())
+        .unwrap();
 
     let on_reference = logits(&OnReference, &fit.model(), &test);
     let on_cpu = logits(&OnCpu::new(), &fit.model(), &test);

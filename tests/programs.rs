@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use image::{GrayImage, RgbImage};
 use sepal::infer::Inference;
+use sepal::models::cache::Budget;
 use sepal::models::data::{self, Dataset, Samples};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -440,9 +441,10 @@ fn inspect_shows_a_model() {
 fn inspect_shows_how_far_a_run_is() {
     let folder = Folder::new("checkpoint");
     let mut images = data::bundled().train.head(256).unwrap();
-    let mut fit = Fit::new(LENET, 0, 1 << 30).unwrap();
+    let mut fit = Fit::new(LENET, 0).unwrap();
     let strategy = recipe::forward_si(1, 1);
-    fit.run(&OnReference, &strategy, &mut images, true, &mut Stopping(0)).unwrap_err();
+    fit.run(&OnReference, &strategy, &mut images, &Budget::default(), &mut Stopping(0))
+        .unwrap_err();
     let path = folder.path("run.checkpoint");
     file::save_checkpoint(Path::new(&path), LENET, &fit.snapshot(), 0xbeef, "by hand").unwrap();
 
