@@ -4,7 +4,7 @@
 use sepal::backend::Device;
 use sepal::cpu::OnCpu;
 use sepal::format::Meta;
-use sepal::models::cache::Budget;
+use sepal::models::cache::{Budget, Spill};
 use sepal::models::data::{self, Dataset};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -43,4 +43,22 @@ fn backends_agree_and_a_file_changes_no_bit() {
     let loaded = Loaded::open(&path).unwrap();
     assert_eq!(logits(&OnReference, &loaded.model(), &test).data(), on_reference.data());
     assert_eq!(logits(&OnCpu::new(), &loaded.model(), &test).data(), on_cpu.data());
+}
+
+/// Kept in memory, in a file or computed for every batch: f32 is the same.
+#[test]
+fn where_features_are_kept_changes_no_bit() {
+    let train = data::bundled().train.head(200).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let none = Budget { memory: 0, narrow: false, ..Budget::default() };
+    let spill = Some(Spill { folder: folder.path().to_owned(), limit: u64::MAX });
+    let weights = |budget: &Budget| {
+        let mut fit = Fit::new(LENET, 3).unwrap();
+        let strategy = recipe::forward_si(1, 1);
+        fit.run(&OnCpu::new(), &strategy, &mut &train, budget, &mut ()).unwrap();
+        fit.snapshot().weights
+    };
+    let kept = weights(&Budget { memory: u64::MAX, ..none.clone() });
+    assert_eq!(weights(&none), kept);
+    assert_eq!(weights(&Budget { spill, ..none }), kept);
 }
