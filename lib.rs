@@ -39,7 +39,7 @@
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
-//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, 1.3 MB of images |
+//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
 //! | `f16` | weights stored in half precision | half |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!

@@ -99,13 +99,14 @@ mod tests {
 
     #[test]
     fn each_block_begins_with_a_convolution_and_ends_with_its_relu_or_pool() {
-        for block in 0..13 {
+        for (block, (channels, pool)) in VGG16_CONVS.into_iter().enumerate() {
             let (first, last) = VGG16.block(block).unwrap();
-            let pools = matches!(VGG16.layers[last - 1], Layer::MaxPool(_));
-            assert!(matches!(VGG16.layers[first], Layer::Conv2d(_)), "{block}");
+            let conv = Conv2d { pad: (1, 1), bias: false, ..Conv2d::new(channels, 3) };
+            assert_eq!(VGG16.layers[first], Layer::Conv2d(conv), "{block}");
             assert!(matches!(VGG16.layers[first + 1], Layer::BatchNorm(_)), "{block}");
             assert_eq!(VGG16.layers[first + 2], RELU, "{block}");
-            assert_eq!((last - first, pools), (3 + usize::from(pools), VGG16_CONVS[block].1));
+            assert_eq!(matches!(VGG16.layers[last - 1], Layer::MaxPool(_)), pool, "{block}");
+            assert_eq!(last - first, 3 + usize::from(pool), "{block}");
         }
         assert_eq!(VGG16.block(13), Some((44, 47)));
         assert_eq!(VGG16.features_end(), 44);
