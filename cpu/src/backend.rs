@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
+    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
@@ -19,7 +19,8 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
-use crate::{blocks, fused, layers, objective, search};
+use crate::fused::Group;
+use crate::{blocks, folded, fused, layers, objective, search};
 
 /// Parameters that one task updates.
 const PIECE: usize = 1 << 13;
@@ -81,13 +82,18 @@ impl<'a> Cpu<'a> {
         Self { instructions, ..self }
     }
 
+    /// Runs `work` on a thread of this backend, where it and what it runs in parallel hand over
+    /// no more than they must. From such a thread it is a plain call.
+    fn within<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| work(self)),
+            None => rayon::scope(|_| work(self)),
+        }
+    }
+
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool, .. } = self;
-        match pool {
-            Some(pool) => pool.install(|| work(reference)),
-            None => work(reference),
-        }
+        self.within(|cpu| work(&mut cpu.reference))
     }
 }
 
@@ -269,20 +275,29 @@ impl Backend for Cpu<'_> {
         self.run(|reference| layers::backward(with, reference.arena(), call))
     }
 
+    fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
+        let with = self.instructions;
+        let each = |cpu: &mut Self, call: &Call<'_>| cpu.forward(call);
+        let together = |cpu: &mut Self, run: &folded::Run<'_>| run.run(with, cpu.reference.arena());
+        self.within(|cpu| folded::eval_block(cpu, block, each, together))
+    }
+
     fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
         let with = self.instructions;
-        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.forward(call),
-            None => cpu.run(|reference| group.forward(with, reference.arena())),
-        })
+            None => group.forward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::forward_block(cpu, block, upto, each))
     }
 
     fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
         let with = self.instructions;
-        fused::backward_block(self, block, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.backward(call),
-            None => cpu.run(|reference| group.backward(with, reference.arena())),
-        })
+            None => group.backward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::backward_block(cpu, block, each))
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {

@@ -30,6 +30,7 @@ mod backend;
 mod blocks;
 mod conv;
 mod dense;
+mod folded;
 mod fused;
 mod gemm;
 mod layers;
