@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
+    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
@@ -19,10 +19,8 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
-use crate::{blocks, fused, layers, objective, search};
-
-/// Parameters that one task updates.
-const PIECE: usize = 1 << 13;
+use crate::fused::Group;
+use crate::{blocks, folded, fused, layers, objective, optim, search};
 
 /// At least `bytes` of memory for an arena, all zero.
 pub fn words(bytes: usize) -> Vec<Word> {
@@ -81,13 +79,18 @@ impl<'a> Cpu<'a> {
         Self { instructions, ..self }
     }
 
+    /// Runs `work` on a thread of this backend, where it and what it runs in parallel hand over
+    /// no more than they must. From such a thread it is a plain call.
+    fn within<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| work(self)),
+            None => rayon::scope(|_| work(self)),
+        }
+    }
+
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool, .. } = self;
-        match pool {
-            Some(pool) => pool.install(|| work(reference)),
-            None => work(reference),
-        }
+        self.within(|cpu| work(&mut cpu.reference))
     }
 }
 
@@ -269,20 +272,29 @@ impl Backend for Cpu<'_> {
         self.run(|reference| layers::backward(with, reference.arena(), call))
     }
 
+    fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
+        let with = self.instructions;
+        let each = |cpu: &mut Self, call: &Call<'_>| cpu.forward(call);
+        let together = |cpu: &mut Self, run: &folded::Run<'_>| run.run(with, cpu.reference.arena());
+        self.within(|cpu| folded::eval_block(cpu, block, each, together))
+    }
+
     fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
         let with = self.instructions;
-        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.forward(call),
-            None => cpu.run(|reference| group.forward(with, reference.arena())),
-        })
+            None => group.forward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::forward_block(cpu, block, upto, each))
     }
 
     fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
         let with = self.instructions;
-        fused::backward_block(self, block, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.backward(call),
-            None => cpu.run(|reference| group.backward(with, reference.arena())),
-        })
+            None => group.backward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::backward_block(cpu, block, each))
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
@@ -334,25 +346,12 @@ impl Backend for Cpu<'_> {
         params: plan::Params,
     ) -> Result<(), Error> {
         let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let with = self.instructions;
         self.run(|reference| {
             let [p, g, first, second] = reference.arena().lease(slots)?;
             let (p, g) = (p.get::<f32>()?, &*g.get::<f32>()?);
             let (first, second) = (first.get::<f32>()?, second.get::<f32>()?);
-            let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
-            match (first.is_empty(), second.is_empty()) {
-                (true, _) => pieces.for_each(|(p, g)| {
-                    rule.update(rate, update, p, g, &mut [], &mut []);
-                }),
-                (_, true) => pieces.zip(first.par_chunks_mut(PIECE)).for_each(|((p, g), first)| {
-                    rule.update(rate, update, p, g, first, &mut []);
-                }),
-                _ => {
-                    let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-                    pieces.zip(state).for_each(|((p, g), (first, second))| {
-                        rule.update(rate, update, p, g, first, second);
-                    });
-                }
-            }
+            optim::update(with, *rule, (rate, update), p, g, first, second);
             Ok(())
         })
     }

@@ -2,7 +2,7 @@
 //! parallel, or the reference's on the whole.
 
 use rayon::prelude::*;
-use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot};
+use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot, Word};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
@@ -19,7 +19,7 @@ use crate::blocks::{
 use crate::conv::{Clamp, Conv, Epilogue};
 use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
-use crate::{dense, norm, pool};
+use crate::{dense, folded, norm, pool};
 
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
@@ -28,15 +28,18 @@ use crate::{dense, norm, pool};
 /// input. The others read either layout and give the reference's.
 pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
     let layer = chain.get(at)?;
+    if pass != Pass::Train
+        && let Some(needs) = folded::needs(chain, at, x, pass)
+    {
+        return needs;
+    }
     let needs = layer.needs(x.shape, pass)?;
     let needs = match layer {
         Layer::Conv2d(_) => Needs { layout: Layout::Nchw8c, ..needs },
         _ if is_blocked(x) => blocked_needs(layer, x, pass, needs)?,
         _ => needs,
     };
-    let forward_scratch = needs
-        .forward_scratch
-        .checked_next_multiple_of(size_of::<sepal_core::arena::Word>())?
+    let forward_scratch = stored_room(needs.forward_scratch)?
         .saturating_add(forward_scratch(layer, x).saturating_mul(size_of::<f32>()));
     let backward_scratch = match pass {
         Pass::Train => {
@@ -48,6 +51,11 @@ pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option
         _ => 0,
     };
     Some(Needs { forward_scratch, backward_scratch, ..needs })
+}
+
+/// Bytes that stored weights are widened into, in whole words.
+pub(crate) const fn stored_room(bytes: usize) -> Option<usize> {
+    bytes.checked_next_multiple_of(Word::BYTES)
 }
 
 /// The needs of a layer whose input lies in blocks of eight channels.

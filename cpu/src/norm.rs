@@ -59,7 +59,7 @@ pub(crate) fn backward_scratch(x: Slot) -> usize {
     }
 }
 
-fn inverse(layer: BatchNorm, variance: f32) -> f32 {
+pub(crate) fn inverse(layer: BatchNorm, variance: f32) -> f32 {
     1.0 / (variance + layer.eps).sqrt()
 }
 
