@@ -19,6 +19,7 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
+use crate::conv::Precision;
 use crate::fused::Group;
 use crate::{blocks, folded, fused, layers, objective, optim, search};
 
@@ -59,13 +60,15 @@ pub struct Cpu<'a> {
     reference: Reference<'a>,
     pool: Option<Arc<ThreadPool>>,
     instructions: Instructions,
+    precision: Precision,
 }
 
 impl<'a> Cpu<'a> {
     /// A backend whose memory is `words`, on rayon's shared threads, with the best instructions
     /// of this machine.
     pub fn new(words: &'a mut [Word]) -> Self {
-        Self { reference: Reference::new(words), pool: None, instructions: Instructions::best() }
+        let (instructions, precision) = (Instructions::best(), Precision::default());
+        Self { reference: Reference::new(words), pool: None, instructions, precision }
     }
 
     /// The same backend with other instructions.
@@ -77,6 +80,17 @@ impl<'a> Cpu<'a> {
     #[must_use]
     pub fn with_instructions(self, instructions: Instructions) -> Self {
         Self { instructions, ..self }
+    }
+
+    /// The same backend with other convolutions.
+    ///
+    /// ```
+    /// use sepal_cpu::{Cpu, Precision};
+    /// let cpu = Cpu::new(&mut []).with_precision(Precision::Exact);
+    /// ```
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Runs `work` on a thread of this backend, where it and what it runs in parallel hand over
@@ -106,6 +120,7 @@ impl<'a> Cpu<'a> {
 pub struct OnCpu {
     pool: Option<Arc<ThreadPool>>,
     instructions: Instructions,
+    precision: Precision,
 }
 
 impl Default for OnCpu {
@@ -117,7 +132,8 @@ impl Default for OnCpu {
 impl OnCpu {
     /// On rayon's shared threads, one for each core, with the best instructions of this machine.
     pub fn new() -> Self {
-        Self { pool: None, instructions: Instructions::best() }
+        let (instructions, precision) = (Instructions::best(), Precision::default());
+        Self { pool: None, instructions, precision }
     }
 
     /// The same device with other instructions for the backends that it opens.
@@ -129,6 +145,17 @@ impl OnCpu {
     #[must_use]
     pub fn with_instructions(self, instructions: Instructions) -> Self {
         Self { instructions, ..self }
+    }
+
+    /// The same device with other convolutions for the backends that it opens.
+    ///
+    /// ```
+    /// use sepal_cpu::{OnCpu, Precision};
+    /// let device = OnCpu::new().with_precision(Precision::Exact);
+    /// ```
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
@@ -147,7 +174,8 @@ impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
     fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
-        Cpu { pool: self.pool.clone(), ..Cpu::new(memory).with_instructions(self.instructions) }
+        let Self { pool, instructions, precision } = self.clone();
+        Cpu { reference: Reference::new(memory), pool, instructions, precision }
     }
 
     fn chunk(&self) -> u32 {
@@ -161,7 +189,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain, at, x, pass)
+        layers::needs(self.precision, chain, at, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -263,19 +291,20 @@ impl Backend for Cpu<'_> {
     }
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        let with = self.instructions;
-        self.run(|reference| layers::forward(with, reference.arena(), call))
+        let (with, precision) = (self.instructions, self.precision);
+        self.run(|reference| layers::forward(with, precision, reference.arena(), call))
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        let with = self.instructions;
-        self.run(|reference| layers::backward(with, reference.arena(), call))
+        let (with, precision) = (self.instructions, self.precision);
+        self.run(|reference| layers::backward(with, precision, reference.arena(), call))
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
-        let with = self.instructions;
+        let (with, precision) = (self.instructions, self.precision);
         let each = |cpu: &mut Self, call: &Call<'_>| cpu.forward(call);
-        let together = |cpu: &mut Self, run: &folded::Run<'_>| run.run(with, cpu.reference.arena());
+        let together =
+            |cpu: &mut Self, run: &folded::Run<'_>| run.run(with, precision, cpu.reference.arena());
         self.within(|cpu| folded::eval_block(cpu, block, each, together))
     }
 

@@ -18,7 +18,7 @@ use sepal_core::plan::{Chain, PlanError};
 use sepal_core::reference::stored;
 
 use crate::arch::Instructions;
-use crate::conv::{Clamp, Conv, Epilogue, Pool};
+use crate::conv::{Clamp, Conv, Epilogue, Pool, Precision};
 use crate::layers::{numbers, stored_room};
 use crate::norm::inverse;
 
@@ -69,8 +69,8 @@ impl Folded {
     }
 
     /// Numbers of scratch of its own: factors and summands, and the convolution's.
-    fn scratch(&self, x: Slot) -> Option<usize> {
-        let conv = Conv::new(self.conv, x.shape, x.layout)?;
+    fn scratch(&self, precision: Precision, x: Slot) -> Option<usize> {
+        let conv = Conv::new(self.conv, x.shape, x.layout, precision)?;
         let filters = if self.norm.is_some() { self.conv.filters as usize } else { 0 };
         Some(conv.forward_scratch(self.pool).saturating_add(filters.saturating_mul(2)))
     }
@@ -78,9 +78,15 @@ impl Folded {
 
 /// What layer `at` asks for in a plan for evaluation, where it is a convolution that others run
 /// within, or one of these. `None` where it runs alone.
-pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Option<Needs>> {
+pub(crate) fn needs(
+    precision: Precision,
+    chain: &Chain<'_>,
+    at: usize,
+    x: Slot,
+    pass: Pass,
+) -> Option<Option<Needs>> {
     if let Some(folded) = Folded::new(chain, at).filter(|folded| folded.len() > 1) {
-        return Some(conv_needs(chain, at, folded, x, pass));
+        return Some(conv_needs(precision, chain, at, folded, x, pass));
     }
     let before = at.saturating_sub(3)..at;
     let is_within =
@@ -94,7 +100,14 @@ pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option
 
 /// The needs of a convolution with others within it: none where one of them cannot take what the
 /// one before it gives.
-fn conv_needs(chain: &Chain<'_>, at: usize, folded: Folded, x: Slot, pass: Pass) -> Option<Needs> {
+fn conv_needs(
+    precision: Precision,
+    chain: &Chain<'_>,
+    at: usize,
+    folded: Folded,
+    x: Slot,
+    pass: Pass,
+) -> Option<Needs> {
     let (mut shape, mut widened) = (x.shape, 0usize);
     let mut needs = chain.get(at)?.needs(x.shape, pass)?;
     for i in 0..folded.len() {
@@ -102,7 +115,7 @@ fn conv_needs(chain: &Chain<'_>, at: usize, folded: Folded, x: Slot, pass: Pass)
         (shape, needs.out) = (one.out, one.out);
         widened = widened.checked_add(stored_room(one.forward_scratch)?)?;
     }
-    let own = folded.scratch(x)?.saturating_mul(size_of::<f32>());
+    let own = folded.scratch(precision, x)?.saturating_mul(size_of::<f32>());
     Some(Needs { layout: Layout::Nchw8c, forward_scratch: widened.saturating_add(own), ..needs })
 }
 
@@ -167,9 +180,14 @@ pub(crate) struct Run<'a> {
 
 impl Run<'_> {
     /// Runs it.
-    pub(crate) fn run(&self, with: Instructions, arena: &mut Arena<'_>) -> Result<(), Error> {
+    pub(crate) fn run(
+        &self,
+        with: Instructions,
+        precision: Precision,
+        arena: &mut Arena<'_>,
+    ) -> Result<(), Error> {
         let place = self.conv.place;
-        let own = self.folded.scratch(place.x).unwrap_or(0);
+        let own = self.folded.scratch(precision, place.x).unwrap_or(0);
         let scratch = numbers(place.scratch);
         match (self.conv.param, self.norm) {
             (Param::Ram(p), norm) => {
@@ -184,7 +202,7 @@ impl Run<'_> {
                     arena.lease(slots)?;
                 let norm = [&*gamma.get()?, &*beta.get()?, &*mean.get()?, &*variance.get()?];
                 let conv = [&*weight.get()?, &*bias.get()?];
-                self.compute(with, x.get()?, conv, norm, y.get()?, scratch.get()?);
+                self.compute((with, precision), x.get()?, conv, norm, y.get()?, scratch.get()?);
             }
             (Param::Model { layer, tensors }, norm) => {
                 let [x, y, scratch] = arena.lease([place.x, place.y, scratch])?;
@@ -214,7 +232,7 @@ impl Run<'_> {
                     }
                     _ => [&[][..]; 4],
                 };
-                self.compute(with, x.get()?, [weight, bias], norm, y.get()?, own);
+                self.compute((with, precision), x.get()?, [weight, bias], norm, y.get()?, own);
             }
         }
         Ok(())
@@ -222,7 +240,7 @@ impl Run<'_> {
 
     fn compute(
         &self,
-        with: Instructions,
+        (with, precision): (Instructions, Precision),
         x: &[f32],
         [weight, bias]: [&[f32]; 2],
         [gamma, beta, mean, variance]: [&[f32]; 4],
@@ -230,7 +248,7 @@ impl Run<'_> {
         scratch: &mut [f32],
     ) {
         let (Folded { conv, norm, clamp, pool }, place) = (self.folded, self.conv.place);
-        let Some(conv) = Conv::new(conv, place.x.shape, place.x.layout) else { return };
+        let Some(conv) = Conv::new(conv, place.x.shape, place.x.layout, precision) else { return };
         let clamp = clamp.unwrap_or(Clamp::NONE);
         let Some(norm) = norm else {
             let epilogue = Epilogue { scale: &[], shift: bias, clamp };

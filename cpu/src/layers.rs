@@ -16,7 +16,7 @@ use crate::arch::Instructions;
 use crate::blocks::{
     BLOCK, GRAIN, block, clear_padding, is_blocked, is_same, padded, plane, unblock,
 };
-use crate::conv::{Clamp, Conv, Epilogue};
+use crate::conv::{Clamp, Conv, Epilogue, Precision};
 use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
 use crate::{dense, folded, norm, pool};
@@ -26,10 +26,16 @@ use crate::{dense, folded, norm, pool};
 ///
 /// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
 /// input. The others read either layout and give the reference's.
-pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+pub(crate) fn needs(
+    precision: Precision,
+    chain: &Chain<'_>,
+    at: usize,
+    x: Slot,
+    pass: Pass,
+) -> Option<Needs> {
     let layer = chain.get(at)?;
     if pass != Pass::Train
-        && let Some(needs) = folded::needs(chain, at, x, pass)
+        && let Some(needs) = folded::needs(precision, chain, at, x, pass)
     {
         return needs;
     }
@@ -40,13 +46,13 @@ pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option
         _ => needs,
     };
     let forward_scratch = stored_room(needs.forward_scratch)?
-        .saturating_add(forward_scratch(layer, x).saturating_mul(size_of::<f32>()));
+        .saturating_add(forward_scratch(precision, layer, x).saturating_mul(size_of::<f32>()));
     let backward_scratch = match pass {
         Pass::Train => {
             // A norm that runs together with the pool behind it works in the pool's scratch.
             let with_norm = matches!(layer, Layer::MaxPool(_)) && norm_of_pool(chain, at, x);
             let of_norm = if with_norm { norm::backward_scratch(x) } else { 0 };
-            (backward_scratch(layer, x) + of_norm).saturating_mul(size_of::<f32>())
+            (backward_scratch(precision, layer, x) + of_norm).saturating_mul(size_of::<f32>())
         }
         _ => 0,
     };
@@ -99,10 +105,10 @@ fn lying(x: Slot) -> usize {
 }
 
 /// Numbers of scratch of a forward pass, beside the reference's.
-fn forward_scratch(layer: &Layer, x: Slot) -> usize {
+fn forward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
     match layer {
         Layer::Conv2d(l) => {
-            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.forward_scratch(None))
+            Conv::new(*l, x.shape, x.layout, precision).map_or(0, |conv| conv.forward_scratch(None))
         }
         Layer::BatchNorm(_) => norm::forward_scratch(x),
         Layer::Dense(_) | Layer::Project(_) if moves(x) => plain(x),
@@ -112,10 +118,10 @@ fn forward_scratch(layer: &Layer, x: Slot) -> usize {
 }
 
 /// Numbers of scratch of a backward pass.
-fn backward_scratch(layer: &Layer, x: Slot) -> usize {
+fn backward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
     match layer {
         Layer::Conv2d(l) => {
-            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.backward_scratch())
+            Conv::new(*l, x.shape, x.layout, precision).map_or(0, |conv| conv.backward_scratch())
         }
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         Layer::Dense(_) if moves(x) => plain(x).saturating_mul(2),
@@ -144,7 +150,12 @@ struct Open<'a> {
     measured: Option<[&'a [f32]; 2]>,
 }
 
-fn open<'a>(arena: &'a mut Arena<'_>, call: &Call<'a>, x: Slot) -> Result<Open<'a>, Error> {
+fn open<'a>(
+    precision: Precision,
+    arena: &'a mut Arena<'_>,
+    call: &Call<'a>,
+    x: Slot,
+) -> Result<Open<'a>, Error> {
     let place = call.place;
     let scratch = numbers(place.scratch);
     match call.param {
@@ -169,7 +180,8 @@ fn open<'a>(arena: &'a mut Arena<'_>, call: &Call<'a>, x: Slot) -> Result<Open<'
             let lengths = call.layer.tensors(shape).unwrap_or(Tensors::NONE);
             // Widened weights come first, what a kernel needs comes last.
             let scratch = scratch.get::<f32>()?;
-            let widened = scratch.len().saturating_sub(forward_scratch(call.layer, place.x));
+            let widened =
+                scratch.len().saturating_sub(forward_scratch(precision, call.layer, place.x));
             let (widened, scratch) = scratch.split_at_mut(widened);
             let [weight, bias, mean, variance] = stored(layer, lengths, tensors, widened)?;
             Ok(Open {
@@ -264,6 +276,7 @@ fn dropout(layer: Dropout, x: Slot, y: &mut [f32], seed: u64, step: u32) {
 /// Runs one layer forward.
 pub(crate) fn forward(
     with: Instructions,
+    precision: Precision,
     arena: &mut Arena<'_>,
     call: &Call<'_>,
 ) -> Result<(), Error> {
@@ -290,11 +303,11 @@ pub(crate) fn forward(
     }
     let x = if stays { Slot::EMPTY } else { place.x };
     let Open { x, y, saved, scratch, weight, bias, mean, variance, measured } =
-        open(arena, call, x)?;
+        open(precision, arena, call, x)?;
     let flat = as_lying(place.x);
     match layer {
         Layer::Conv2d(l) => {
-            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout, precision) {
                 let epilogue = Epilogue { scale: &[], shift: bias, clamp: Clamp::NONE };
                 conv.forward(with, x, weight, &epilogue, None, y, scratch);
             }
@@ -409,6 +422,7 @@ fn reordered<'s>(shape: Shape, x: &[f32], scratch: &'s mut [f32]) -> &'s [f32] {
 /// Runs one layer backward.
 pub(crate) fn backward(
     with: Instructions,
+    precision: Precision,
     arena: &mut Arena<'_>,
     call: &Call<'_>,
 ) -> Result<(), Error> {
@@ -425,7 +439,7 @@ pub(crate) fn backward(
             let [x, w, dw, db, dy, dx, scratch] = arena.lease(slots)?;
             let (x, w, dy) = (&*x.get()?, &*w.get()?, &*dy.get()?);
             let dx = Some(dx.get()?).filter(|dx| !dx.is_empty());
-            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout, precision) {
                 let (dw, db, scratch) = (dw.get()?, db.get()?, scratch.get()?);
                 conv.backward(with, x, w, dy, dx, dw, db, scratch);
             }

@@ -47,3 +47,4 @@ mod check;
 
 pub use arch::Instructions;
 pub use backend::{Cpu, OnCpu, words};
+pub use conv::Precision;

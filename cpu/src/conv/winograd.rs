@@ -229,6 +229,17 @@ impl Winograd {
         self.panel().saturating_add(self.block_lane(self.all().saturating_add(self.all() % 2)))
     }
 
+    /// No less than [`panels_lane`](Self::panels_lane) for any smaller number of samples with
+    /// which tasks would have panels; 0 where there is none.
+    pub(crate) fn most_panels_lane(&self) -> usize {
+        let v = PANELS_LEN.min(self.packed() / 2);
+        let tiles = v / (frequencies(self.grid.m) * self.blocks() * BLOCK);
+        match tiles.min(self.all()) {
+            0 => 0,
+            tiles => self.panel().saturating_add(self.block_lane(tiles + tiles % 2)),
+        }
+    }
+
     /// The panels of y.
     pub(crate) fn panels<'a>(&self, samples: usize, y: &'a mut [f32]) -> Panels<'a> {
         Panels::new(self.grid, samples, self.k, y)
