@@ -102,7 +102,7 @@ pub struct Args {
     pub spill: Option<PathBuf>,
 
     /// Bytes that this file may take: it is of f32 where that fits, else of f16 [default: any]
-    #[arg(long, value_name = "SIZE", requires = "spill")]
+    #[arg(long, value_name = "SIZE", requires_all = ["memory", "spill"])]
     pub disk: Option<ByteSize>,
 
     /// Keep what frozen blocks give for K copies of each image, changed by --flip, --shift and
@@ -276,9 +276,7 @@ impl Args {
         let spill = self.spill.clone().map(|folder| Spill { folder, limit });
         let memory =
             self.memory.map_or_else(Budget::default, |memory| Budget::bytes(memory.as_u64()));
-        // A file that is told how large it may be is told what to do where f32 is larger.
-        let narrow = memory.narrow || self.disk.is_some();
-        Budget { keep, spill, narrow, ..memory }
+        Budget { keep, spill, ..memory }
     }
 
     /// The layers of the net, for a number of classes.

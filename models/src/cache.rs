@@ -10,7 +10,7 @@
 //!    is off by at most 2^-11 of itself, or 2^-25 of the row's largest;
 //! 3. in a file as f32, then as f16, where the budget names a folder for it. The file is temporary
 //!    and has no name: the system removes it however the program ends;
-//! 4. nowhere: the frozen layers run again for every batch.
+//! 4. nowhere: the frozen layers run again for every batch, on samples as the source draws them.
 //!
 //! A cache is filled from the one in front of it, and the frozen layers between the two run once.
 //! Both are there meanwhile. Where both are over the budget, the one in front is dropped first,
@@ -99,18 +99,21 @@ impl Budget {
             Keep::Copies(copies) => copies.get(),
         };
         let rows = u64::from(samples) * u64::from(copies);
-        let narrow = self.narrow.then_some(Precision::F16);
-        let precisions = || [Precision::F32].into_iter().chain(narrow);
+        let memory = Some(self.memory);
         let disk = self.spill.as_ref().map(|spill| spill.limit);
-        let memory = precisions().map(|precision| (Store::Memory(precision), self.memory));
-        let file = precisions().zip(disk.iter().cycle());
-        let file = file.map(|(precision, limit)| (Store::File(precision), *limit));
-        let sized = memory.chain(file).filter_map(|(store, limit)| {
-            let row = store.precision()?.row(dim);
-            let bytes = row.saturating_mul(rows);
-            (bytes <= limit).then_some(Choice { store, copies, bytes })
-        });
-        sized.into_iter().next().unwrap_or(Choice::RECOMPUTED)
+        let narrow = |limit: Option<u64>| limit.filter(|_| self.narrow);
+        for (store, precision, limit) in [
+            (Store::Memory(Precision::F32), Precision::F32, memory),
+            (Store::Memory(Precision::F16), Precision::F16, narrow(memory)),
+            (Store::File(Precision::F32), Precision::F32, disk),
+            (Store::File(Precision::F16), Precision::F16, narrow(disk)),
+        ] {
+            let bytes = precision.row(dim).saturating_mul(rows);
+            if limit.is_some_and(|limit| bytes <= limit) {
+                return Choice { store, copies, bytes };
+            }
+        }
+        Choice::RECOMPUTED
     }
 
     /// Whether there is room for both, while one is filled from the other.
