@@ -137,6 +137,8 @@ pub(crate) struct Strip<'a> {
     pub(crate) taps: &'a [u32],
     /// Columns of the kernel.
     pub(crate) across: usize,
+    /// Numbers from one column of taps to the next, or 0 where they differ.
+    pub(crate) step: usize,
 }
 
 impl Strip<'_> {
@@ -153,6 +155,8 @@ impl Strip<'_> {
         let before =
             self.units().saturating_sub(1) * self.block + rows.saturating_sub(1) * self.pitch + tap;
         let none = self.channels * rows * places * self.taps.len() == 0;
+        let even = |taps: &[u32]| taps.is_sorted_by(|a, b| *a as usize + self.step == *b as usize);
+        assert!(none || self.step == 0 || self.taps.chunks(self.across).all(even));
         assert!(none || before + places * self.spacing <= self.x.len());
     }
 }
@@ -210,18 +214,25 @@ impl Kernel for Multiply<'_, '_, '_> {
     }
 }
 
-/// Calls a method for pieces of a range, of the largest of these sizes that is not more than what
-/// is left, or of the last.
-macro_rules! pieces {
+/// The size of the next tile where `left` places are left: tiles as large as `sizes`, which
+/// descend to 1, and all about as large.
+#[inline(always)]
+fn next(left: usize, sizes: &[usize]) -> usize {
+    let even = left.div_ceil(left.div_ceil(sizes[0]));
+    let fits = || sizes.iter().copied().filter(|size| *size <= left);
+    fits().rfind(|size| *size >= even).or(fits().next()).unwrap_or(1)
+}
+
+/// Calls a macro for each tile of a range with the tile's size.
+macro_rules! tiles {
     ($at:ident, $end:expr, [$($m:literal),*], $call:ident) => {
         while $at < $end {
-            let left = $end - $at;
-            $(if left >= $m {
-                $call!($m);
-                $at += $m;
-                continue;
-            })*
-            break;
+            let size = next($end - $at, &[$($m),*]);
+            match size {
+                $($m => $call!($m),)*
+                _ => {}
+            }
+            $at += size;
         }
     };
 }
@@ -271,17 +282,17 @@ macro_rules! rows {
         impl Multiply<'_, '_, '_> {
             #[inline(always)]
             unsafe fn $name<S: Simd, const SPACING: usize>(&self, s: S, filter: usize) {
-                let (rows, places) = self.range.clone();
-                for row in rows {
-                    let mut at = places.start;
-                    macro_rules! tile {
-                        ($m:literal) => {
+                let (rows, places) = &self.range;
+                let mut at = places.start;
+                macro_rules! tile {
+                    ($m:literal) => {
+                        for row in rows.clone() {
                             // SAFETY: the caller's promise; all places are in the range.
                             unsafe { self.tile::<S, $m, $n, SPACING>(s, filter, row, at) }
-                        };
-                    }
-                    pieces!(at, places.end, $sizes, tile);
+                        }
+                    };
                 }
+                tiles!(at, places.end, $sizes, tile);
             }
         }
     };
@@ -312,6 +323,10 @@ impl Multiply<'_, '_, '_> {
             let all_x = strip.x.as_ptr().add(row * strip.pitch + at * SPACING);
             let all_w = self.w.as_ptr().add(filter);
             let units = strip.units();
+            // Planes are read tap by tap of a row, blocks channel by channel of a tap.
+            let line = SPACING == 1 && strip.step > 0;
+            let step = if line { strip.step } else { 1 };
+            let columns = if line { across.len() } else { 1 };
             if units > 0 && !down.is_empty() && !across.is_empty() {
                 // One loop: with loops in each other, sums would leave their registers.
                 let (mut unit, mut i, mut j) = (0, down.start, across.start);
@@ -324,7 +339,8 @@ impl Multiply<'_, '_, '_> {
                         x = all_x.add(unit * strip.block);
                         x = x.add(*strip.taps.get_unchecked(tap) as usize);
                         w = all_w.add((unit * strip.taps.len() + tap) * SPACING * width);
-                        left = (strip.channels - unit * SPACING).min(SPACING);
+                        let channels = strip.channels - unit * SPACING;
+                        left = if line { columns } else { channels.min(SPACING) };
                     }
                     let mut weights = [s.zero(); N];
                     for (j, weights) in weights.iter_mut().enumerate() {
@@ -336,11 +352,11 @@ impl Multiply<'_, '_, '_> {
                             *sum = s.fma(x, weights, *sum);
                         }
                     }
-                    x = x.wrapping_add(1);
+                    x = x.wrapping_add(step);
                     w = w.wrapping_add(width);
                     left -= 1;
                     if left == 0 {
-                        j += 1;
+                        j += columns;
                         if j == across.end {
                             (i, j) = (i + 1, across.start);
                         }
@@ -360,12 +376,8 @@ impl Multiply<'_, '_, '_> {
                     + row * self.places.row,
             );
             let Places { samples, column, .. } = self.places;
-            let mut offsets = [0; M];
-            if samples == 1 {
-                for (i, offset) in offsets.iter_mut().enumerate() {
-                    *offset = (at + i) * column;
-                }
-            } else {
+            let offsets = || {
+                let mut offsets = [0; M];
                 let (mut n, mut q) = (at % samples, at / samples);
                 for offset in &mut offsets {
                     *offset = n * self.y.sample + q * column;
@@ -374,10 +386,11 @@ impl Multiply<'_, '_, '_> {
                         (n, q) = (0, q + 1);
                     }
                 }
-            }
+                offsets
+            };
             let jump = S::LANES / BLOCK * self.y.block;
             if self.adds {
-                for (sums, offset) in sums.iter_mut().zip(offsets) {
+                for (sums, offset) in sums.iter_mut().zip(offsets()) {
                     for (j, sum) in sums.iter_mut().enumerate() {
                         let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
                         *sum = s.add(*sum, before);
@@ -404,9 +417,18 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
             }
-            for (sums, offset) in sums.iter().zip(offsets) {
-                for (j, sum) in sums.iter().enumerate() {
-                    s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+            if samples == 1 && column == BLOCK {
+                for (i, sums) in sums.iter().enumerate() {
+                    for (j, sum) in sums.iter().enumerate() {
+                        let y = y.add((at + i) * BLOCK + j * jump);
+                        s.store_blocks_ptr(*sum, y, self.y.block);
+                    }
+                }
+            } else {
+                for (sums, offset) in sums.iter().zip(offsets()) {
+                    for (j, sum) in sums.iter().enumerate() {
+                        s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                    }
                 }
             }
         }
@@ -502,7 +524,7 @@ macro_rules! taken {
                         unsafe { self.tile::<S, $m, $n>(s, filter, at) }
                     };
                 }
-                pieces!(at, self.taken, $sizes, tile);
+                tiles!(at, self.taken, $sizes, tile);
             }
         }
     };

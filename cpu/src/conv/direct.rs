@@ -409,7 +409,8 @@ impl Direct {
         }
         let channels = self.channels;
         let spacing = self.spacing();
-        Strip { x: &[], spacing, channels, block, pitch: line, taps, across: across.taps }
+        let step = if across.stride == 1 { place } else { 0 };
+        Strip { x: &[], spacing, channels, block, pitch: line, taps, across: across.taps, step }
     }
 
     /// What some units of a group read: packed, or where it lies.
