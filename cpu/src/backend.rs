@@ -20,10 +20,7 @@ use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
 use crate::fused::Group;
-use crate::{blocks, folded, fused, layers, objective, search};
-
-/// Parameters that one task updates.
-const PIECE: usize = 1 << 13;
+use crate::{blocks, folded, fused, layers, objective, optim, search};
 
 /// At least `bytes` of memory for an arena, all zero.
 pub fn words(bytes: usize) -> Vec<Word> {
@@ -349,25 +346,12 @@ impl Backend for Cpu<'_> {
         params: plan::Params,
     ) -> Result<(), Error> {
         let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let with = self.instructions;
         self.run(|reference| {
             let [p, g, first, second] = reference.arena().lease(slots)?;
             let (p, g) = (p.get::<f32>()?, &*g.get::<f32>()?);
             let (first, second) = (first.get::<f32>()?, second.get::<f32>()?);
-            let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
-            match (first.is_empty(), second.is_empty()) {
-                (true, _) => pieces.for_each(|(p, g)| {
-                    rule.update(rate, update, p, g, &mut [], &mut []);
-                }),
-                (_, true) => pieces.zip(first.par_chunks_mut(PIECE)).for_each(|((p, g), first)| {
-                    rule.update(rate, update, p, g, first, &mut []);
-                }),
-                _ => {
-                    let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-                    pieces.zip(state).for_each(|((p, g), (first, second))| {
-                        rule.update(rate, update, p, g, first, second);
-                    });
-                }
-            }
+            optim::update(with, *rule, (rate, update), p, g, first, second);
             Ok(())
         })
     }

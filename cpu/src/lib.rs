@@ -36,6 +36,7 @@ mod gemm;
 mod layers;
 mod norm;
 mod objective;
+mod optim;
 mod pool;
 mod search;
 mod sum;
