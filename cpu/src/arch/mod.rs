@@ -23,6 +23,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+pub(crate) mod direct;
 pub(crate) mod distance;
 mod portable;
 pub(crate) mod winograd;
@@ -107,6 +108,25 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn after(self, at: *const f32, _v: Self::V) -> *const f32 {
         at
+    }
+
+    /// A vector of blocks of 8 numbers, each `step` numbers after the one before.
+    ///
+    /// # Safety
+    /// Every block is valid for reads.
+    #[inline(always)]
+    unsafe fn load_blocks_ptr(self, from: *const f32, _step: usize) -> Self::V {
+        // SAFETY: a vector of 8 is one block.
+        unsafe { self.load_ptr(from) }
+    }
+    /// Writes blocks of 8 numbers, each `step` numbers after the one before.
+    ///
+    /// # Safety
+    /// Every block is valid for writes.
+    #[inline(always)]
+    unsafe fn store_blocks_ptr(self, v: Self::V, to: *mut f32, _step: usize) {
+        // SAFETY: a vector of 8 is one block.
+        unsafe { self.store_ptr(v, to) }
     }
 
     /// All zero.
@@ -367,6 +387,19 @@ mod tests {
             }
         }
         s.prefetch(core::ptr::null());
+        let numbers: Vec<f32> = (0..32).map(|i| i as f32).collect();
+        let mut stored = [-1.0; 32];
+        // SAFETY: at most two blocks, of which the second begins at number 20.
+        let loaded = unsafe {
+            let v = s.load_blocks_ptr(numbers.as_ptr(), 20);
+            s.store_blocks_ptr(v, stored.as_mut_ptr(), 20);
+            got(v)
+        };
+        for i in 0..n {
+            let at = i + i / 8 * 12;
+            assert_eq!((loaded[i], stored[at]), (numbers[at], numbers[at]));
+        }
+        assert_eq!(stored.iter().filter(|x| **x == -1.0).count(), 32 - n);
         let bytes: Vec<u8> = (0..=255).rev().collect();
         for from in bytes.windows(n) {
             let numbers = s.load_bytes(from);

@@ -17,72 +17,194 @@
 //! an activation. With a [`Pool`] the outputs of a few rows are pooled while they are in the
 //! cache, and only what is pooled is written: `y` then has the pool's shape.
 
-mod columns;
+mod direct;
+mod pool;
 mod problem;
 mod winograd;
 
+use core::ops::Range;
+
+use rayon::prelude::*;
 use sepal_core::arena::Layout;
-use sepal_core::layer::{AvgPool, Conv2d, MaxPool, Window};
+use sepal_core::layer::Conv2d;
 use sepal_core::shape::Shape;
 
-pub(crate) use columns::Columns;
+pub(crate) use pool::Pool;
 pub(crate) use problem::{Clamp, Epilogue, Problem};
 
+use self::direct::{Direct, Work};
 use crate::arch::Instructions;
-use crate::blocks::{block, unblock};
+use crate::arch::direct::{Field, PANEL};
+use crate::blocks::{BLOCK, padded};
 
-/// A pool that a convolution in evaluation runs before it stores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pool {
-    /// [`MaxPool`].
-    Max(Window),
-    /// [`AvgPool`], for which padding counts.
-    Average(Window),
-}
+/// Tasks that a pass is cut into, where the shape has as many.
+const TASKS: usize = 16;
 
-impl Pool {
-    /// The output's shape.
-    pub(crate) const fn output(self, x: Shape) -> Option<Shape> {
-        match self {
-            Self::Max(window) => MaxPool { window }.output(x),
-            Self::Average(window) => AvgPool { window }.output(x),
-        }
-    }
-}
+/// Numbers that all partial gradients of the weights may take together: 16 MiB. Larger weights
+/// have fewer, of which tasks then share one.
+const PARTIALS: usize = 1 << 22;
+
+/// Places of a task, at least, where there are as many.
+const PLACES: usize = 256;
+
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
+/// Numbers that a task's outputs may take before they are pooled.
+const POOLED: usize = 1 << 16;
 
 /// A convolution with everything that follows from its shapes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
-    layer: Conv2d,
-    x: Shape,
-    y: Shape,
-    layout: Layout,
+    problem: Problem,
+    /// Whether x lies in the reference's layout.
+    plain: bool,
+}
+
+/// How the output of a pass is cut into tasks: along samples, panels of filters, and rows.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// All samples, panels and rows.
+    all: [usize; 3],
+    /// Those of a task.
+    step: [usize; 3],
+}
+
+/// What a task is given.
+type Ranges = [Range<usize>; 3];
+
+impl Cut {
+    const fn tasks(&self, axis: usize) -> usize {
+        self.all[axis].div_ceil(self.step[axis])
+    }
+
+    /// Runs `work` on every task with its part of `y` and a lane of scratch of its own. `unit`
+    /// says how much of the field a step of each axis is.
+    fn run<F>(&self, y: Field<'_>, unit: [usize; 3], lanes: &mut [f32], lane: usize, work: &F)
+    where
+        F: Fn(Ranges, Field<'_>, &mut [f32]) + Sync,
+    {
+        let tasks = [0, 1, 2].map(|axis| 0..self.tasks(axis));
+        self.part(tasks, y, unit, lanes, lane, work);
+    }
+
+    fn part<F>(
+        &self,
+        tasks: Ranges,
+        y: Field<'_>,
+        unit: [usize; 3],
+        lanes: &mut [f32],
+        lane: usize,
+        work: &F,
+    ) where
+        F: Fn(Ranges, Field<'_>, &mut [f32]) + Sync,
+    {
+        let Some(axis) = (0..3).find(|axis| tasks[*axis].len() > 1) else {
+            let place = |axis: usize| {
+                let at = |task: usize| (task * self.step[axis]).min(self.all[axis]);
+                at(tasks[axis].start)..at(tasks[axis].end)
+            };
+            return work([place(0), place(1), place(2)], y, &mut lanes[..lane]);
+        };
+        let Range { start, end } = tasks[axis];
+        let middle = start.midpoint(end);
+        let (mut left, mut right) = (tasks.clone(), tasks);
+        (left[axis], right[axis]) = (start..middle, middle..end);
+        let (y_left, y_right) = y.split_at(axis, (middle - start) * self.step[axis] * unit[axis]);
+        let count = left.iter().map(Range::len).product::<usize>();
+        let (lanes_left, lanes_right) = lanes.split_at_mut(count * lane);
+        rayon::join(
+            || self.part(left, y_left, unit, lanes_left, lane, work),
+            || self.part(right, y_right, unit, lanes_right, lane, work),
+        );
+    }
+}
+
+/// Scratch from the first cache line on, so that panels of weights begin with one.
+fn aligned(scratch: &mut [f32]) -> &mut [f32] {
+    let skipped = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    scratch.get_mut(skipped..).unwrap_or_default()
 }
 
 impl Conv {
     /// A convolution of inputs of shape `x` that lie in `layout`; `None` where the layer cannot
     /// take them.
     pub(crate) fn new(layer: Conv2d, x: Shape, layout: Layout) -> Option<Self> {
-        Problem::new(layer, x)?;
-        Some(Self { layer, x, y: layer.output(x)?, layout })
+        let problem = Problem::new(layer, x)?;
+        Some(Self { problem, plain: layout != Layout::Nchw8c })
+    }
+
+    /// Samples of a task of a pass whose output has `places` places a sample.
+    fn samples(&self, places: usize) -> usize {
+        let n = self.problem.n.max(1);
+        n.div_ceil(TASKS).max(PLACES.div_ceil(places.max(1)).min(n))
+    }
+
+    /// How a pass is cut whose output has such rows and columns.
+    fn cut(&self, direct: &Direct, (rows, columns): (usize, usize), whole: bool) -> Cut {
+        let n = self.problem.n;
+        let all = [n, if direct.aligned() { direct.panels() } else { 1 }, rows];
+        let mut step = [self.samples(rows * columns), all[1], rows];
+        let mut tasks = n.div_ceil(step[0]).max(1);
+        if direct.aligned() && self.problem.groups == 1 {
+            step[1] = all[1].div_ceil((TASKS / tasks).clamp(1, all[1]));
+            tasks *= all[1].div_ceil(step[1]);
+        }
+        if direct.aligned() && !whole {
+            let least = PLACES.div_ceil(columns.max(1));
+            step[2] = rows.div_ceil((TASKS / tasks).max(1)).max(least.min(rows)).max(1);
+        }
+        Cut { all, step }
+    }
+
+    /// Tasks of a pass at most, never fewer for more samples.
+    fn tasks(&self, direct: &Direct, rows: usize) -> usize {
+        TASKS.min(self.problem.n * direct.panels() * rows).max(1)
+    }
+
+    fn direct(&self) -> Direct {
+        let p = &self.problem;
+        Direct::forward(p, self.samples(p.p * p.q), self.plain)
+    }
+
+    fn turned(&self) -> impl Iterator<Item = Direct> + Clone {
+        let p = &self.problem;
+        Direct::backward(p, self.samples(p.h * p.w), self.plain)
+    }
+
+    /// Rows of the output of a pool that a task makes at a time, and the rows of y that they
+    /// read, at most.
+    fn pooled(&self, pool: Pool) -> (usize, usize) {
+        let (window, p) = (pool.window(), &self.problem);
+        let (kernel, stride) = (usize::from(window.kernel.0), usize::from(window.stride.0));
+        let fit = POOLED / (padded(p.k) * p.q).max(1);
+        let rows = (fit.saturating_sub(kernel) / stride.max(1) + 1).min(p.p);
+        (rows, ((rows - 1) * stride + kernel).min(p.p))
     }
 
     /// Numbers of scratch of a forward pass, with a pool or without.
-    pub(crate) fn forward_scratch(&self, _pool: Option<Pool>) -> usize {
-        let weights = self.layer.tensors(self.x).map_or(0, |t| t.weight as usize);
-        self.x.len().unwrap_or(0) as usize + 2 * self.y.len().unwrap_or(0) as usize + weights
+    pub(crate) fn forward_scratch(&self, pool: Option<Pool>) -> usize {
+        let (direct, p) = (self.direct(), &self.problem);
+        let pooled = pool.map_or(0, |pool| self.pooled(pool).1 * p.q * padded(p.k));
+        let lane = direct.lane() + pooled.next_multiple_of(LINE);
+        LINE + direct.packed().next_multiple_of(LINE) + self.tasks(&direct, p.p) * lane
     }
 
-    /// Numbers of scratch of a backward pass.
-    pub(crate) fn backward_scratch(&self) -> usize {
-        2 * self.x.len().unwrap_or(0) as usize + self.y.len().unwrap_or(0) as usize
+    /// Packs the weights, on all threads.
+    fn pack(direct: &Direct, weight: &[f32], scale: &[f32], packed: &mut [f32]) {
+        let group = direct.packed() / direct.groups().max(1);
+        let groups = packed.par_chunks_mut(group.max(1)).enumerate();
+        groups.for_each(|(group, packed)| {
+            let panels = packed.par_chunks_mut(direct.panel().max(1)).enumerate();
+            panels.for_each(|(panel, packed)| direct.pack(weight, scale, group, panel, packed));
+        });
     }
 
     /// Writes `y` in blocks: the output, or what the pool makes of it.
     #[expect(clippy::too_many_arguments, reason = "tensors, what is fused, and scratch")]
     pub(crate) fn forward(
         &self,
-        _instructions: Instructions,
+        instructions: Instructions,
         x: &[f32],
         weight: &[f32],
         epilogue: &Epilogue<'_>,
@@ -90,43 +212,107 @@ impl Conv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let length = |s: Shape| s.len().unwrap_or(0) as usize;
-        let (plain, rest) = scratch.split_at_mut(length(self.x));
-        let (out, rest) = rest.split_at_mut(length(self.y));
-        let (pooled, weights) = rest.split_at_mut(length(self.y));
-        match self.layout {
-            Layout::Nchw8c => unblock(self.x, x, plain),
-            _ => plain.copy_from_slice(x),
-        }
-        let weights = &mut weights[..weight.len()];
-        weights.copy_from_slice(weight);
-        let fan_in = weight.len() / self.y.c as usize;
-        for (weights, scale) in weights.chunks_exact_mut(fan_in.max(1)).zip(epilogue.scale) {
-            weights.iter_mut().for_each(|w| *w *= scale);
-        }
-        self.layer.forward(self.x, plain, weights, epilogue.shift, out);
-        let Clamp { slope, top } = epilogue.clamp;
-        out.iter_mut().for_each(|y| *y = (*y).max(slope * *y).min(top));
-        match pool {
-            None => block(self.y, out, y),
-            Some(pool) => {
-                let Some(shape) = pool.output(self.y) else { return };
-                let pooled = &mut pooled[..length(shape)];
-                match pool {
-                    Pool::Max(window) => MaxPool { window }.forward(self.y, out, pooled, None),
-                    Pool::Average(window) => AvgPool { window }.forward(self.y, out, pooled),
+        let (direct, p) = (self.direct(), self.problem);
+        let (packed, lanes) = aligned(scratch).split_at_mut(direct.packed().next_multiple_of(LINE));
+        let packed = &mut packed[..direct.packed()];
+        Self::pack(&direct, weight, epilogue.scale, packed);
+        let packed = &*packed;
+        let x_sample = x.len() / p.n.max(1);
+        let x = |samples: &Range<usize>| &x[samples.start * x_sample..samples.end * x_sample];
+        let blocks = p.k.div_ceil(BLOCK);
+        let Some(pool) = pool else {
+            let y = Field::new(y, p.n, blocks, p.p * p.q * BLOCK);
+            let unit = [1, PANEL / BLOCK, p.q * BLOCK];
+            let cut = self.cut(&direct, (p.p, p.q), false);
+            cut.run(y, unit, lanes, direct.lane(), &|[samples, panels, rows], mut y, lane| {
+                let work = Work { x: x(&samples), packed, epilogue, panels, rows };
+                direct.run(instructions, &work, &mut y, lane);
+            });
+            return;
+        };
+        let Some((height, width)) = pool.size(p.p, p.q) else { return };
+        let (rows, reach) = self.pooled(pool);
+        let y = Field::new(y, p.n, blocks, height * width * BLOCK);
+        let own = (reach * p.q * padded(p.k)).next_multiple_of(LINE);
+        let unit = [1, PANEL / BLOCK, width * BLOCK];
+        let cut = self.cut(&direct, (height, width), !direct.aligned());
+        let lane = direct.lane() + own;
+        cut.run(y, unit, lanes, lane, &|[samples, panels, own_rows], mut y, lane| {
+            let (before, lane) = lane.split_at_mut(own);
+            let blocks = y.dim()[1];
+            for (at, sample) in samples.enumerate() {
+                for first in own_rows.clone().step_by(rows) {
+                    let pooled = first..own_rows.end.min(first + rows);
+                    let read = pool.reads(pooled.clone(), p.p);
+                    let mut before = Field::new(before, 1, blocks, read.len() * p.q * BLOCK);
+                    let work = Work {
+                        x: x(&(sample..sample + 1)),
+                        packed,
+                        epilogue,
+                        panels: panels.clone(),
+                        rows: read.clone(),
+                    };
+                    direct.run(instructions, &work, &mut before, lane);
+                    for block in 0..blocks {
+                        instructions.run(pool::Rows {
+                            pool,
+                            shape: (p.p, p.q),
+                            x: before.block(0, block),
+                            first: read.start,
+                            rows: pooled.clone(),
+                            y: &mut y.block(at, block)[(first - own_rows.start) * width * BLOCK..],
+                            width,
+                        });
+                    }
                 }
-                block(shape, pooled, y);
             }
-        }
+        });
     }
 
-    /// Adds to `dw` and `db` (empty without bias), overwrites `dx` where it is wanted. `dy` lies
-    /// in blocks, `x` and `dx` in the layout of the input.
+    /// Partial gradients of the weights at most, and splits of each among channels, for a batch of
+    /// `n`.
+    fn partials(&self, direct: &Direct, n: usize) -> (usize, usize) {
+        let whole = direct.partial(direct.splits()).max(1);
+        let lanes = (PARTIALS / whole).clamp(1, TASKS).min(n.max(1));
+        (lanes, (TASKS / lanes).clamp(1, direct.splits()))
+    }
+
+    /// The direct convolution of the gradient of the weights for a batch of `n`, units of a split
+    /// and numbers of a task: sums of dy, a partial gradient, and scratch.
+    fn gradient(&self, n: usize) -> (Direct, usize, [usize; 3]) {
+        let p = Problem { n, ..self.problem };
+        let all = Direct::forward(&p, 1, self.plain);
+        let (lanes, splits) = self.partials(&all, n);
+        let direct = Direct::forward(&p, n.div_ceil(lanes), self.plain);
+        let units = all.splits().div_ceil(splits);
+        let units = if direct.splits() == 1 { direct.units() } else { units };
+        let sums = p.groups * padded(p.k / p.groups.max(1));
+        let numbers = [sums, direct.partial(units), direct.gradient_lane()];
+        (direct, units, numbers.map(|numbers| numbers.next_multiple_of(LINE)))
+    }
+
+    /// Numbers of scratch of a backward pass.
+    pub(crate) fn backward_scratch(&self) -> usize {
+        let weights = |n: usize| {
+            let (direct, _, numbers) = self.gradient(n);
+            let (lanes, splits) = self.partials(&direct, n);
+            lanes * splits * numbers.iter().sum::<usize>()
+        };
+        let least = self.problem.n.min(TASKS);
+        let weights = (1..=least).chain([self.problem.n]).map(weights).max().unwrap_or(0);
+        let data = self.turned().map(|direct| {
+            let lanes = self.tasks(&direct, self.problem.h) * direct.lane();
+            direct.packed().next_multiple_of(LINE) + lanes
+        });
+        LINE + weights.max(data.max().unwrap_or(0))
+    }
+
+    /// Adds to `dw` (unless it is empty) and `db` (empty without bias), overwrites `dx` where it is
+    /// wanted. `dy` lies in blocks, `x` and `dx` in the layout of the input.
     #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
     pub(crate) fn backward(
         &self,
-        _instructions: Instructions,
+        instructions: Instructions,
         x: &[f32],
         weight: &[f32],
         dy: &[f32],
@@ -135,20 +321,102 @@ impl Conv {
         db: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let length = |s: Shape| s.len().unwrap_or(0) as usize;
-        let (plain, rest) = scratch.split_at_mut(length(self.x));
-        let (plain_dx, plain_dy) = rest.split_at_mut(length(self.x));
-        let plain_dy = &mut plain_dy[..length(self.y)];
-        match self.layout {
-            Layout::Nchw8c => unblock(self.x, x, plain),
-            _ => plain.copy_from_slice(x),
+        let scratch = aligned(scratch);
+        if let Some(dx) = dx {
+            self.backward_data(instructions, weight, dy, dx, scratch);
         }
-        unblock(self.y, dy, plain_dy);
-        self.layer.backward(self.x, plain, weight, plain_dy, Some(plain_dx), dw, db);
-        match (dx, self.layout) {
-            (Some(dx), Layout::Nchw8c) => block(self.x, plain_dx, dx),
-            (Some(dx), _) => dx.copy_from_slice(plain_dx),
-            _ => {}
+        if !dw.is_empty() {
+            self.backward_weights(instructions, x, dy, dw, db, scratch);
+        }
+    }
+
+    fn backward_data(
+        &self,
+        instructions: Instructions,
+        weight: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let p = self.problem;
+        let dy_sample = dy.len() / p.n.max(1);
+        let epilogue = &Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
+        for direct in self.turned() {
+            let (packed, lanes) = scratch.split_at_mut(direct.packed().next_multiple_of(LINE));
+            let packed = &mut packed[..direct.packed()];
+            Self::pack(&direct, weight, &[], packed);
+            let packed = &*packed;
+            let (blocks, len) = match self.plain {
+                true => (1, p.c * p.h * p.w),
+                false => (p.c.div_ceil(BLOCK), p.h * p.w * BLOCK),
+            };
+            let dx = Field::new(dx, p.n, blocks, len);
+            // Classes of places lie between each other: only one has all rows.
+            let whole = p.stride != (1, 1);
+            let cut = self.cut(&direct, (p.h, p.w), whole);
+            let unit = [1, PANEL / BLOCK, p.w * BLOCK];
+            cut.run(dx, unit, lanes, direct.lane(), &|[samples, panels, rows], mut dx, lane| {
+                let x = &dy[samples.start * dy_sample..samples.end * dy_sample];
+                let rows = if whole { 0..direct.rows() } else { rows };
+                let work = Work { x, packed, epilogue, panels, rows };
+                direct.run(instructions, &work, &mut dx, lane);
+            });
+        }
+    }
+
+    fn backward_weights(
+        &self,
+        instructions: Instructions,
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+        db: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let p = self.problem;
+        let (direct, step, [sums, partial, lane]) = self.gradient(p.n);
+        let (lanes, _) = self.partials(&direct, p.n);
+        let splits = direct.units().div_ceil(step.max(1));
+        let per = p.n.div_ceil(lanes).max(1);
+        let lanes = p.n.div_ceil(per);
+        let (x_sample, dy_sample) = (x.len() / p.n.max(1), dy.len() / p.n.max(1));
+        let units = |split: usize| split * step..direct.units().min((split + 1) * step);
+        let task = sums + partial + lane;
+        let scratch = &mut scratch[..lanes * splits * task];
+        scratch.par_chunks_mut(task).enumerate().for_each(|(at, scratch)| {
+            let (first, split) = (at / splits * per, at % splits);
+            let past = p.n.min(first + per);
+            let (sums, rest) = scratch.split_at_mut(sums);
+            let (partial, lane) = rest.split_at_mut(partial);
+            sums.fill(0.0);
+            partial.fill(0.0);
+            let sums = if split == 0 && !db.is_empty() { sums } else { &mut [] };
+            let x = &x[first * x_sample..past * x_sample];
+            let dy = &dy[first * dy_sample..past * dy_sample];
+            let units = units(split);
+            direct.gradient(instructions, past - first, x, dy, units, partial, sums, lane);
+        });
+        // The partial sums, in order.
+        let scratch = &*scratch;
+        let filters = p.k / p.groups.max(1);
+        let groups = dw.par_chunks_mut((filters * direct.filter()).max(1)).enumerate();
+        groups.for_each(|(group, dw)| {
+            let panels = dw.par_chunks_mut((PANEL * direct.filter()).max(1)).enumerate();
+            panels.for_each(|(panel, dw)| {
+                for (at, task) in scratch.chunks_exact(task).enumerate() {
+                    let partial = &task[sums..sums + partial];
+                    direct.join(instructions, units(at % splits), partial, group, panel, dw);
+                }
+            });
+        });
+        for task in scratch.chunks_exact(task).step_by(splits.max(1)) {
+            let groups = db.chunks_mut(filters.max(1)).zip(task.chunks(padded(filters).max(1)));
+            for (db, sums) in groups {
+                db.iter_mut().zip(sums).for_each(|(db, sum)| *db += sum);
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,6 +70,22 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_blocks_ptr(self, from: *const f32, step: usize) -> __m512 {
+        unsafe {
+            let low = _mm512_castps256_ps512(_mm256_loadu_ps(from));
+            _mm512_insertf32x8::<1>(low, _mm256_loadu_ps(from.add(step)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_blocks_ptr(self, v: __m512, to: *mut f32, step: usize) {
+        unsafe {
+            _mm256_storeu_ps(to, _mm512_castps512_ps256(v));
+            _mm256_storeu_ps(to.add(step), _mm512_extractf32x8_ps::<1>(v));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_half_ptr(self, from: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
     }

@@ -1,0 +1,262 @@
+//! Every pass against the reference.
+
+use sepal_core::arena::Layout;
+use sepal_core::layer::{AvgPool, Conv2d, MaxPool, Window};
+use sepal_core::shape::Shape;
+
+use super::*;
+use crate::blocks::{block, unblock};
+use crate::check::values;
+
+fn length(shape: Shape) -> usize {
+    shape.len().unwrap() as usize
+}
+
+/// A tensor in a layout.
+fn lying(shape: Shape, x: &[f32], layout: Layout) -> Vec<f32> {
+    match layout {
+        Layout::Nchw8c => {
+            let mut blocks = vec![f32::NAN; layout.elements(shape).unwrap() as usize];
+            block(shape, x, &mut blocks);
+            blocks
+        }
+        _ => x.to_vec(),
+    }
+}
+
+fn plain(shape: Shape, x: &[f32], layout: Layout) -> Vec<f32> {
+    match layout {
+        Layout::Nchw8c => {
+            let mut plain = vec![f32::NAN; length(shape)];
+            unblock(shape, x, &mut plain);
+            // What lies past the channels is 0.
+            assert!(lying(shape, &plain, layout) == x, "padding of {shape}");
+            plain
+        }
+        _ => x.to_vec(),
+    }
+}
+
+#[track_caller]
+fn close(what: &str, got: &[f32], expected: &[f64]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(1.0f64, |scale, e| scale.max(e.abs()));
+    for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(*got) - expected).abs();
+        assert!(error <= 3e-6 * scale, "{what} at {at}: {got} {expected}");
+    }
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// The results of all passes: y, dx, dw, db.
+fn passes(set: Instructions, conv: Conv2d, shape: Shape, layout: Layout) -> [Vec<f32>; 4] {
+    let own = Conv::new(conv, shape, layout).unwrap();
+    let (out, t) = (conv.output(shape).unwrap(), conv.tensors(shape).unwrap());
+    let (x, w) = (values(1, length(shape)), values(2, t.weight as usize));
+    let (b, dy) = (values(3, t.bias as usize), values(4, length(out)));
+    let blocks = Layout::Nchw8c.elements(out).unwrap() as usize;
+    let x = lying(shape, &x, layout);
+    let mut y = vec![f32::NAN; blocks];
+    let mut scratch = vec![f32::NAN; own.forward_scratch(None)];
+    let epilogue = Epilogue { scale: &[], shift: &b, clamp: Clamp::NONE };
+    own.forward(set, &x, &w, &epilogue, None, &mut y, &mut scratch);
+    let y = plain(out, &y, Layout::Nchw8c);
+    let mut dx = vec![f32::NAN; x.len()];
+    let (mut dw, mut db) = (values(5, w.len()), values(6, b.len()));
+    let dy = lying(out, &dy, Layout::Nchw8c);
+    let mut scratch = vec![f32::NAN; own.backward_scratch()];
+    own.backward(set, &x, &w, &dy, Some(&mut dx), &mut dw, &mut db, &mut scratch);
+    [y, plain(shape, &dx, layout), dw, db]
+}
+
+fn check(conv: Conv2d, shape: Shape) {
+    let Some(out) = conv.output(shape) else { return };
+    let t = conv.tensors(shape).unwrap();
+    let (x, w) = (values(1, length(shape)), values(2, t.weight as usize));
+    let (b, dy) = (values(3, t.bias as usize), values(4, length(out)));
+    let (x, w, b, dy) = (wide(&x), wide(&w), wide(&b), wide(&dy));
+    let mut y = vec![f64::NAN; dy.len()];
+    conv.forward(shape, &x, &w, &b, &mut y);
+    let mut dx = vec![f64::NAN; x.len()];
+    let (mut dw, mut db) = (wide(&values(5, w.len())), wide(&values(6, b.len())));
+    conv.backward(shape, &x, &w, &dy, Some(&mut dx), &mut dw, &mut db);
+    for set in Instructions::all() {
+        for layout in [Layout::Nchw8c, Layout::Nchw] {
+            let what = format!("{set:?} {layout:?} {shape} {conv:?}");
+            let got = passes(set, conv, shape, layout);
+            for (name, (got, expected)) in
+                ["y", "dx", "dw", "db"].into_iter().zip(got.iter().zip([&y, &dx, &dw, &db]))
+            {
+                close(&format!("{name} {what}"), got, expected);
+            }
+        }
+    }
+}
+
+/// Numbers in a row that anyone can draw again.
+struct Draw(u64);
+
+impl Draw {
+    fn of<T: Copy>(&mut self, from: &[T]) -> T {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695);
+        from[(self.0 >> 33) as usize % from.len()]
+    }
+}
+
+const CHANNELS: [u32; 13] = [1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 24, 33];
+const SIDES: [u32; 9] = [1, 2, 3, 5, 7, 8, 13, 16, 28];
+const KERNELS: [(u8, u8); 7] = [(1, 1), (1, 3), (3, 3), (5, 5), (7, 1), (2, 2), (4, 3)];
+
+#[test]
+fn drawn_shapes() {
+    let mut draw = Draw(1);
+    let mut done = 0;
+    while done < 150 {
+        let groups = draw.of(&[1, 1, 1, 2, 3]);
+        let (c, k) = (draw.of(&CHANNELS) * groups, draw.of(&CHANNELS) * groups);
+        let shape = Shape::new(draw.of(&[1, 2, 3, 5]), c, draw.of(&SIDES), draw.of(&SIDES));
+        let conv = Conv2d {
+            filters: k,
+            kernel: draw.of(&KERNELS),
+            stride: (draw.of(&[1, 1, 2, 3]), draw.of(&[1, 1, 2, 3])),
+            pad: (draw.of(&[0, 1, 2, 3]), draw.of(&[0, 1, 2, 3])),
+            groups,
+            bias: draw.of(&[false, true]),
+        };
+        let work = conv.output(shape).map_or(0, length)
+            * conv.kernel.0 as usize
+            * conv.kernel.1 as usize
+            * (c / groups) as usize;
+        if work > 0 && work < 1_000_000 {
+            check(conv, shape);
+            done += 1;
+        }
+    }
+}
+
+#[test]
+fn shapes_at_the_edges() {
+    let conv = |k, r, s| Conv2d { kernel: (r, s), ..Conv2d::new(k, 1) };
+    let cases = [
+        (Shape::new(3, 1, 28, 28), Conv2d { pad: (2, 2), ..conv(6, 5, 5) }),
+        (Shape::new(17, 6, 14, 14), conv(16, 5, 5)),
+        (Shape::new(1, 2, 3, 2), Conv2d { pad: (4, 4), ..conv(3, 5, 5) }),
+        (Shape::new(1, 2, 3, 2), Conv2d { pad: (4, 4), stride: (3, 3), ..conv(3, 3, 3) }),
+        (Shape::new(1, 9, 4, 5), Conv2d { pad: (3, 2), ..conv(9, 1, 1) }),
+        // Many samples of small images, with taps that are left out.
+        (Shape::new(33, 16, 2, 2), Conv2d { pad: (1, 1), ..conv(24, 3, 3) }),
+        (Shape::new(19, 9, 4, 3), Conv2d { pad: (1, 2), ..conv(40, 3, 5) }),
+        (Shape::new(40, 3, 1, 1), Conv2d { pad: (2, 2), ..conv(8, 3, 3) }),
+        // Channels in several chunks; strips of some rows, and of a part of one.
+        (Shape::new(1, 96, 20, 18), Conv2d { pad: (1, 1), ..conv(8, 3, 3) }),
+        (Shape::new(1, 72, 1, 700), Conv2d { pad: (0, 1), ..conv(40, 1, 3) }),
+        (Shape::new(1, 3, 2, 1100), Conv2d { pad: (1, 3), stride: (1, 2), ..conv(5, 2, 7) }),
+        // Large weights, whose gradient is split among channels.
+        (Shape::new(2, 200, 3, 3), Conv2d { pad: (1, 1), ..conv(80, 3, 3) }),
+        // A stride beyond the kernel: taps reach some places of dx only.
+        (Shape::new(2, 9, 7, 8), Conv2d { stride: (3, 2), ..conv(10, 1, 1) }),
+        (Shape::new(2, 3, 11, 11), Conv2d { stride: (4, 4), pad: (2, 2), ..conv(12, 5, 5) }),
+        // Groups that are blocks, and not; each channel on its own.
+        (Shape::new(3, 32, 5, 5), Conv2d { groups: 2, pad: (1, 1), ..conv(16, 3, 3) }),
+        (Shape::new(3, 20, 5, 5), Conv2d { groups: 2, pad: (1, 1), ..conv(16, 3, 3) }),
+        (Shape::new(3, 17, 9, 8), Conv2d { groups: 17, pad: (1, 1), ..conv(17, 3, 3) }),
+        (Shape::new(3, 24, 9, 8), Conv2d { groups: 24, stride: (2, 2), ..conv(24, 3, 3) }),
+        (Shape::new(3, 6, 9, 8), Conv2d { groups: 6, ..conv(12, 3, 3) }),
+    ];
+    for (shape, conv) in cases {
+        check(conv, shape);
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let cases = [
+        (Shape::new(37, 1, 28, 28), Conv2d { pad: (2, 2), ..Conv2d::new(6, 5) }),
+        (Shape::new(1, 16, 28, 28), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
+        (Shape::new(20, 24, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(72, 3) }),
+    ];
+    for (shape, conv) in cases {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| passes(Instructions::best(), conv, shape, Layout::Nchw8c))
+        };
+        let one = run(1);
+        assert!([2, 5].into_iter().all(|threads| run(threads) == one), "{shape}");
+    }
+}
+
+/// Fewer samples never take more scratch, and a pass never takes more than it says.
+#[test]
+fn scratch_grows_with_the_batch() {
+    for (shape, conv) in [
+        (Shape::new(1, 3, 9, 9), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
+        (Shape::new(1, 64, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(70, 3) }),
+        (Shape::new(1, 512, 2, 2), Conv2d { pad: (1, 1), ..Conv2d::new(512, 3) }),
+    ] {
+        let of = |n| Conv::new(conv, shape.with_n(n), Layout::Nchw8c).unwrap();
+        let pool = Some(Pool::Max(Window::square(2)));
+        let forward: Vec<_> = (1..70).map(|n| of(n).forward_scratch(pool)).collect();
+        let backward: Vec<_> = (1..70).map(|n| of(n).backward_scratch()).collect();
+        assert!(forward.is_sorted() && backward.is_sorted(), "{shape}");
+    }
+}
+
+#[test]
+fn what_is_fused() {
+    let overlapping = Window { kernel: (3, 3), stride: (2, 2), pad: (1, 1) };
+    let pools = [
+        None,
+        Some(Pool::Max(Window::square(2))),
+        Some(Pool::Max(overlapping)),
+        Some(Pool::Average(Window::square(2))),
+        Some(Pool::Average(overlapping)),
+    ];
+    let clamps = [
+        Clamp::NONE,
+        Clamp { slope: 0.0, top: f32::INFINITY },
+        Clamp { slope: 0.0, top: 6.0 },
+        Clamp { slope: 0.1, top: f32::INFINITY },
+    ];
+    let shapes = [
+        (Shape::new(5, 3, 8, 9), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
+        (Shape::new(2, 9, 70, 33), Conv2d { pad: (1, 1), ..Conv2d::new(17, 3) }),
+        (Shape::new(2, 6, 6, 6), Conv2d { groups: 2, ..Conv2d::new(10, 3) }),
+    ];
+    for (shape, conv) in shapes {
+        let (out, t) = (conv.output(shape).unwrap(), conv.tensors(shape).unwrap());
+        let (x, w) = (values(1, length(shape)), values(2, t.weight as usize));
+        let (scale, shift) = (values(3, out.c as usize), values(4, out.c as usize));
+        let fan_in = w.len() / scale.len();
+        let scaled: Vec<f64> =
+            w.iter().enumerate().map(|(i, w)| f64::from(w * scale[i / fan_in])).collect();
+        let mut before = vec![f64::NAN; length(out)];
+        conv.forward(shape, &wide(&x), &scaled, &wide(&shift), &mut before);
+        let x = lying(shape, &x, Layout::Nchw8c);
+        for (clamp, pool) in clamps.into_iter().flat_map(|c| pools.map(|p| (c, p))) {
+            let (slope, top) = (f64::from(clamp.slope), f64::from(clamp.top));
+            let mut y: Vec<f64> = before.iter().map(|y| y.max(slope * y).min(top)).collect();
+            let mut pooled = out;
+            if let Some(pool) = pool {
+                let (h, w) = pool.size(out.h as usize, out.w as usize).unwrap();
+                pooled = Shape::new(out.n, out.c, h as u32, w as u32);
+                let from = core::mem::replace(&mut y, vec![f64::NAN; length(pooled)]);
+                match pool {
+                    Pool::Max(window) => MaxPool { window }.forward(out, &from, &mut y, None),
+                    Pool::Average(window) => AvgPool { window }.forward(out, &from, &mut y),
+                }
+            }
+            for set in Instructions::all() {
+                let own = Conv::new(conv, shape, Layout::Nchw8c).unwrap();
+                let epilogue = Epilogue { scale: &scale, shift: &shift, clamp };
+                let mut got = vec![f32::NAN; Layout::Nchw8c.elements(pooled).unwrap() as usize];
+                let mut scratch = vec![f32::NAN; own.forward_scratch(pool)];
+                own.forward(set, &x, &w, &epilogue, pool, &mut got, &mut scratch);
+                let got = plain(pooled, &got, Layout::Nchw8c);
+                close(&format!("{set:?} {shape} {clamp:?} {pool:?}"), &got, &y);
+            }
+        }
+    }
+}
