@@ -164,7 +164,11 @@ impl Work {
         }
         let phase = Phase::Train { seed: 0, update: 1 };
         let call = Call { layer: &layer, index: 0, place, param: Param::Ram(slots), phase };
-        if pass == 0 { cpu.forward(&call)? } else { cpu.backward(&call)? }
+        if pass == 0 {
+            cpu.forward(&call)?
+        } else {
+            cpu.backward(&call)?
+        }
         Ok(())
     }
 

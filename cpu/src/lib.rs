@@ -1,10 +1,14 @@
 //! The CPU backend of sepal.
 //!
 //! [`Cpu`] runs nets in one arena of memory that the caller lends, as the reference backend does,
-//! with kernels of its own that use all cores: convolutions and dense layers as matrix products,
-//! everything else in parallel over samples or channels. It is tested against the reference, and
-//! gives the same bits for any number of threads: work is split by shape, and sums are joined in
-//! order.
+//! with kernels of its own that use all cores and the vectors of the machine. It is tested against
+//! the reference, and gives the same bits for any number of threads: work is split by shape, and
+//! sums are joined in order.
+//!
+//! From the first convolution of a net to its first dense layer, activations lie in blocks of eight
+//! channels ([`Layout::Nchw8c`](sepal_core::arena::Layout)). Layers that follow each other run
+//! together where that saves passes over memory: under training a norm, an activation and a
+//! max-pool; frozen, these and average pools within the convolution before them.
 //!
 //! [`views`] takes `ndarray` views in and gives `ndarray` arrays out: neighbours, the Separation
 //! Index, embeddings.
