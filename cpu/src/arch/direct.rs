@@ -1,10 +1,11 @@
 //! Direct convolution over strips.
 //!
 //! A strip is the input of some places of the output, copied so that, for each tap, what
-//! neighbouring places read lies at equal distances: place i of a strip reads number
-//! `tap + i * spacing` of a channel, whatever the stride, the padding and the width of the image.
-//! Input lies in blocks of eight channels (spacing 8), or as planes of single channels (spacing 1)
-//! where there are few. Kernels therefore know no edges.
+//! neighbouring places of a row read lies at equal distances: place i of row p reads number
+//! `tap + p * pitch + i * spacing` of a channel, whatever the stride and the padding. Input lies in
+//! blocks of eight channels (spacing 8), or as planes of single channels (spacing 1) where there
+//! are few. The samples of a strip lie place by place next to each other, so that the rows of many
+//! small images are long. Kernels therefore know no edges.
 //!
 //! | kernel | work |
 //! |---|---|
@@ -86,8 +87,8 @@ impl<'a> Field<'a> {
     }
 }
 
-/// Where the places of a strip lie in a [`Field`]. Place `(p * columns + q) * samples + n` is
-/// column q of row p of sample n.
+/// Where the places of a strip lie in a [`Field`]. Place `q * samples + n` of row p is column q of
+/// sample n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Places {
     /// The field's sample that is the strip's first.
@@ -104,16 +105,9 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// How many.
-    pub(crate) const fn len(&self) -> usize {
-        self.samples * self.rows * self.columns
-    }
-
-    /// Whether all lie one after the other.
-    const fn together(&self) -> bool {
-        self.samples == 1
-            && self.column == BLOCK
-            && (self.rows == 1 || self.row == self.columns * BLOCK)
+    /// How many a row has.
+    pub(crate) const fn across(&self) -> usize {
+        self.samples * self.columns
     }
 
     /// Whether all lie in such a field.
@@ -122,7 +116,8 @@ impl Places {
             + self.rows.saturating_sub(1) * self.row
             + self.columns.saturating_sub(1) * self.column
             + BLOCK;
-        self.len() == 0 || self.sample + self.samples <= field.samples && last <= field.len
+        let none = self.rows * self.across() == 0;
+        none || self.sample + self.samples <= field.samples && last <= field.len
     }
 }
 
@@ -136,12 +131,14 @@ pub(crate) struct Strip<'a> {
     pub(crate) channels: usize,
     /// Numbers from one block (or plane) to the next.
     pub(crate) block: usize,
+    /// Numbers from one row of places to the next.
+    pub(crate) pitch: usize,
     /// Where each tap's first place begins, row by row of the kernel.
     pub(crate) taps: &'a [u32],
     /// Columns of the kernel.
     pub(crate) across: usize,
-    /// Places.
-    pub(crate) places: usize,
+    /// Numbers from one column of taps to the next, or 0 where they differ.
+    pub(crate) step: usize,
 }
 
 impl Strip<'_> {
@@ -151,13 +148,16 @@ impl Strip<'_> {
     }
 
     /// # Panics
-    /// Where a tap of a place reaches past the end.
-    fn check(&self) {
+    /// Where a tap of one of so many rows of so many places reaches past the end.
+    fn check(&self, rows: usize, places: usize) {
         assert!(self.spacing == 1 || self.spacing == BLOCK);
         let tap = self.taps.iter().fold(0, |most, tap| most.max(*tap)) as usize;
-        let units = self.units().saturating_sub(1) * self.block;
-        let reach = units + tap + self.places * self.spacing;
-        assert!(self.channels * self.places * self.taps.len() == 0 || reach <= self.x.len());
+        let before =
+            self.units().saturating_sub(1) * self.block + rows.saturating_sub(1) * self.pitch + tap;
+        let none = self.channels * rows * places * self.taps.len() == 0;
+        let even = |taps: &[u32]| taps.is_sorted_by(|a, b| *a as usize + self.step == *b as usize);
+        assert!(none || self.step == 0 || self.taps.chunks(self.across).all(even));
+        assert!(none || before + places * self.spacing <= self.x.len());
     }
 }
 
@@ -173,14 +173,14 @@ pub(crate) struct Finish<'a> {
 /// y of some of a strip's places, by some of its taps, for a panel of filters:
 ///
 /// ```text
-/// y[k, i] (+)= sum_{c, tap} w[c, tap, k] x[c, tap + i]
+/// y[k, p, i] (+)= sum_{c, tap} w[c, tap, k] x[c, tap + p pitch + i]
 /// ```
 pub(crate) struct Multiply<'a, 'b, 'c> {
     pub(crate) strip: Strip<'a>,
     /// Rows and columns of the kernel that are taken.
     pub(crate) taps: (Range<usize>, Range<usize>),
-    /// Places that are taken.
-    pub(crate) range: Range<usize>,
+    /// Rows of places that are taken, and places of each.
+    pub(crate) range: (Range<usize>, Range<usize>),
     /// Weights: block, tap, channel of the block, filter.
     pub(crate) w: &'a [f32],
     /// Filters: a multiple of 8, at most [`PANEL`].
@@ -200,11 +200,10 @@ impl Kernel for Multiply<'_, '_, '_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { strip, taps, range, w, width, y, first, places, .. } = &self;
-        strip.check();
+        strip.check(places.rows, places.across());
         assert!(width.is_multiple_of(BLOCK) && *width <= PANEL);
-        assert!(range.start <= range.end && range.end <= strip.places);
-        assert!(strip.places == places.len() && places.within(y));
-        assert!(first + width / BLOCK <= y.blocks);
+        assert!(range.0.end <= places.rows && range.1.end <= places.across());
+        assert!(places.within(y) && first + width / BLOCK <= y.blocks);
         assert!(taps.1.end <= strip.across && taps.0.end * strip.across <= strip.taps.len());
         assert!(w.len() >= strip.units() * strip.taps.len() * strip.spacing * width);
         if strip.spacing == BLOCK {
@@ -213,6 +212,29 @@ impl Kernel for Multiply<'_, '_, '_> {
             self.panel::<I, 1>(isa);
         }
     }
+}
+
+/// The size of the next tile where `left` places are left: tiles as large as `sizes`, which
+/// descend to 1, and all about as large.
+#[inline(always)]
+fn next(left: usize, sizes: &[usize]) -> usize {
+    let even = left.div_ceil(left.div_ceil(sizes[0]));
+    let fits = || sizes.iter().copied().filter(|size| *size <= left);
+    fits().rfind(|size| *size >= even).or(fits().next()).unwrap_or(1)
+}
+
+/// Calls a macro for each tile of a range with the tile's size.
+macro_rules! tiles {
+    ($at:ident, $end:expr, [$($m:literal),*], $call:ident) => {
+        while $at < $end {
+            let size = next($end - $at, &[$($m),*]);
+            match size {
+                $($m => $call!($m),)*
+                _ => {}
+            }
+            $at += size;
+        }
+    };
 }
 
 impl Multiply<'_, '_, '_> {
@@ -224,106 +246,125 @@ impl Multiply<'_, '_, '_> {
         unsafe {
             if I::Wide::REGISTERS >= 32 {
                 while at + 2 * lanes <= self.width {
-                    self.sweep::<_, 14, 2, SPACING>(isa.wide(), at);
+                    self.rows_of_14::<_, SPACING>(isa.wide(), at);
                     at += 2 * lanes;
                 }
                 while at + lanes <= self.width {
-                    self.sweep::<_, 28, 1, SPACING>(isa.wide(), at);
+                    self.rows_of_28::<_, SPACING>(isa.wide(), at);
                     at += lanes;
                 }
                 while lanes > BLOCK && at < self.width {
-                    self.sweep::<_, 24, 1, SPACING>(isa.narrow(), at);
+                    self.rows_of_28::<_, SPACING>(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else if I::Wide::REGISTERS >= 16 {
                 while at + 2 * lanes <= self.width {
-                    self.sweep::<_, 6, 2, SPACING>(isa.wide(), at);
+                    self.rows_of_6::<_, SPACING>(isa.wide(), at);
                     at += 2 * lanes;
                 }
                 while at < self.width {
-                    self.sweep::<_, 12, 1, SPACING>(isa.narrow(), at);
+                    self.rows_of_12::<_, SPACING>(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else {
                 while at < self.width {
-                    self.sweep::<_, 4, 1, SPACING>(isa.narrow(), at);
+                    self.rows_of_4::<_, SPACING>(isa.narrow(), at);
                     at += BLOCK;
                 }
             }
         }
     }
+}
 
-    /// All places of the range, `MOST` at a time while there are as many.
-    #[inline(always)]
-    unsafe fn sweep<S: Simd, const MOST: usize, const N: usize, const SPACING: usize>(
-        &self,
-        s: S,
-        filter: usize,
-    ) {
-        let Range { start: mut at, end } = self.range;
-        // SAFETY: the caller's promise; all places are below `end`.
-        unsafe {
-            while at + MOST <= end {
-                self.tile::<S, MOST, N, SPACING>(s, filter, at);
-                at += MOST;
-            }
-            if MOST > 16 && at + 16 <= end {
-                self.tile::<S, 16, N, SPACING>(s, filter, at);
-                at += 16;
-            }
-            if MOST > 8 && at + 8 <= end {
-                self.tile::<S, 8, N, SPACING>(s, filter, at);
-                at += 8;
-            }
-            if MOST > 4 && at + 4 <= end {
-                self.tile::<S, 4, N, SPACING>(s, filter, at);
-                at += 4;
-            }
-            if MOST > 2 && at + 2 <= end {
-                self.tile::<S, 2, N, SPACING>(s, filter, at);
-                at += 2;
-            }
-            if at < end {
-                self.tile::<S, 1, N, SPACING>(s, filter, at);
+/// Methods that take all places of all rows: tiles of at most so many places by so many vectors.
+macro_rules! rows {
+    ($name:ident, $n:literal, $sizes:tt) => {
+        impl Multiply<'_, '_, '_> {
+            #[inline(always)]
+            unsafe fn $name<S: Simd, const SPACING: usize>(&self, s: S, filter: usize) {
+                let (rows, places) = &self.range;
+                let mut at = places.start;
+                macro_rules! tile {
+                    ($m:literal) => {
+                        for row in rows.clone() {
+                            // SAFETY: the caller's promise; all places are in the range.
+                            unsafe { self.tile::<S, $m, $n, SPACING>(s, filter, row, at) }
+                        }
+                    };
+                }
+                tiles!(at, places.end, $sizes, tile);
             }
         }
-    }
+    };
+}
 
-    /// `M` places from `at` on, by `N` vectors of filters from `filter` on.
+rows!(rows_of_14, 2, [14, 12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_28, 1, [28, 24, 20, 16, 12, 8, 4, 2, 1]);
+rows!(rows_of_6, 2, [6, 5, 4, 3, 2, 1]);
+rows!(rows_of_12, 1, [12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_4, 1, [4, 2, 1]);
+
+impl Multiply<'_, '_, '_> {
+    /// `M` places of a row from `at` on, by `N` vectors of filters from `filter` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const N: usize, const SPACING: usize>(
         &self,
         s: S,
         filter: usize,
+        row: usize,
         at: usize,
     ) {
         let (strip, width) = (&self.strip, self.width);
+        let (down, across) = (&self.taps.0, &self.taps.1);
         let mut sums = [[s.zero(); N]; M];
         // SAFETY: as `run` checked, every place reads its taps inside of x, a block has a row of
         // `width` weights for each tap and channel, and places lie inside of the field.
         unsafe {
-            for unit in 0..strip.units() {
-                let channels = (strip.channels - unit * SPACING).min(SPACING);
-                let x = strip.x.as_ptr().add(unit * strip.block + at * SPACING);
-                let w = self.w.as_ptr().add(unit * strip.taps.len() * SPACING * width + filter);
-                for row in self.taps.0.clone() {
-                    for column in self.taps.1.clone() {
-                        let tap = row * strip.across + column;
-                        let mut x = x.add(*strip.taps.get_unchecked(tap) as usize);
-                        let mut w = w.add(tap * SPACING * width);
-                        for _ in 0..channels {
-                            let mut weights = [s.zero(); N];
-                            for (j, weights) in weights.iter_mut().enumerate() {
-                                *weights = s.load_ptr(w.add(j * S::LANES));
-                            }
-                            for (i, sums) in sums.iter_mut().enumerate() {
-                                let x = s.splat(*x.add(i * SPACING));
-                                for (sum, weights) in sums.iter_mut().zip(weights) {
-                                    *sum = s.fma(x, weights, *sum);
-                                }
-                            }
-                            x = x.add(1);
-                            w = w.add(width);
+            let all_x = strip.x.as_ptr().add(row * strip.pitch + at * SPACING);
+            let all_w = self.w.as_ptr().add(filter);
+            let units = strip.units();
+            // Planes are read tap by tap of a row, blocks channel by channel of a tap.
+            let line = SPACING == 1 && strip.step > 0;
+            let step = if line { strip.step } else { 1 };
+            let columns = if line { across.len() } else { 1 };
+            if units > 0 && !down.is_empty() && !across.is_empty() {
+                // One loop: with loops in each other, sums would leave their registers.
+                let (mut unit, mut i, mut j) = (0, down.start, across.start);
+                let mut x = all_x;
+                let mut w = all_w;
+                let mut left = 0;
+                loop {
+                    if left == 0 {
+                        let tap = i * strip.across + j;
+                        x = all_x.add(unit * strip.block);
+                        x = x.add(*strip.taps.get_unchecked(tap) as usize);
+                        w = all_w.add((unit * strip.taps.len() + tap) * SPACING * width);
+                        let channels = strip.channels - unit * SPACING;
+                        left = if line { columns } else { channels.min(SPACING) };
+                    }
+                    let mut weights = [s.zero(); N];
+                    for (j, weights) in weights.iter_mut().enumerate() {
+                        *weights = s.load_ptr(w.add(j * S::LANES));
+                    }
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let x = s.splat(*x.add(i * SPACING));
+                        for (sum, weights) in sums.iter_mut().zip(weights) {
+                            *sum = s.fma(x, weights, *sum);
+                        }
+                    }
+                    x = x.wrapping_add(step);
+                    w = w.wrapping_add(width);
+                    left -= 1;
+                    if left == 0 {
+                        j += columns;
+                        if j == across.end {
+                            (i, j) = (i + 1, across.start);
+                        }
+                        if i == down.end {
+                            (unit, i) = (unit + 1, down.start);
+                        }
+                        if unit == units {
+                            break;
                         }
                     }
                 }
@@ -331,31 +372,25 @@ impl Multiply<'_, '_, '_> {
             let y = self.y.at.add(
                 self.places.sample * self.y.sample
                     + (self.first + filter / BLOCK) * self.y.block
-                    + self.places.first,
+                    + self.places.first
+                    + row * self.places.row,
             );
-            let mut offsets = [0; M];
-            if self.places.together() {
-                for (i, offset) in offsets.iter_mut().enumerate() {
-                    *offset = (at + i) * BLOCK;
-                }
-            } else {
-                let Places { samples, columns, .. } = self.places;
-                let (mut n, mut q) = (at % samples, at / samples % columns);
-                let mut p = at / samples / columns;
+            let Places { samples, column, .. } = self.places;
+            let offsets = || {
+                let mut offsets = [0; M];
+                let (mut n, mut q) = (at % samples, at / samples);
                 for offset in &mut offsets {
-                    *offset = n * self.y.sample + p * self.places.row + q * self.places.column;
+                    *offset = n * self.y.sample + q * column;
                     n += 1;
                     if n == samples {
                         (n, q) = (0, q + 1);
                     }
-                    if q == columns {
-                        (q, p) = (0, p + 1);
-                    }
                 }
-            }
+                offsets
+            };
             let jump = S::LANES / BLOCK * self.y.block;
             if self.adds {
-                for (sums, offset) in sums.iter_mut().zip(offsets) {
+                for (sums, offset) in sums.iter_mut().zip(offsets()) {
                     for (j, sum) in sums.iter_mut().enumerate() {
                         let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
                         *sum = s.add(*sum, before);
@@ -382,9 +417,18 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
             }
-            for (sums, offset) in sums.iter().zip(offsets) {
-                for (j, sum) in sums.iter().enumerate() {
-                    s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+            if samples == 1 && column == BLOCK {
+                for (i, sums) in sums.iter().enumerate() {
+                    for (j, sum) in sums.iter().enumerate() {
+                        let y = y.add((at + i) * BLOCK + j * jump);
+                        s.store_blocks_ptr(*sum, y, self.y.block);
+                    }
+                }
+            } else {
+                for (sums, offset) in sums.iter().zip(offsets()) {
+                    for (j, sum) in sums.iter().enumerate() {
+                        s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                    }
                 }
             }
         }
@@ -394,17 +438,24 @@ impl Multiply<'_, '_, '_> {
 /// Adds to the gradient of the weights of a panel what some places of a strip give:
 ///
 /// ```text
-/// dw[c, tap, k] += sum_i x[c, tap + i] dy[i, k]
+/// dw[c, k] += sum_{p, i} x[c, p, i] dy[p, i, k]
 /// ```
 pub(crate) struct Correlate<'a> {
-    /// x: row i of it belongs to place i, `spacing` numbers after the one before.
+    /// x, from the first place's on. Place i of row p has its numbers `p * x_pitch + i * spacing`
+    /// after it.
     pub(crate) x: &'a [f32],
+    pub(crate) x_pitch: usize,
     pub(crate) spacing: usize,
-    /// Numbers of each row that are taken.
+    /// Numbers of each place that are taken.
     pub(crate) taken: usize,
-    /// dy: `width` numbers for each place. A multiple of 8, at most [`PANEL`].
+    /// dy from the first place's on: `width` numbers for each place, `dy_pitch` for a row.
     pub(crate) dy: &'a [f32],
+    pub(crate) dy_pitch: usize,
+    /// A multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
+    /// Rows, and places of each.
+    pub(crate) rows: usize,
+    pub(crate) places: usize,
     /// For each number taken a row of `width` numbers, `step` numbers after the one before.
     pub(crate) dw: &'a mut [f32],
     pub(crate) step: usize,
@@ -416,43 +467,43 @@ impl Kernel for Correlate<'_> {
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         let (width, taken) = (self.width, self.taken);
-        let Self { x, spacing, dy, dw, step, .. } = &self;
         assert!(width.is_multiple_of(BLOCK) && width <= PANEL && width > 0);
-        let places = dy.len() / width;
-        if places * taken == 0 {
+        if self.rows * self.places * taken == 0 {
             return;
         }
-        assert!(x.len() >= (places - 1) * spacing + taken);
-        assert!(dw.len() >= (taken - 1) * step + width);
+        let (rows, places) = (self.rows - 1, self.places - 1);
+        assert!(self.x.len() >= rows * self.x_pitch + places * self.spacing + taken);
+        assert!(self.dy.len() >= rows * self.dy_pitch + places * width + width);
+        assert!(self.dw.len() >= (taken - 1) * self.step + width);
         let (mut at, lanes) = (0, I::Wide::LANES);
         // SAFETY: checked above; filters from `at` on, as many as the vectors have, are there.
         unsafe {
             if I::Wide::REGISTERS >= 32 {
-                // Few rows are taken with one vector of more places; many, with two vectors.
+                // Many numbers are taken with one vector each, few with two.
                 while taken <= 8 && at + 2 * lanes <= width {
-                    self.rows::<_, 8, 2>(isa.wide(), at, places);
+                    self.taken_by_8(isa.wide(), at);
                     at += 2 * lanes;
                 }
                 while at + lanes <= width {
-                    self.rows::<_, 28, 1>(isa.wide(), at, places);
+                    self.taken_by_28(isa.wide(), at);
                     at += lanes;
                 }
                 while lanes > BLOCK && at < width {
-                    self.rows::<_, 28, 1>(isa.narrow(), at, places);
+                    self.taken_by_28(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else if I::Wide::REGISTERS >= 16 {
                 while at + 2 * lanes <= width {
-                    self.rows::<_, 4, 2>(isa.wide(), at, places);
+                    self.taken_by_4_pairs(isa.wide(), at);
                     at += 2 * lanes;
                 }
                 while at < width {
-                    self.rows::<_, 12, 1>(isa.narrow(), at, places);
+                    self.taken_by_12(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else {
                 while at < width {
-                    self.rows::<_, 4, 1>(isa.narrow(), at, places);
+                    self.taken_by_4(isa.narrow(), at);
                     at += BLOCK;
                 }
             }
@@ -460,63 +511,50 @@ impl Kernel for Correlate<'_> {
     }
 }
 
-impl Correlate<'_> {
-    #[inline(always)]
-    unsafe fn rows<S: Simd, const MOST: usize, const N: usize>(
-        &mut self,
-        s: S,
-        filter: usize,
-        places: usize,
-    ) {
-        let (mut at, end) = (0, self.taken);
-        // SAFETY: the caller's promise; all rows are below `end`.
-        unsafe {
-            while at + MOST <= end {
-                self.tile::<S, MOST, N>(s, filter, at, places);
-                at += MOST;
-            }
-            if MOST > 16 && at + 16 <= end {
-                self.tile::<S, 16, N>(s, filter, at, places);
-                at += 16;
-            }
-            if MOST > 8 && at + 8 <= end {
-                self.tile::<S, 8, N>(s, filter, at, places);
-                at += 8;
-            }
-            if MOST > 6 && at + 6 <= end {
-                self.tile::<S, 6, N>(s, filter, at, places);
-                at += 6;
-            }
-            if MOST > 4 && at + 4 <= end {
-                self.tile::<S, 4, N>(s, filter, at, places);
-                at += 4;
-            }
-            if MOST > 2 && at + 2 <= end {
-                self.tile::<S, 2, N>(s, filter, at, places);
-                at += 2;
-            }
-            while at < end {
-                self.tile::<S, 1, N>(s, filter, at, places);
-                at += 1;
+/// Methods that take all numbers: tiles of at most so many numbers by so many vectors.
+macro_rules! taken {
+    ($name:ident, $n:literal, $sizes:tt) => {
+        impl Correlate<'_> {
+            #[inline(always)]
+            unsafe fn $name<S: Simd>(&mut self, s: S, filter: usize) {
+                let mut at = 0;
+                macro_rules! tile {
+                    ($m:literal) => {
+                        // SAFETY: the caller's promise; all numbers are among those taken.
+                        unsafe { self.tile::<S, $m, $n>(s, filter, at) }
+                    };
+                }
+                tiles!(at, self.taken, $sizes, tile);
             }
         }
-    }
+    };
+}
 
-    /// `M` rows from `at` on, by `N` vectors of filters from `filter` on.
+taken!(taken_by_8, 2, [8, 7, 6, 5, 4, 3, 2, 1]);
+taken!(taken_by_28, 1, [28, 24, 20, 16, 12, 8, 7, 6, 5, 4, 3, 2, 1]);
+taken!(taken_by_4_pairs, 2, [4, 3, 2, 1]);
+taken!(taken_by_12, 1, [12, 8, 7, 6, 5, 4, 3, 2, 1]);
+taken!(taken_by_4, 1, [4, 2, 1]);
+
+impl Correlate<'_> {
+    /// `M` numbers from `at` on, by `N` vectors of filters from `filter` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const M: usize, const N: usize>(
         &mut self,
         s: S,
         filter: usize,
         at: usize,
-        places: usize,
     ) {
         let mut sums = [[s.zero(); N]; M];
-        // SAFETY: as `run` checked, each place has `spacing` numbers in x and `width` in dy; each
-        // row has `width` numbers in dw.
+        // SAFETY: as `run` checked, each place has its numbers in x and `width` in dy; each number
+        // taken has `width` numbers in dw.
         unsafe {
             let (mut x, mut dy) = (self.x.as_ptr().add(at), self.dy.as_ptr().add(filter));
-            for _ in 0..places {
+            let x_jump = self.x_pitch.wrapping_sub(self.places * self.spacing);
+            let dy_jump = self.dy_pitch.wrapping_sub(self.places * self.width);
+            let (mut left, mut rows) = (self.places, self.rows);
+            // One loop: with loops in each other, sums would leave their registers.
+            loop {
                 let mut g = [s.zero(); N];
                 for (j, g) in g.iter_mut().enumerate() {
                     *g = s.load_ptr(dy.add(j * S::LANES));
@@ -529,10 +567,21 @@ impl Correlate<'_> {
                 }
                 x = x.wrapping_add(self.spacing);
                 dy = dy.wrapping_add(self.width);
+                left -= 1;
+                if left == 0 {
+                    rows -= 1;
+                    if rows == 0 {
+                        break;
+                    }
+                    left = self.places;
+                    x = x.wrapping_add(x_jump);
+                    dy = dy.wrapping_add(dy_jump);
+                }
             }
             for (i, sums) in sums.iter().enumerate() {
                 for (j, sum) in sums.iter().enumerate() {
-                    let dw = self.dw.as_mut_ptr().add((at + i) * self.step + filter + j * S::LANES);
+                    let dw = self.dw.as_mut_ptr().add((at + i) * self.step + filter);
+                    let dw = dw.add(j * S::LANES);
                     s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
                 }
             }

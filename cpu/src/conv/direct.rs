@@ -3,9 +3,9 @@
 //! The kernels and the names strip, panel and place are those of
 //! [`arch::direct`](crate::arch::direct). A task takes strips of its output one after the other. A
 //! strip's input is packed for as many channels as the second-level cache holds; each panel of
-//! filters is multiplied with it, and y is added up over the channels. Taps that read nothing but
-//! padding are left out, row by row of the output, and place by place where a strip has many
-//! samples.
+//! filters is multiplied with it, and y is added up over the channels. Blocks that need no padding
+//! are read where they lie. Taps that read nothing but padding are left out, row by row of the
+//! output, and column by column where a strip has many samples.
 //!
 //! Backward data is the same convolution from dy to dx, with weights turned round. With strides it
 //! is one convolution for each remainder of the places of dx by the stride, each with the taps that
@@ -25,13 +25,16 @@ use crate::blocks::{BLOCK, padded};
 const PACK: usize = 64 << 10;
 
 /// Places of a strip.
-const PLACES: usize = 320;
+const PLACES: usize = 512;
 
-/// Places of a strip of the gradient of the weights, whose sums stay in registers meanwhile.
-const GRADIENT_PLACES: usize = 512;
+/// Samples of a strip from which on taps are left out column by column.
+const MANY: usize = 4;
 
-/// Samples of a strip from which on taps are left out place by place.
-const MANY: usize = 8;
+/// Samples that a strip of small images has, where many of its taps read padding.
+const PADDED: usize = 8;
+
+/// Columns of the output from which on blocks that need no padding are read where they lie.
+const LONG: usize = 8;
 
 /// Channels of a group up to which they are packed as planes.
 const FEW: usize = 4;
@@ -107,7 +110,7 @@ impl Axis {
         }
     }
 
-    /// Packed rows (or copies of columns) for `places` places, in each of [`phases`](Self::phases).
+    /// Packed rows or columns for `places` places, in each of [`phases`](Self::phases).
     const fn reach(&self, places: usize) -> usize {
         places + self.taps.saturating_sub(1) / self.stride
     }
@@ -194,8 +197,9 @@ pub(crate) struct Work<'a> {
     pub(crate) epilogue: &'a Epilogue<'a>,
     /// The panels of `y`: of every group where `y` has all.
     pub(crate) panels: Range<usize>,
-    /// The output rows of `y`.
+    /// The output rows of `y`, and columns: not all of them only where there is one row.
     pub(crate) rows: Range<usize>,
+    pub(crate) columns: Range<usize>,
 }
 
 impl Direct {
@@ -242,9 +246,9 @@ impl Direct {
         self.groups
     }
 
-    /// Output rows that are computed.
-    pub(crate) const fn rows(&self) -> usize {
-        self.rows.output
+    /// Output rows and columns that are computed.
+    pub(crate) const fn places(&self) -> (usize, usize) {
+        (self.rows.output, self.columns.output)
     }
 
     /// Blocks, or planes, of a group's channels.
@@ -298,58 +302,47 @@ impl Direct {
     /// `weight` is (K, C / groups, R, S), `scale` a factor for each filter, or empty.
     pub(crate) fn pack(
         &self,
+        instructions: Instructions,
         weight: &[f32],
         scale: &[f32],
         group: usize,
         first: usize,
         packed: &mut [f32],
     ) {
-        let (taps, spacing) = (self.taps(), self.spacing());
-        let kernel = self.rows.kernel * self.columns.kernel;
         for (panel, packed) in (first..).zip(packed.chunks_mut(self.panel().max(1))) {
-            let width = self.width(panel);
-            let filters = panel * PANEL..self.filters.min(panel * PANEL + width);
-            for (unit, packed) in packed.chunks_exact_mut(taps * spacing * width).enumerate() {
-                let channels = unit * spacing..self.channels.min((unit + 1) * spacing);
-                if channels.len() < spacing || filters.len() < width {
-                    packed.fill(0.0);
-                }
-                for (l, filter) in filters.clone().enumerate() {
-                    for (e, channel) in channels.clone().enumerate() {
-                        let (from, factor) = if self.turned {
-                            let k = group * self.channels + channel;
-                            (k * self.filters + filter, k)
-                        } else {
-                            let k = group * self.filters + filter;
-                            (k * self.channels + channel, k)
-                        };
-                        let factor = scale.get(factor).copied().unwrap_or(1.0);
-                        let from = &weight[from * kernel..][..kernel];
-                        let mut to = packed[e * width + l..].iter_mut().step_by(spacing * width);
-                        for r in 0..self.rows.taps {
-                            let row = self.rows.weight(r) * self.columns.kernel;
-                            for s in 0..self.columns.taps {
-                                if let Some(to) = to.next() {
-                                    *to = factor * from[row + self.columns.weight(s)];
-                                }
-                            }
-                        }
-                    }
-                }
-            }
+            instructions.run(Weigh { direct: self, weight, scale, group, panel, packed });
         }
     }
 
-    /// Samples, rows and columns of a strip of about `most` places, at most.
-    fn extent(&self, most: usize) -> (usize, usize, usize) {
+    /// Whether x is read where it lies.
+    fn in_place(&self) -> bool {
+        let along = |axis: &Axis| {
+            axis.stride == 1 && axis.pad == 0 && axis.output + axis.taps <= axis.input + 1
+        };
+        let blocks = self.groups == 1 || self.channels.is_multiple_of(BLOCK);
+        let lies = !self.plain.0 && self.spacing() == BLOCK && blocks;
+        lies && along(&self.rows) && along(&self.columns) && self.columns.output >= LONG
+    }
+
+    /// Samples, rows and columns of a strip, at most.
+    fn extent(&self) -> (usize, usize, usize) {
         let (p, q) = (self.rows.output, self.columns.output);
-        if q > most {
-            (1, 1, most)
-        } else if p * q > most {
-            (1, most / q.max(1), q)
-        } else {
-            ((most / (p * q).max(1)).clamp(1, self.samples.max(1)), p, q)
+        let place = (p * q).max(1);
+        if q > PLACES {
+            return (1, 1, PLACES);
         }
+        if place > PLACES {
+            return (1, PLACES / q, q);
+        }
+        if self.in_place() {
+            return (1, p, q);
+        }
+        let taps: usize = (0..q).map(|q| self.columns.inside(q).len()).sum();
+        let padding = 10 * taps < 9 * q * self.columns.taps;
+        let least = if padding { PADDED } else { 1 };
+        let fits = |n: usize| self.unit((n, p, q)) * self.units() <= PACK;
+        let n = if fits(least) { least } else { 1 };
+        (self.samples.clamp(1, n.max(PLACES / place)), p, q)
     }
 
     /// The strips of some samples and output rows.
@@ -357,25 +350,27 @@ impl Direct {
         &self,
         (samples, rows, columns): (usize, usize, usize),
         all: usize,
-        of: Range<usize>,
+        down: Range<usize>,
+        across: Range<usize>,
     ) -> impl Iterator<Item = Region> + Clone {
-        let q = even(0..self.columns.output, columns);
+        let q = even(across, columns);
         even(0..all, samples).flat_map(move |n| {
             let q = q.clone();
-            even(of.clone(), rows).flat_map(move |p| q.clone().map(move |q| Region { n, p, q }))
+            even(down.clone(), rows).flat_map(move |p| q.clone().map(move |q| Region { n, p, q }))
         })
     }
 
     /// Numbers of one packed block, or plane, of a strip.
     fn unit(&self, (samples, rows, columns): (usize, usize, usize)) -> usize {
-        let copies = self.columns.taps * self.rows.phases() * self.rows.reach(rows);
-        copies * columns * samples * self.spacing()
+        let down = self.rows.phases() * self.rows.reach(rows);
+        let across = self.columns.phases() * self.columns.reach(columns);
+        down * across * samples * self.spacing()
     }
 
     /// Numbers that a strip's packed units take at most.
     fn pack_len(&self, extent: (usize, usize, usize)) -> usize {
         let unit = self.unit(extent);
-        (unit * self.units()).min(PACK.max(unit))
+        if self.in_place() { 0 } else { (unit * self.units()).min(PACK.max(unit)) }
     }
 
     /// Units that are packed together.
@@ -390,21 +385,52 @@ impl Direct {
 
     /// Numbers of scratch for a running task.
     pub(crate) fn lane(&self) -> usize {
-        let extent = self.extent(PLACES);
+        let extent = self.extent();
         let (samples, rows, columns) = extent;
         let out = if self.aligned() { 0 } else { padded(self.filters) * samples * rows * columns };
         (self.table() + self.pack_len(extent) + out).next_multiple_of(16)
     }
 
-    /// Writes where each tap's first place begins in the packed strip.
-    fn offsets(&self, region: &Region, to: &mut [u32]) {
-        let place = region.q.1 * region.n.1 * self.spacing();
-        let (phases, reach) = (self.rows.phases(), self.rows.reach(region.p.1));
-        for (at, to) in to.iter_mut().enumerate() {
-            let (r, s) = (at / self.columns.taps, at % self.columns.taps);
-            let row = (s * phases + r % self.rows.stride) * reach + r / self.rows.stride;
-            *to = (row * place) as u32;
+    /// Writes where each tap's first place begins in the strip; gives the strip without its x.
+    fn strip<'a>(&self, region: &Region, taps: &'a mut [u32]) -> Strip<'a> {
+        let (down, across) = (self.rows, self.columns);
+        let place = region.n.1 * self.spacing();
+        let (block, line, phases, reach) = if self.in_place() {
+            (down.input * across.input * place, across.input * place, 1, 0)
+        } else {
+            let extent = (region.n.1, region.p.1, region.q.1);
+            let line = across.reach(region.q.1) * place;
+            (self.unit(extent), line, down.phases(), down.reach(region.p.1))
+        };
+        for (at, to) in taps.iter_mut().enumerate() {
+            let (r, s) = (at / across.taps, at % across.taps);
+            let row = (s % across.stride * phases + r % down.stride) * reach + r / down.stride;
+            *to = (row * line + s / across.stride * place) as u32;
         }
+        let channels = self.channels;
+        let spacing = self.spacing();
+        let step = if across.stride == 1 { place } else { 0 };
+        Strip { x: &[], spacing, channels, block, pitch: line, taps, across: across.taps, step }
+    }
+
+    /// What some units of a group read: packed, or where it lies.
+    fn read<'a>(
+        &self,
+        instructions: Instructions,
+        x: &'a [f32],
+        region: Region,
+        group: usize,
+        units: Range<usize>,
+        to: &'a mut [f32],
+    ) -> &'a [f32] {
+        if self.in_place() {
+            let blocks = (self.groups * self.channels).div_ceil(BLOCK);
+            let block = region.n.0 * blocks + group * self.units() + units.start;
+            let row = block * self.rows.input + region.p.0;
+            return &x[(row * self.columns.input + region.q.0) * BLOCK..];
+        }
+        instructions.run(Pack { direct: self, x, region, group, units, to });
+        to
     }
 
     /// Writes some of y. Its field has the rows and panels of the work and nothing else, or, in
@@ -416,45 +442,39 @@ impl Direct {
         y: &mut Field<'_>,
         lane: &mut [f32],
     ) {
-        let extent = self.extent(PLACES);
+        let extent = self.extent();
         let (table, lane) = lane.split_at_mut(self.table());
         let taps = &mut bytemuck::cast_slice_mut::<f32, u32>(table)[..self.taps()];
         let (packed_x, out) = lane.split_at_mut(self.pack_len(extent));
         let [samples, ..] = y.dim();
-        for region in self.regions(extent, samples, work.rows.clone()) {
-            self.offsets(&region, taps);
+        for region in self.regions(extent, samples, work.rows.clone(), work.columns.clone()) {
+            let strip = self.strip(&region, taps);
             for group in 0..self.groups {
                 for (unit, units) in even(0..self.units().max(1), self.together(extent)) {
-                    instructions.run(Pack {
-                        direct: self,
-                        x: work.x,
-                        region,
-                        group,
-                        units: unit..unit + units,
-                        to: packed_x,
-                    });
-                    let chunk = Chunk { unit, units, taps, x: packed_x };
+                    let units = unit..unit + units;
+                    let x = self.read(instructions, work.x, region, group, units.clone(), packed_x);
+                    let strip = Strip { x, ..strip };
+                    let chunk = Chunk { region, group, units, strip };
                     if self.aligned() {
-                        self.multiply(instructions, work, &region, group, &chunk, None, y);
-                    } else {
-                        let own = region.places() * BLOCK;
-                        let places = Places {
-                            sample: 0,
-                            samples: 1,
-                            rows: 1,
-                            columns: region.places(),
-                            first: 0,
-                            row: 0,
-                            column: BLOCK,
-                        };
-                        let mut strip = Field::new(out, 1, padded(self.filters) / BLOCK, own);
-                        let places = Some(places);
-                        let strip = &mut strip;
-                        self.multiply(instructions, work, &region, group, &chunk, places, strip);
+                        self.multiply(instructions, work, &chunk, None, y);
+                        continue;
                     }
+                    let (rows, columns) = (region.p.1, region.q.1 * region.n.1);
+                    let places = Places {
+                        sample: 0,
+                        samples: 1,
+                        rows,
+                        columns,
+                        first: 0,
+                        row: columns * BLOCK,
+                        column: BLOCK,
+                    };
+                    let own = rows * columns * BLOCK;
+                    let mut own = Field::new(out, 1, padded(self.filters) / BLOCK, own);
+                    self.multiply(instructions, work, &chunk, Some(places), &mut own);
                 }
                 if !self.aligned() {
-                    self.scatter(&region, group, work.rows.start, out, y);
+                    self.scatter(&region, group, work, out, y);
                 }
             }
         }
@@ -465,45 +485,36 @@ impl Direct {
         self.columns.whole * BLOCK
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what is multiplied and where it goes")]
     fn multiply(
         &self,
         instructions: Instructions,
         work: &Work<'_>,
-        region: &Region,
-        group: usize,
         chunk: &Chunk<'_>,
         places: Option<Places>,
         y: &mut Field<'_>,
     ) {
+        let Chunk { region, group, ref units, strip } = *chunk;
         let spacing = self.spacing();
-        let extent = (region.n.1, region.p.1, region.q.1);
+        let row = region.p.0 - work.rows.start;
+        let column = region.q.0 - work.columns.start;
         let places = places.unwrap_or(Places {
             sample: region.n.0,
             samples: region.n.1,
             rows: region.p.1,
             columns: region.q.1,
-            first: (self.rows.first + (region.p.0 - work.rows.start) * self.rows.step) * self.row()
-                + (self.columns.first + region.q.0 * self.columns.step) * BLOCK,
+            first: (self.rows.first + row * self.rows.step) * self.row()
+                + (self.columns.first + column * self.columns.step) * BLOCK,
             row: self.rows.step * self.row(),
             column: self.columns.step * BLOCK,
         });
-        let channels = self.channels.min((chunk.unit + chunk.units) * spacing);
-        let strip = Strip {
-            x: chunk.x,
-            spacing,
-            channels: channels - chunk.unit * spacing,
-            block: self.unit(extent),
-            taps: chunk.taps,
-            across: self.columns.taps,
-            places: region.places(),
-        };
-        let last = chunk.unit + chunk.units >= self.units();
+        let channels = self.channels.min(units.end * spacing) - units.start * spacing;
+        let strip = Strip { channels, ..strip };
+        let last = units.end >= self.units();
         let panels = if self.aligned() { work.panels.clone() } else { 0..self.panels() };
         for panel in panels.clone() {
             let width = self.width(panel);
             let w = &work.packed[group * self.group() + panel * self.panel()..];
-            let w = &w[chunk.unit * self.taps() * spacing * width..];
+            let w = &w[units.start * self.taps() * spacing * width..];
             let mut shift = [0.0; PANEL];
             let filters = group * self.filters + panel * PANEL;
             let shifts = work.epilogue.shift.iter().skip(filters);
@@ -524,39 +535,39 @@ impl Direct {
                     y,
                     first,
                     places,
-                    adds: chunk.unit > 0,
+                    adds: units.start > 0,
                     finish,
                 });
             }
         }
     }
 
-    /// Places of a strip, and the rows and columns of taps that read inside of x for them.
-    fn segments(
-        &self,
-        region: &Region,
-    ) -> impl Iterator<Item = (Range<usize>, (Range<usize>, Range<usize>))> {
-        let Region { n, p, q } = *region;
-        let row = n.1 * q.1;
-        let groups = runs(p.1, move |at| self.rows.inside(p.0 + at));
-        groups.flat_map(move |(rows, down)| {
-            // Row by row and column by column, or all at once.
-            let (each, all) = if n.1 >= MANY { (rows.clone(), 0..0) } else { (0..0, rows) };
-            let own = down.clone();
-            let each = each.flat_map(move |p| {
-                let down = own.clone();
-                runs(q.1, move |at| self.columns.inside(q.0 + at)).map(move |(columns, across)| {
-                    let at = (p * q.1 + columns.start) * n.1;
-                    (at..at + columns.len() * n.1, (down.clone(), across))
-                })
-            });
-            let all = (!all.is_empty()).then(|| all.start * row..all.end * row);
-            each.chain(all.map(|range| (range, (down, 0..self.columns.taps))))
+    /// Rows of places of a strip and places of each, and the rows and columns of taps that read
+    /// inside of x for them.
+    fn segments(&self, region: Region) -> impl Iterator<Item = (Ranges, Ranges)> {
+        let Region { n, p, q } = region;
+        let columns = self.columns;
+        runs(p.1, move |at| self.rows.inside(p.0 + at)).flat_map(move |(rows, down)| {
+            let inside = move |at| match n.1 >= MANY {
+                true => columns.inside(q.0 + at),
+                false => 0..columns.taps,
+            };
+            runs(q.1, inside).map(move |(columns, across)| {
+                let places = columns.start * n.1..columns.end * n.1;
+                ((rows.clone(), places), (down.clone(), across))
+            })
         })
     }
 
     /// Writes a group's strip to where it belongs.
-    fn scatter(&self, region: &Region, group: usize, top: usize, strip: &[f32], y: &mut Field<'_>) {
+    fn scatter(
+        &self,
+        region: &Region,
+        group: usize,
+        work: &Work<'_>,
+        strip: &[f32],
+        y: &mut Field<'_>,
+    ) {
         let Region { n, p, q } = *region;
         let (height, width) = (self.rows.whole, self.columns.whole);
         let own = region.places() * BLOCK;
@@ -581,7 +592,8 @@ impl Direct {
                             let at = (channel * height + row) * width + column;
                             y.block(n.0 + sample, 0)[at] = x;
                         } else {
-                            let at = ((row - top) * width + column) * BLOCK + channel % BLOCK;
+                            let place = (row - work.rows.start) * width + column;
+                            let at = (place - work.columns.start) * BLOCK + channel % BLOCK;
                             y.block(n.0 + sample, channel / BLOCK)[at] = x;
                         }
                     }
@@ -608,16 +620,18 @@ fn runs<T: PartialEq>(
     })
 }
 
-/// Packed channels of a strip.
+/// Two ranges, down and across.
+type Ranges = (Range<usize>, Range<usize>);
+
+/// Some channels of a group in a strip.
 struct Chunk<'a> {
-    /// The first unit, and how many.
-    unit: usize,
-    units: usize,
-    taps: &'a [u32],
-    x: &'a [f32],
+    region: Region,
+    group: usize,
+    units: Range<usize>,
+    strip: Strip<'a>,
 }
 
-/// Copies what the places of a strip read, tap column by tap column and row phase by row phase.
+/// Copies what the places of a strip read, for each remainder of columns and rows by the strides.
 struct Pack<'a> {
     direct: &'a Direct,
     x: &'a [f32],
@@ -635,31 +649,29 @@ impl Kernel for Pack<'_> {
         let Self { direct, x, region, group, units, to } = self;
         let Region { n, p, q } = region;
         let (down, across) = (direct.rows, direct.columns);
-        let spacing = direct.spacing();
-        let row = q.1 * n.1 * spacing;
-        let (phases, reach) = (down.phases(), down.reach(p.1));
-        let mut rows = to.chunks_exact_mut(row);
+        let (place, reach) = (n.1 * direct.spacing(), across.reach(q.1));
+        let mut rows = to.chunks_exact_mut(reach * place);
         for unit in units {
-            for tap in 0..across.taps {
-                let columns = across.reached(q.0..q.0 + q.1, tap);
+            for column in 0..across.phases() {
+                let columns = across.reached(q.0..q.0 + reach, column);
                 let inside = columns.start - q.0..columns.end - q.0;
-                let first = across.origin(columns.start) + tap.cast_signed();
-                for phase in 0..phases {
-                    for at in 0..reach {
-                        let Some(to) = rows.next() else { return };
-                        let h = down.origin(p.0 + at) + phase.cast_signed();
+                let first = across.origin(columns.start) + column.cast_signed();
+                for row in 0..down.phases() {
+                    for (at, to) in (p.0..p.0 + down.reach(p.1)).zip(&mut rows) {
+                        let h = down.origin(at) + row.cast_signed();
                         let h = usize::try_from(h).ok().filter(|h| *h < down.input);
                         let (Some(h), false) = (h, inside.is_empty()) else {
-                            to.fill(0.0);
+                            zero(isa.narrow(), to);
                             continue;
                         };
+                        let (left, rest) = to.split_at_mut(inside.start * place);
+                        let (to, right) = rest.split_at_mut(inside.len() * place);
+                        zero(isa.narrow(), left);
+                        zero(isa.narrow(), right);
                         let first = first.cast_unsigned();
-                        to[..inside.start * n.1 * spacing].fill(0.0);
-                        to[inside.end * n.1 * spacing..].fill(0.0);
-                        let to = &mut to[inside.start * n.1 * spacing..];
                         let from = Source { x, direct, group, unit, h, first };
                         for sample in 0..n.1 {
-                            let to = &mut to[sample * spacing..];
+                            let to = &mut to[sample * direct.spacing()..];
                             from.copy(isa.narrow(), n.0 + sample, inside.len(), n.1, to);
                         }
                     }
@@ -667,6 +679,81 @@ impl Kernel for Pack<'_> {
             }
         }
     }
+}
+
+/// Writes the packed weights of a panel: block, tap, channel of the block, filter.
+struct Weigh<'a> {
+    direct: &'a Direct,
+    weight: &'a [f32],
+    scale: &'a [f32],
+    group: usize,
+    panel: usize,
+    packed: &'a mut [f32],
+}
+
+impl Kernel for Weigh<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { direct, weight, scale, group, panel, packed } = self;
+        let (taps, spacing, width) = (direct.taps(), direct.spacing(), direct.width(panel));
+        let kernel = direct.rows.kernel * direct.columns.kernel;
+        let (s, across) = (isa.narrow(), direct.columns.taps);
+        let factor = |at: usize| scale.get(at).copied().unwrap_or(1.0);
+        // Where the first tap of a weight lies, and from one filter to the next.
+        let (first, step) = match direct.turned {
+            true => (group * direct.channels * direct.filters, 1),
+            false => (group * direct.filters * direct.channels, direct.channels),
+        };
+        let at = |channel: usize, filter: usize| match direct.turned {
+            true => (first + channel * direct.filters + filter) * kernel,
+            false => (first + filter * direct.channels + channel) * kernel,
+        };
+        for (unit, packed) in packed.chunks_exact_mut(taps * spacing * width).enumerate() {
+            let channels = unit * spacing..direct.channels.min((unit + 1) * spacing);
+            if channels.len() < spacing {
+                zero(s, packed);
+            }
+            for block in (0..width).step_by(BLOCK) {
+                let filter = panel * PANEL + block;
+                let count = (direct.filters - filter).min(BLOCK);
+                let mut factors = [1.0; BLOCK];
+                for (l, to) in factors[..count].iter_mut().enumerate() {
+                    *to = factor(group * direct.filters + filter + l);
+                }
+                let factors = s.load(&factors);
+                for (e, channel) in channels.clone().enumerate() {
+                    let factors = match direct.turned {
+                        true => s.splat(factor(group * direct.channels + channel)),
+                        false => factors,
+                    };
+                    let from = &weight[at(channel, filter)..];
+                    for r in 0..direct.rows.taps {
+                        for c in 0..across {
+                            let tap = direct.rows.weight(r) * direct.columns.kernel
+                                + direct.columns.weight(c);
+                            let mut w = [0.0; BLOCK];
+                            let from = from[tap..].iter().step_by(step * kernel);
+                            for (w, from) in w[..count].iter_mut().zip(from) {
+                                *w = *from;
+                            }
+                            let to = ((r * across + c) * spacing + e) * width + block;
+                            s.store(s.mul(factors, s.load(&w)), &mut packed[to..]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Fills few numbers with zeros.
+#[inline(always)]
+fn zero<S: Simd>(s: S, to: &mut [f32]) {
+    let mut blocks = to.chunks_exact_mut(S::LANES);
+    blocks.by_ref().for_each(|to| s.store(s.zero(), to));
+    blocks.into_remainder().iter_mut().for_each(|to| *to = 0.0);
 }
 
 /// A row of x, from its column `first` on.
@@ -755,13 +842,12 @@ impl Direct {
 
     /// Samples, rows and columns of a strip of the gradient, at most.
     fn gradient_extent(&self) -> (usize, usize, usize) {
-        if self.spacing() == 1 {
-            let places = (PACK / self.gradient_rows(self.units()).max(1)).clamp(1, 1024);
-            let (_, rows, columns) = self.extent(places);
-            (1, rows, columns)
-        } else {
-            self.extent(GRADIENT_PLACES)
+        if self.spacing() > 1 {
+            return self.extent();
         }
+        let (p, q) = (self.rows.output, self.columns.output);
+        let places = (PACK / self.gradient_rows(self.units()).max(1)).clamp(1, 2 * PLACES);
+        (1, (places / q.max(1)).clamp(1, p.max(1)), places.min(q))
     }
 
     /// Rows and columns of the planes that a strip with few channels reads.
@@ -805,50 +891,49 @@ impl Direct {
         let places = extent.0 * extent.1 * extent.2;
         let (packed_dy, packed_x) = lane.split_at_mut(places * PANEL);
         let rows = self.gradient_rows(units.len());
-        for region in self.regions(extent, samples, 0..self.rows.output) {
-            self.offsets(&region, taps);
+        let (down, across) = (0..self.rows.output, 0..self.columns.output);
+        for region in self.regions(extent, samples, down, across) {
+            let strip = self.strip(&region, taps);
             for group in 0..self.groups {
                 for (unit, count) in even(units.clone(), self.chunk(extent)) {
-                    let places = region.places();
-                    let unfolded = if self.spacing() == 1 {
+                    let own = unit..unit + count;
+                    let few = self.spacing() == 1;
+                    let x = if few {
                         self.unfold(instructions, x, &region, group, rows, packed_x)
                     } else {
-                        instructions.run(Pack {
-                            direct: self,
-                            x,
-                            region,
-                            group,
-                            units: unit..unit + count,
-                            to: packed_x,
-                        });
-                        &*packed_x
+                        self.read(instructions, x, region, group, own.clone(), packed_x)
                     };
+                    let strip = Strip { x, ..strip };
+                    let chunk = Chunk { region, group, units: own, strip };
                     for panel in 0..self.panels() {
                         let width = self.width(panel);
-                        let dy_panel = &mut packed_dy[..places * width];
+                        let to = &mut packed_dy[..region.places() * width];
                         let first = group * padded(self.filters) + panel * PANEL;
                         let db = match unit == 0 {
                             true => db.get_mut(first..first + width).unwrap_or_default(),
                             false => &mut [],
                         };
-                        let to = &mut *dy_panel;
                         instructions.run(Lift { direct: self, dy, region, group, panel, to, db });
+                        let dy = &packed_dy[..region.places() * width];
                         let dw = &mut partial[first * rows..][..width * rows];
-                        if self.spacing() == 1 {
+                        if few {
                             instructions.run(Correlate {
-                                x: unfolded,
+                                x,
+                                x_pitch: 0,
                                 spacing: rows,
                                 taken: rows,
-                                dy: dy_panel,
+                                dy,
+                                dy_pitch: 0,
                                 width,
+                                rows: 1,
+                                places: region.places(),
                                 dw,
                                 step: width,
                             });
-                            continue;
+                        } else {
+                            let dw = &mut dw[(unit - units.start) * BLOCK * self.taps() * width..];
+                            self.correlate(instructions, &chunk, dy, width, dw);
                         }
-                        let chunk = Chunk { unit, units: count, taps, x: unfolded };
-                        let dw = &mut dw[(unit - units.start) * BLOCK * self.taps() * width..];
-                        self.correlate(instructions, &region, &chunk, dy_panel, width, dw);
                     }
                 }
             }
@@ -863,30 +948,34 @@ impl Direct {
     fn correlate(
         &self,
         instructions: Instructions,
-        region: &Region,
         chunk: &Chunk<'_>,
         dy: &[f32],
         width: usize,
         dw: &mut [f32],
     ) {
-        let block = self.unit((region.n.1, region.p.1, region.q.1));
-        let row = region.n.1 * region.q.1;
-        for unit in 0..chunk.units {
-            let taken = (self.channels - (chunk.unit + unit) * BLOCK).min(BLOCK);
-            for (tap, offset) in chunk.taps.iter().enumerate() {
-                let p = region.p.0..region.p.0 + region.p.1;
-                let reached = self.rows.reached(p, tap / self.columns.taps);
-                let first = (reached.start - region.p.0) * row;
-                let places = first..first + reached.len() * row;
-                let at = unit * block + *offset as usize + places.start * BLOCK;
-                let rows = unit * BLOCK * self.taps() + tap;
+        let Chunk { region: Region { n, p, q }, ref units, strip, .. } = *chunk;
+        for (at, unit) in units.clone().enumerate() {
+            let taken = (self.channels - unit * BLOCK).min(BLOCK);
+            for (tap, offset) in strip.taps.iter().enumerate() {
+                let (r, s) = (tap / strip.across, tap % strip.across);
+                let down = self.rows.reached(p.0..p.0 + p.1, r);
+                let across = self.columns.reached(q.0..q.0 + q.1, s);
+                if down.is_empty() || across.is_empty() {
+                    continue;
+                }
+                let (row, column) = (down.start - p.0, (across.start - q.0) * n.1);
+                let first = row * strip.pitch + column * BLOCK;
                 instructions.run(Correlate {
-                    x: &chunk.x[at..],
+                    x: &strip.x[at * strip.block + *offset as usize + first..],
+                    x_pitch: strip.pitch,
                     spacing: BLOCK,
                     taken,
-                    dy: &dy[places.start * width..places.end * width],
+                    dy: &dy[(row * q.1 * n.1 + column) * width..],
+                    dy_pitch: q.1 * n.1 * width,
                     width,
-                    dw: &mut dw[rows * width..],
+                    rows: down.len(),
+                    places: across.len() * n.1,
+                    dw: &mut dw[(at * BLOCK * self.taps() + tap) * width..],
                     step: self.taps() * width,
                 });
             }

@@ -57,14 +57,17 @@ const POOLED: usize = 1 << 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Conv {
     problem: Problem,
+    /// The same with images of one row, where rows do not matter.
+    flat: Problem,
     /// Whether x lies in the reference's layout.
     plain: bool,
 }
 
-/// How the output of a pass is cut into tasks: along samples, panels of filters, and rows.
+/// How the output of a pass is cut into tasks: along samples, panels of filters, and rows, or the
+/// columns of a single row.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
-    /// All samples, panels and rows.
+    /// All samples, panels, and rows or columns.
     all: [usize; 3],
     /// Those of a task.
     step: [usize; 3],
@@ -120,6 +123,11 @@ impl Cut {
     }
 }
 
+/// Rows and columns, of which there are so many: of all but a single row, some are taken.
+fn outer(places: Range<usize>, rows: usize, columns: usize) -> (Range<usize>, Range<usize>) {
+    if rows == 1 { (0..1, places) } else { (places, 0..columns) }
+}
+
 /// Scratch from the first cache line on, so that panels of weights begin with one.
 fn aligned(scratch: &mut [f32]) -> &mut [f32] {
     let skipped = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
@@ -131,7 +139,12 @@ impl Conv {
     /// take them.
     pub(crate) fn new(layer: Conv2d, x: Shape, layout: Layout) -> Option<Self> {
         let problem = Problem::new(layer, x)?;
-        Some(Self { problem, plain: layout != Layout::Nchw8c })
+        let Problem { kernel, stride, pad, h, w, .. } = problem;
+        let flat = match kernel == (1, 1) && stride == (1, 1) && pad == (0, 0) {
+            true => Problem { h: 1, w: h * w, p: 1, q: h * w, ..problem },
+            false => problem,
+        };
+        Some(Self { problem, flat, plain: layout != Layout::Nchw8c })
     }
 
     /// Samples of a task of a pass whose output has `places` places a sample.
@@ -140,35 +153,43 @@ impl Conv {
         n.div_ceil(TASKS).max(PLACES.div_ceil(places.max(1)).min(n))
     }
 
-    /// How a pass is cut whose output has such rows and columns.
-    fn cut(&self, direct: &Direct, (rows, columns): (usize, usize), whole: bool) -> Cut {
+    /// How a pass is cut whose output has such rows and columns, or only along samples and panels
+    /// (`whole`); and how much of a field a sample, a panel, and a row or column are.
+    fn cut(
+        &self,
+        direct: &Direct,
+        (rows, columns): (usize, usize),
+        whole: bool,
+    ) -> (Cut, [usize; 3]) {
         let n = self.problem.n;
-        let all = [n, if direct.aligned() { direct.panels() } else { 1 }, rows];
-        let mut step = [self.samples(rows * columns), all[1], rows];
+        let (places, each) = if rows == 1 { (columns, 1) } else { (rows, columns.max(1)) };
+        let all = [n, if direct.aligned() { direct.panels() } else { 1 }, places];
+        let mut step = [self.samples(rows * columns), all[1], places.max(1)];
         let mut tasks = n.div_ceil(step[0]).max(1);
         if direct.aligned() && self.problem.groups == 1 {
             step[1] = all[1].div_ceil((TASKS / tasks).clamp(1, all[1]));
             tasks *= all[1].div_ceil(step[1]);
         }
         if direct.aligned() && !whole {
-            let least = PLACES.div_ceil(columns.max(1));
-            step[2] = rows.div_ceil((TASKS / tasks).max(1)).max(least.min(rows)).max(1);
+            let least = PLACES.div_ceil(each).min(places);
+            step[2] = places.div_ceil((TASKS / tasks).max(1)).max(least).max(1);
         }
-        Cut { all, step }
+        (Cut { all, step }, [1, PANEL / BLOCK, each * BLOCK])
     }
 
     /// Tasks of a pass at most, never fewer for more samples.
-    fn tasks(&self, direct: &Direct, rows: usize) -> usize {
-        TASKS.min(self.problem.n * direct.panels() * rows).max(1)
+    fn tasks(&self, direct: &Direct) -> usize {
+        let (rows, columns) = direct.places();
+        TASKS.min(self.problem.n * direct.panels() * rows * columns).max(1)
     }
 
-    fn direct(&self) -> Direct {
-        let p = &self.problem;
+    fn direct(&self, pool: Option<Pool>) -> Direct {
+        let p = if pool.is_some() { &self.problem } else { &self.flat };
         Direct::forward(p, self.samples(p.p * p.q), self.plain)
     }
 
     fn turned(&self) -> impl Iterator<Item = Direct> + Clone {
-        let p = &self.problem;
+        let p = &self.flat;
         Direct::backward(p, self.samples(p.h * p.w), self.plain)
     }
 
@@ -184,19 +205,27 @@ impl Conv {
 
     /// Numbers of scratch of a forward pass, with a pool or without.
     pub(crate) fn forward_scratch(&self, pool: Option<Pool>) -> usize {
-        let (direct, p) = (self.direct(), &self.problem);
+        let (direct, p) = (self.direct(pool), &self.problem);
         let pooled = pool.map_or(0, |pool| self.pooled(pool).1 * p.q * padded(p.k));
         let lane = direct.lane() + pooled.next_multiple_of(LINE);
-        LINE + direct.packed().next_multiple_of(LINE) + self.tasks(&direct, p.p) * lane
+        LINE + direct.packed().next_multiple_of(LINE) + self.tasks(&direct) * lane
     }
 
     /// Packs the weights, on all threads.
-    fn pack(direct: &Direct, weight: &[f32], scale: &[f32], packed: &mut [f32]) {
+    fn pack(
+        instructions: Instructions,
+        direct: &Direct,
+        weight: &[f32],
+        scale: &[f32],
+        packed: &mut [f32],
+    ) {
         let group = direct.packed() / direct.groups().max(1);
         let groups = packed.par_chunks_mut(group.max(1)).enumerate();
         groups.for_each(|(group, packed)| {
             let panels = packed.par_chunks_mut(direct.panel().max(1)).enumerate();
-            panels.for_each(|(panel, packed)| direct.pack(weight, scale, group, panel, packed));
+            panels.for_each(|(panel, packed)| {
+                direct.pack(instructions, weight, scale, group, panel, packed)
+            });
         });
     }
 
@@ -212,20 +241,21 @@ impl Conv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (direct, p) = (self.direct(), self.problem);
+        let (direct, p) = (self.direct(pool), self.problem);
         let (packed, lanes) = aligned(scratch).split_at_mut(direct.packed().next_multiple_of(LINE));
         let packed = &mut packed[..direct.packed()];
-        Self::pack(&direct, weight, epilogue.scale, packed);
+        Self::pack(instructions, &direct, weight, epilogue.scale, packed);
         let packed = &*packed;
         let x_sample = x.len() / p.n.max(1);
         let x = |samples: &Range<usize>| &x[samples.start * x_sample..samples.end * x_sample];
         let blocks = p.k.div_ceil(BLOCK);
         let Some(pool) = pool else {
+            let p = self.flat;
             let y = Field::new(y, p.n, blocks, p.p * p.q * BLOCK);
-            let unit = [1, PANEL / BLOCK, p.q * BLOCK];
-            let cut = self.cut(&direct, (p.p, p.q), false);
-            cut.run(y, unit, lanes, direct.lane(), &|[samples, panels, rows], mut y, lane| {
-                let work = Work { x: x(&samples), packed, epilogue, panels, rows };
+            let (cut, unit) = self.cut(&direct, (p.p, p.q), false);
+            cut.run(y, unit, lanes, direct.lane(), &|[samples, panels, places], mut y, lane| {
+                let (rows, columns) = outer(places, p.p, p.q);
+                let work = Work { x: x(&samples), packed, epilogue, panels, rows, columns };
                 direct.run(instructions, &work, &mut y, lane);
             });
             return;
@@ -234,12 +264,13 @@ impl Conv {
         let (rows, reach) = self.pooled(pool);
         let y = Field::new(y, p.n, blocks, height * width * BLOCK);
         let own = (reach * p.q * padded(p.k)).next_multiple_of(LINE);
-        let unit = [1, PANEL / BLOCK, width * BLOCK];
-        let cut = self.cut(&direct, (height, width), !direct.aligned());
+        let (cut, unit) = self.cut(&direct, (height, width), height == 1);
         let lane = direct.lane() + own;
         cut.run(y, unit, lanes, lane, &|[samples, panels, own_rows], mut y, lane| {
             let (before, lane) = lane.split_at_mut(own);
             let blocks = y.dim()[1];
+            // A single row is never split.
+            let own_rows = if height == 1 { 0..1 } else { own_rows };
             for (at, sample) in samples.enumerate() {
                 for first in own_rows.clone().step_by(rows) {
                     let pooled = first..own_rows.end.min(first + rows);
@@ -251,6 +282,7 @@ impl Conv {
                         epilogue,
                         panels: panels.clone(),
                         rows: read.clone(),
+                        columns: 0..p.q,
                     };
                     direct.run(instructions, &work, &mut before, lane);
                     for block in 0..blocks {
@@ -280,7 +312,7 @@ impl Conv {
     /// The direct convolution of the gradient of the weights for a batch of `n`, units of a split
     /// and numbers of a task: sums of dy, a partial gradient, and scratch.
     fn gradient(&self, n: usize) -> (Direct, usize, [usize; 3]) {
-        let p = Problem { n, ..self.problem };
+        let p = Problem { n, ..self.flat };
         let all = Direct::forward(&p, 1, self.plain);
         let (lanes, splits) = self.partials(&all, n);
         let direct = Direct::forward(&p, n.div_ceil(lanes), self.plain);
@@ -301,7 +333,7 @@ impl Conv {
         let least = self.problem.n.min(TASKS);
         let weights = (1..=least).chain([self.problem.n]).map(weights).max().unwrap_or(0);
         let data = self.turned().map(|direct| {
-            let lanes = self.tasks(&direct, self.problem.h) * direct.lane();
+            let lanes = self.tasks(&direct) * direct.lane();
             direct.packed().next_multiple_of(LINE) + lanes
         });
         LINE + weights.max(data.max().unwrap_or(0))
@@ -338,13 +370,13 @@ impl Conv {
         dx: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let p = self.problem;
+        let p = self.flat;
         let dy_sample = dy.len() / p.n.max(1);
         let epilogue = &Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
         for direct in self.turned() {
             let (packed, lanes) = scratch.split_at_mut(direct.packed().next_multiple_of(LINE));
             let packed = &mut packed[..direct.packed()];
-            Self::pack(&direct, weight, &[], packed);
+            Self::pack(instructions, &direct, weight, &[], packed);
             let packed = &*packed;
             let (blocks, len) = match self.plain {
                 true => (1, p.c * p.h * p.w),
@@ -353,12 +385,15 @@ impl Conv {
             let dx = Field::new(dx, p.n, blocks, len);
             // Classes of places lie between each other: only one has all rows.
             let whole = p.stride != (1, 1);
-            let cut = self.cut(&direct, (p.h, p.w), whole);
-            let unit = [1, PANEL / BLOCK, p.w * BLOCK];
-            cut.run(dx, unit, lanes, direct.lane(), &|[samples, panels, rows], mut dx, lane| {
+            let (cut, unit) = self.cut(&direct, (p.h, p.w), whole);
+            cut.run(dx, unit, lanes, direct.lane(), &|[samples, panels, places], mut dx, lane| {
                 let x = &dy[samples.start * dy_sample..samples.end * dy_sample];
-                let rows = if whole { 0..direct.rows() } else { rows };
-                let work = Work { x, packed, epilogue, panels, rows };
+                let (height, width) = direct.places();
+                let (rows, columns) = match whole {
+                    true => (0..height, 0..width),
+                    false => outer(places, height, width),
+                };
+                let work = Work { x, packed, epilogue, panels, rows, columns };
                 direct.run(instructions, &work, &mut dx, lane);
             });
         }
