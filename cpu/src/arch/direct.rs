@@ -23,6 +23,16 @@ use crate::blocks::BLOCK;
 /// Filters of a panel.
 pub(crate) const PANEL: usize = 32;
 
+/// Filters of a panel whose weights lie together, the others' after them: those that are multiplied
+/// at once.
+#[inline(always)]
+pub(crate) const fn together<I: Isa>() -> usize {
+    if I::Wide::REGISTERS < 16 { BLOCK } else { 2 * I::Wide::LANES }
+}
+
+/// Bytes of weights that stay in the first-level cache where tiles are small.
+const WEIGHTS: usize = 16 << 10;
+
 /// A part of a tensor in blocks: some samples, some blocks of them, and some numbers of each.
 /// Parts of one tensor that were split off each other never overlap.
 pub(crate) struct Field<'a> {
@@ -181,8 +191,11 @@ pub(crate) struct Multiply<'a, 'b, 'c> {
     pub(crate) taps: (Range<usize>, Range<usize>),
     /// Rows of places that are taken, and places of each.
     pub(crate) range: (Range<usize>, Range<usize>),
-    /// Weights: block, tap, channel of the block, filter.
+    /// Weights of the panel: for each [`together`] filters block, tap, channel of the block, filter.
     pub(crate) w: &'a [f32],
+    /// Blocks of the weights, and the one that is the strip's first.
+    pub(crate) blocks: usize,
+    pub(crate) from: usize,
     /// Filters: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
     pub(crate) y: &'b mut Field<'c>,
@@ -199,13 +212,14 @@ impl Kernel for Multiply<'_, '_, '_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { strip, taps, range, w, width, y, first, places, .. } = &self;
+        let Self { strip, taps, range, w, blocks, from, width, y, first, places, .. } = &self;
         strip.check(places.rows, places.across());
         assert!(width.is_multiple_of(BLOCK) && *width <= PANEL);
         assert!(range.0.end <= places.rows && range.1.end <= places.across());
         assert!(places.within(y) && first + width / BLOCK <= y.blocks);
         assert!(taps.1.end <= strip.across && taps.0.end * strip.across <= strip.taps.len());
-        assert!(w.len() >= strip.units() * strip.taps.len() * strip.spacing * width);
+        assert!(w.len() >= blocks * strip.taps.len() * strip.spacing * width);
+        assert!(from + strip.units() <= *blocks);
         if strip.spacing == BLOCK {
             self.panel::<I, BLOCK>(isa);
         } else {
@@ -240,40 +254,64 @@ macro_rules! tiles {
 impl Multiply<'_, '_, '_> {
     #[inline(always)]
     fn panel<I: Isa, const SPACING: usize>(&self, isa: I) {
-        let (mut at, lanes) = (0, I::Wide::LANES);
-        // SAFETY: `run` checked all that pointers reach; filters `at` and on, as many as the
-        // vectors have, are in the panel.
-        unsafe {
-            if I::Wide::REGISTERS >= 32 {
-                while at + 2 * lanes <= self.width {
-                    self.rows_of_14::<_, SPACING>(isa.wide(), at);
-                    at += 2 * lanes;
+        let (lanes, units) = (I::Wide::LANES, self.strip.units());
+        // Where there are many weights for a tile, some blocks of them are taken for all places.
+        let rows = self.strip.taps.len() * SPACING * together::<I>();
+        let some = match I::Wide::REGISTERS {
+            32.. => units,
+            _ => (WEIGHTS / size_of::<f32>()).checked_div(rows).unwrap_or(0).max(1),
+        };
+        for first in (0..self.width).step_by(together::<I>()) {
+            let end = self.width.min(first + together::<I>());
+            let mut from = 0;
+            loop {
+                let part = Part { filters: first..end, units: from..units.min(from + some) };
+                let mut at = first;
+                // SAFETY: `run` checked all that pointers reach; filters `at` and on, as many as
+                // the vectors have, are in the panel.
+                unsafe {
+                    if I::Wide::REGISTERS >= 32 {
+                        while at + 2 * lanes <= end {
+                            self.rows_of_14::<_, SPACING>(isa.wide(), &part, at);
+                            at += 2 * lanes;
+                        }
+                        while at + lanes <= end {
+                            self.rows_of_28::<_, SPACING>(isa.wide(), &part, at);
+                            at += lanes;
+                        }
+                        while lanes > BLOCK && at < end {
+                            self.rows_of_28::<_, SPACING>(isa.narrow(), &part, at);
+                            at += BLOCK;
+                        }
+                    } else if I::Wide::REGISTERS >= 16 {
+                        while at + 2 * lanes <= end {
+                            self.rows_of_6::<_, SPACING>(isa.wide(), &part, at);
+                            at += 2 * lanes;
+                        }
+                        while at < end {
+                            self.rows_of_12::<_, SPACING>(isa.narrow(), &part, at);
+                            at += BLOCK;
+                        }
+                    } else {
+                        while at < end {
+                            self.rows_of_4::<_, SPACING>(isa.narrow(), &part, at);
+                            at += BLOCK;
+                        }
+                    }
                 }
-                while at + lanes <= self.width {
-                    self.rows_of_28::<_, SPACING>(isa.wide(), at);
-                    at += lanes;
-                }
-                while lanes > BLOCK && at < self.width {
-                    self.rows_of_28::<_, SPACING>(isa.narrow(), at);
-                    at += BLOCK;
-                }
-            } else if I::Wide::REGISTERS >= 16 {
-                while at + 2 * lanes <= self.width {
-                    self.rows_of_6::<_, SPACING>(isa.wide(), at);
-                    at += 2 * lanes;
-                }
-                while at < self.width {
-                    self.rows_of_12::<_, SPACING>(isa.narrow(), at);
-                    at += BLOCK;
-                }
-            } else {
-                while at < self.width {
-                    self.rows_of_4::<_, SPACING>(isa.narrow(), at);
-                    at += BLOCK;
+                from = part.units.end;
+                if from == units {
+                    break;
                 }
             }
         }
     }
+}
+
+/// Filters whose weights lie together, and some blocks of x.
+struct Part {
+    filters: Range<usize>,
+    units: Range<usize>,
 }
 
 /// Methods that take all places of all rows: tiles of at most so many places by so many vectors.
@@ -281,14 +319,19 @@ macro_rules! rows {
     ($name:ident, $n:literal, $sizes:tt) => {
         impl Multiply<'_, '_, '_> {
             #[inline(always)]
-            unsafe fn $name<S: Simd, const SPACING: usize>(&self, s: S, filter: usize) {
+            unsafe fn $name<S: Simd, const SPACING: usize>(
+                &self,
+                s: S,
+                part: &Part,
+                filter: usize,
+            ) {
                 let (rows, places) = &self.range;
                 let mut at = places.start;
                 macro_rules! tile {
                     ($m:literal) => {
                         for row in rows.clone() {
                             // SAFETY: the caller's promise; all places are in the range.
-                            unsafe { self.tile::<S, $m, $n, SPACING>(s, filter, row, at) }
+                            unsafe { self.tile::<S, $m, $n, SPACING>(s, part, filter, row, at) }
                         }
                     };
                 }
@@ -310,26 +353,30 @@ impl Multiply<'_, '_, '_> {
     unsafe fn tile<S: Simd, const M: usize, const N: usize, const SPACING: usize>(
         &self,
         s: S,
+        part: &Part,
         filter: usize,
         row: usize,
         at: usize,
     ) {
-        let (strip, width) = (&self.strip, self.width);
+        let (strip, width) = (&self.strip, part.filters.len());
         let (down, across) = (&self.taps.0, &self.taps.1);
         let mut sums = [[s.zero(); N]; M];
         // SAFETY: as `run` checked, every place reads its taps inside of x, a block has a row of
         // `width` weights for each tap and channel, and places lie inside of the field.
         unsafe {
             let all_x = strip.x.as_ptr().add(row * strip.pitch + at * SPACING);
-            let all_w = self.w.as_ptr().add(filter);
-            let units = strip.units();
+            let all_rows = self.blocks * strip.taps.len() * SPACING;
+            let all_w = self.w.as_ptr().add(part.filters.start * all_rows);
+            let all_w = all_w.add(self.from * strip.taps.len() * SPACING * width);
+            let all_w = all_w.add(filter - part.filters.start);
+            let units = part.units.end;
             // Planes are read tap by tap of a row, blocks channel by channel of a tap.
             let line = SPACING == 1 && strip.step > 0;
             let step = if line { strip.step } else { 1 };
             let columns = if line { across.len() } else { 1 };
-            if units > 0 && !down.is_empty() && !across.is_empty() {
+            if !part.units.is_empty() && !down.is_empty() && !across.is_empty() {
                 // One loop: with loops in each other, sums would leave their registers.
-                let (mut unit, mut i, mut j) = (0, down.start, across.start);
+                let (mut unit, mut i, mut j) = (part.units.start, down.start, across.start);
                 let mut x = all_x;
                 let mut w = all_w;
                 let mut left = 0;
@@ -389,7 +436,7 @@ impl Multiply<'_, '_, '_> {
                 offsets
             };
             let jump = S::LANES / BLOCK * self.y.block;
-            if self.adds {
+            if self.adds || part.units.start > 0 {
                 for (sums, offset) in sums.iter_mut().zip(offsets()) {
                     for (j, sum) in sums.iter_mut().enumerate() {
                         let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
@@ -397,7 +444,8 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
             }
-            if let Some(Finish { shift, clamp }) = self.finish {
+            let last = part.units.end == strip.units();
+            if let Some(Finish { shift, clamp }) = self.finish.filter(|_| last) {
                 let mut shifts = [s.zero(); N];
                 for (j, to) in shifts.iter_mut().enumerate() {
                     *to = s.load_ptr(shift.as_ptr().add(filter + j * S::LANES));

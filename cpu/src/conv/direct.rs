@@ -15,7 +15,7 @@ use core::ops::Range;
 
 use super::problem::{Clamp, Epilogue, Problem};
 use crate::arch::direct::{
-    Correlate, Field, Finish, Multiply, PANEL, Places, SLACK, Strip, Unfold,
+    Correlate, Field, Finish, Multiply, PANEL, Places, SLACK, Strip, Unfold, together,
 };
 use crate::arch::{Instructions, Isa, Kernel, Narrow, Simd};
 use crate::blocks::{BLOCK, padded};
@@ -514,7 +514,6 @@ impl Direct {
         for panel in panels.clone() {
             let width = self.width(panel);
             let w = &work.packed[group * self.group() + panel * self.panel()..];
-            let w = &w[units.start * self.taps() * spacing * width..];
             let mut shift = [0.0; PANEL];
             let filters = group * self.filters + panel * PANEL;
             let shifts = work.epilogue.shift.iter().skip(filters);
@@ -531,6 +530,8 @@ impl Direct {
                     taps,
                     range,
                     w,
+                    blocks: self.units(),
+                    from: units.start,
                     width,
                     y,
                     first,
@@ -681,7 +682,8 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// Writes the packed weights of a panel: block, tap, channel of the block, filter.
+/// Writes the packed weights of a panel: for each [`together`] filters block, tap, channel of the
+/// block, filter.
 struct Weigh<'a> {
     direct: &'a Direct,
     weight: &'a [f32],
@@ -710,37 +712,37 @@ impl Kernel for Weigh<'_> {
             true => (first + channel * direct.filters + filter) * kernel,
             false => (first + filter * direct.channels + channel) * kernel,
         };
-        for (unit, packed) in packed.chunks_exact_mut(taps * spacing * width).enumerate() {
-            let channels = unit * spacing..direct.channels.min((unit + 1) * spacing);
-            if channels.len() < spacing {
-                zero(s, packed);
+        let rows = direct.rows_of_weights();
+        for block in (0..width).step_by(BLOCK) {
+            let filter = panel * PANEL + block;
+            let count = (direct.filters - filter).min(BLOCK);
+            let mut factors = [1.0; BLOCK];
+            for (l, to) in factors[..count].iter_mut().enumerate() {
+                *to = factor(group * direct.filters + filter + l);
             }
-            for block in (0..width).step_by(BLOCK) {
-                let filter = panel * PANEL + block;
-                let count = (direct.filters - filter).min(BLOCK);
-                let mut factors = [1.0; BLOCK];
-                for (l, to) in factors[..count].iter_mut().enumerate() {
-                    *to = factor(group * direct.filters + filter + l);
-                }
-                let factors = s.load(&factors);
-                for (e, channel) in channels.clone().enumerate() {
-                    let factors = match direct.turned {
-                        true => s.splat(factor(group * direct.channels + channel)),
-                        false => factors,
-                    };
-                    let from = &weight[at(channel, filter)..];
-                    for r in 0..direct.rows.taps {
-                        for c in 0..across {
-                            let tap = direct.rows.weight(r) * direct.columns.kernel
-                                + direct.columns.weight(c);
-                            let mut w = [0.0; BLOCK];
-                            let from = from[tap..].iter().step_by(step * kernel);
-                            for (w, from) in w[..count].iter_mut().zip(from) {
-                                *w = *from;
-                            }
-                            let to = ((r * across + c) * spacing + e) * width + block;
-                            s.store(s.mul(factors, s.load(&w)), &mut packed[to..]);
+            let factors = s.load(&factors);
+            // The filters that lie together with these.
+            let first = block - block % together::<I>();
+            let wide = together::<I>().min(width - first);
+            let packed = &mut packed[first * rows + (block - first)..];
+            for channel in 0..direct.channels {
+                let factors = match direct.turned {
+                    true => s.splat(factor(group * direct.channels + channel)),
+                    false => factors,
+                };
+                let from = &weight[at(channel, filter)..];
+                for r in 0..direct.rows.taps {
+                    for c in 0..across {
+                        let tap = direct.rows.weight(r) * direct.columns.kernel
+                            + direct.columns.weight(c);
+                        let mut w = [0.0; BLOCK];
+                        let from = from[tap..].iter().step_by(step * kernel);
+                        for (w, from) in w[..count].iter_mut().zip(from) {
+                            *w = *from;
                         }
+                        let unit = channel / spacing * taps + r * across + c;
+                        let to = (unit * spacing + channel % spacing) * wide;
+                        s.store(s.mul(factors, s.load(&w)), &mut packed[to..]);
                     }
                 }
             }
