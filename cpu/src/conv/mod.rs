@@ -50,11 +50,19 @@ pub enum Precision {
     /// As sums of products, each rounded as such.
     Exact,
     /// Kernels of 3x3 with stride 1 may be computed by Winograd's minimal filtering (Lavin and
-    /// Gray, "Fast algorithms for convolutional neural networks", 2016), where that is faster. With
-    /// normal data and up to 512 channels the largest error is at most 1e-5 of the largest output
-    /// with tiles of 4x4, 2e-6 with tiles of 2x2.
+    /// Gray, "Fast algorithms for convolutional neural networks", 2016), where that is faster. The
+    /// error is then at most [`ERROR_4X4`](Self::ERROR_4X4).
     #[default]
     Fast,
+}
+
+impl Precision {
+    /// The largest error of a fast convolution in tiles of 4x4 outputs, as a part of the largest
+    /// output, for normal data and up to 512 channels.
+    pub const ERROR_4X4: f32 = 1e-5;
+
+    /// The same in tiles of 2x2.
+    pub const ERROR_2X2: f32 = 2e-6;
 }
 
 /// Tasks that a pass is cut into, where the shape has as many.

@@ -10,8 +10,11 @@
 //! Every output is one sum over channels in their order, so its bits depend neither on the samples
 //! beside it nor on how tasks are cut.
 //!
-//! With normal data, the largest error is at most [`ERROR_4`] or [`ERROR_2`] of the largest
-//! output.
+//! With normal data, the largest error is at most [`Precision::ERROR_4X4`] or
+//! [`Precision::ERROR_2X2`] of the largest output.
+//!
+//! [`Precision::ERROR_4X4`]: super::Precision::ERROR_4X4
+//! [`Precision::ERROR_2X2`]: super::Precision::ERROR_2X2
 
 use core::ops::Range;
 
@@ -51,13 +54,6 @@ const TRANSFORMS_2: (f64, f64) = (700.0, 180.0);
 
 /// The same for one multiplication of the plain sum.
 const PLAIN: f64 = 1.2;
-
-/// The largest error with tiles of 4x4, as a part of the largest output, for normal data and up to
-/// 512 channels.
-pub(crate) const ERROR_4: f32 = 1e-5;
-
-/// The same with tiles of 2x2.
-pub(crate) const ERROR_2: f32 = 2e-6;
 
 /// A Winograd convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -455,10 +451,11 @@ mod tests {
 
     use super::*;
     use crate::check::values;
+    use crate::conv::Precision;
     use crate::conv::problem::Clamp;
 
     fn error(tile: usize) -> f64 {
-        f64::from(if tile == 4 { ERROR_4 } else { ERROR_2 })
+        f64::from(if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 })
     }
 
     fn wide(x: &[f32]) -> Vec<f64> {
@@ -695,7 +692,8 @@ mod tests {
                 winograd.gradient(Instructions::best(), 1, x, dy, 0, &mut each, &mut lane);
             }
             let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let most = largest * if tile == 4 { ERROR_4 } else { ERROR_2 };
+            let most =
+                largest * if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 };
             assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() <= most));
         }
     }
