@@ -12,12 +12,16 @@
 //! | [`Multiply`] | y of the places of a strip, for a panel of filters |
 //! | [`Correlate`] | the gradient of the weights, of the places of a strip |
 //! | [`Unfold`] | for few channels: what each place reads, one after the other |
+//! | [`CorrelateFew`] | the gradient of the weights for few channels and few filters |
+//!
+//! Vectors are of filters, but of places where channels lie in planes and eight filters or fewer are
+//! left: otherwise a vector would be filled in part.
 #![allow(unsafe_code)]
 
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use super::{Isa, Kernel, Simd};
+use super::{Isa, Kernel, Narrow, Simd};
 use crate::blocks::BLOCK;
 
 /// Filters of a panel.
@@ -180,6 +184,29 @@ pub(crate) struct Finish<'a> {
     pub(crate) clamp: Option<(f32, f32)>,
 }
 
+/// The size of the next tile where `left` places are left: tiles as large as `sizes`, which
+/// descend to 1, and all about as large.
+#[inline(always)]
+fn next(left: usize, sizes: &[usize]) -> usize {
+    let even = left.div_ceil(left.div_ceil(sizes[0]));
+    let fits = || sizes.iter().copied().filter(|size| *size <= left);
+    fits().rfind(|size| *size >= even).or(fits().next()).unwrap_or(1)
+}
+
+/// Calls a macro for each tile of a range with the tile's size.
+macro_rules! tiles {
+    ($at:ident, $end:expr, [$($m:literal),*], $call:ident) => {
+        while $at < $end {
+            let size = next($end - $at, &[$($m),*]);
+            match size {
+                $($m => $call!($m),)*
+                _ => {}
+            }
+            $at += size;
+        }
+    };
+}
+
 /// y of some of a strip's places, by some of its taps, for a panel of filters:
 ///
 /// ```text
@@ -198,6 +225,8 @@ pub(crate) struct Multiply<'a, 'b, 'c> {
     pub(crate) from: usize,
     /// Filters: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
+    /// Those that are no padding.
+    pub(crate) filters: usize,
     pub(crate) y: &'b mut Field<'c>,
     /// The field's block that is the panel's first.
     pub(crate) first: usize,
@@ -228,33 +257,13 @@ impl Kernel for Multiply<'_, '_, '_> {
     }
 }
 
-/// The size of the next tile where `left` places are left: tiles as large as `sizes`, which
-/// descend to 1, and all about as large.
-#[inline(always)]
-fn next(left: usize, sizes: &[usize]) -> usize {
-    let even = left.div_ceil(left.div_ceil(sizes[0]));
-    let fits = || sizes.iter().copied().filter(|size| *size <= left);
-    fits().rfind(|size| *size >= even).or(fits().next()).unwrap_or(1)
-}
-
-/// Calls a macro for each tile of a range with the tile's size.
-macro_rules! tiles {
-    ($at:ident, $end:expr, [$($m:literal),*], $call:ident) => {
-        while $at < $end {
-            let size = next($end - $at, &[$($m),*]);
-            match size {
-                $($m => $call!($m),)*
-                _ => {}
-            }
-            $at += size;
-        }
-    };
-}
-
 impl Multiply<'_, '_, '_> {
     #[inline(always)]
     fn panel<I: Isa, const SPACING: usize>(&self, isa: I) {
         let (lanes, units) = (I::Wide::LANES, self.strip.units());
+        if SPACING == 1 && self.filters <= BLOCK && !self.adds && units == self.blocks {
+            return self.few::<I>(isa);
+        }
         // Where there are many weights for a tile, some blocks of them are taken for all places.
         let rows = self.strip.taps.len() * SPACING * together::<I>();
         let some = match I::Wide::REGISTERS {
@@ -306,6 +315,159 @@ impl Multiply<'_, '_, '_> {
             }
         }
     }
+}
+
+/// Calls a macro with the number of vectors and of filters of a tile that fills the registers.
+macro_rules! few {
+    ($registers:expr, $filters:expr, $call:ident) => {
+        match ($registers, $filters) {
+            (32.., ..=2) => $call!([8, 4, 2, 1], 2),
+            (32.., ..=4) => $call!([6, 4, 2, 1], 4),
+            (32.., ..=6) => $call!([4, 3, 2, 1], 6),
+            (32.., _) => $call!([3, 2, 1], 8),
+            (16.., ..=2) => $call!([4, 2, 1], 2),
+            (16.., ..=4) => $call!([2, 1], 4),
+            (16.., ..=6) => $call!([2, 1], 6),
+            (_, ..=2) => $call!([2, 1], 2),
+            (_, ..=4) => $call!([1], 4),
+            (_, ..=6) => $call!([1], 6),
+            _ => $call!([1], 8),
+        }
+    };
+}
+
+impl Multiply<'_, '_, '_> {
+    /// Vectors of places, for at most eight filters.
+    #[inline(always)]
+    fn few<I: Isa>(&self, isa: I) {
+        let s = isa.narrow();
+        let (rows, places) = &self.range;
+        let across = places.len().div_ceil(BLOCK);
+        let all = rows.len() * across;
+        // A row's last vector reaches past it.
+        let (strip, within) = (&self.strip, &self.places);
+        strip.check(within.rows, within.across() + BLOCK);
+        assert!(self.width == BLOCK && strip.spacing == 1);
+        let mut at = 0;
+        macro_rules! tiles_of {
+            ($sizes:tt, $f:literal) => {{
+                macro_rules! tile {
+                    ($m:literal) => {
+                        // SAFETY: `run` checked all that pointers reach, and above what vectors
+                        // reach past a row; the vectors are among all.
+                        unsafe { self.few_tile::<_, $m, $f>(s, across, at) }
+                    };
+                }
+                tiles!(at, all, $sizes, tile);
+            }};
+        }
+        few!(I::Wide::REGISTERS, self.filters, tiles_of);
+    }
+
+    /// `P` vectors of places, from vector `at` on of `across` in a row, by `F` filters.
+    #[inline(always)]
+    unsafe fn few_tile<S: Narrow, const P: usize, const F: usize>(
+        &self,
+        s: S,
+        across: usize,
+        at: usize,
+    ) {
+        let (strip, (rows, places)) = (&self.strip, &self.range);
+        let (down, right) = (&self.taps.0, &self.taps.1);
+        // Row and first place of a vector.
+        let place = |v: usize| {
+            let (row, column) = ((at + v) / across, (at + v) % across);
+            (rows.start + row, places.start + column * BLOCK)
+        };
+        let mut sums = [[s.zero(); F]; P];
+        // SAFETY: as `few` says.
+        unsafe {
+            let mut x = [strip.x.as_ptr(); P];
+            for (v, x) in x.iter_mut().enumerate() {
+                let (row, place) = place(v);
+                *x = x.add(row * strip.pitch + place);
+            }
+            let line = strip.step > 0;
+            let columns = if line { right.len() } else { 1 };
+            if strip.units() > 0 && !down.is_empty() && !right.is_empty() {
+                let (mut unit, mut i, mut j) = (0, down.start, right.start);
+                let (mut offset, mut w, mut left) = (0, self.w.as_ptr(), 0);
+                loop {
+                    if left == 0 {
+                        let tap = i * strip.across + j;
+                        offset = unit * strip.block + *strip.taps.get_unchecked(tap) as usize;
+                        w = self.w.as_ptr().add((unit * strip.taps.len() + tap) * BLOCK);
+                        left = columns;
+                    }
+                    let mut own = [s.zero(); P];
+                    for (own, x) in own.iter_mut().zip(x) {
+                        *own = s.load_ptr(x.add(offset));
+                    }
+                    for f in 0..F {
+                        let w = s.splat(*w.add(f));
+                        for v in 0..P {
+                            sums[v][f] = s.fma(own[v], w, sums[v][f]);
+                        }
+                    }
+                    offset += strip.step;
+                    w = w.wrapping_add(BLOCK);
+                    left -= 1;
+                    if left == 0 {
+                        j += columns;
+                        if j == right.end {
+                            (i, j) = (i + 1, right.start);
+                        }
+                        if i == down.end {
+                            (unit, i) = (unit + 1, down.start);
+                        }
+                        if unit == strip.units() {
+                            break;
+                        }
+                    }
+                }
+            }
+            if let Some(Finish { shift, clamp }) = self.finish {
+                for sums in &mut sums {
+                    for (sum, shift) in sums.iter_mut().zip(shift) {
+                        *sum = s.add(*sum, s.splat(*shift));
+                        if let Some((slope, top)) = clamp {
+                            *sum = limit(s, *sum, slope, top);
+                        }
+                    }
+                }
+            }
+            let Places { samples, column, .. } = self.places;
+            let y = self.y.at.add(
+                self.places.sample * self.y.sample + self.first * self.y.block + self.places.first,
+            );
+            for (v, sums) in sums.iter().enumerate() {
+                let mut filters = [s.zero(); BLOCK];
+                filters[..F].copy_from_slice(sums);
+                let (row, place) = place(v);
+                let y = y.add(row * self.places.row);
+                let count = (places.end - place).min(BLOCK);
+                let (mut n, mut q) = (place % samples, place / samples);
+                for (i, sum) in s.transpose(filters).into_iter().enumerate() {
+                    if i < count {
+                        s.store_ptr(sum, y.add(n * self.y.sample + q * column));
+                    }
+                    n += 1;
+                    if n == samples {
+                        (n, q) = (0, q + 1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `max(y, slope y)`, then `min(y, top)`.
+#[inline(always)]
+fn limit<S: Simd>(s: S, y: S::V, slope: f32, top: f32) -> S::V {
+    // Infinity times 0 would be NaN.
+    let low = if slope == 0.0 { s.zero() } else { s.mul(s.splat(slope), y) };
+    // The second of two is taken where one is NaN.
+    s.min(s.splat(top), s.max(low, y))
 }
 
 /// Filters whose weights lie together, and some blocks of x.
@@ -456,12 +618,8 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
                 if let Some((slope, top)) = clamp {
-                    let (factor, top) = (s.splat(slope), s.splat(top));
                     for sum in sums.as_flattened_mut() {
-                        // Infinity times 0 would be NaN.
-                        let low = if slope == 0.0 { s.zero() } else { s.mul(factor, *sum) };
-                        // The second of two is taken where one is NaN.
-                        *sum = s.min(top, s.max(low, *sum));
+                        *sum = limit(s, *sum, slope, top);
                     }
                 }
             }
@@ -630,6 +788,90 @@ impl Correlate<'_> {
                 for (j, sum) in sums.iter().enumerate() {
                     let dw = self.dw.as_mut_ptr().add((at + i) * self.step + filter);
                     let dw = dw.add(j * S::LANES);
+                    s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
+                }
+            }
+        }
+    }
+}
+
+/// Adds to the gradient of the weights for few channels and at most eight filters what some places
+/// of a strip give, lane by lane:
+///
+/// ```text
+/// dw[tap, k, lane] += sum_i x[tap + i LANES + lane] dy[k, i LANES + lane]
+/// ```
+pub(crate) struct CorrelateFew<'a> {
+    /// Planes: place i of a tap lies i numbers after where the tap begins.
+    pub(crate) x: &'a [f32],
+    /// Where taps begin.
+    pub(crate) taps: &'a [u32],
+    /// A plane of `places` numbers for each filter.
+    pub(crate) dy: &'a [f32],
+    /// A multiple of 8.
+    pub(crate) places: usize,
+    /// Filters that are no padding.
+    pub(crate) filters: usize,
+    /// Eight vectors of 8 lanes for each tap.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for CorrelateFew<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        let s = isa.narrow();
+        let (taps, filters) = (self.taps.len(), self.filters);
+        let reach = self.taps.iter().fold(0, |most, tap| most.max(*tap)) as usize;
+        assert!(self.places.is_multiple_of(BLOCK) && filters <= BLOCK);
+        assert!(self.x.len() >= reach + self.places);
+        assert!(self.dy.len() >= BLOCK * self.places);
+        assert!(self.dw.len() >= taps * BLOCK * BLOCK);
+        let mut at = 0;
+        macro_rules! tiles_of {
+            ($sizes:tt, $f:literal) => {{
+                macro_rules! tile {
+                    ($m:literal) => {
+                        // SAFETY: checked above; the taps are among all.
+                        unsafe { self.tile::<_, $m, $f>(s, at) }
+                    };
+                }
+                tiles!(at, taps, $sizes, tile);
+            }};
+        }
+        few!(I::Wide::REGISTERS, filters, tiles_of);
+    }
+}
+
+impl CorrelateFew<'_> {
+    /// `T` taps from `at` on by `F` filters.
+    #[inline(always)]
+    unsafe fn tile<S: Narrow, const T: usize, const F: usize>(&mut self, s: S, at: usize) {
+        let mut sums = [[s.zero(); F]; T];
+        // SAFETY: as `run` checked.
+        unsafe {
+            let mut x = [self.x.as_ptr(); T];
+            for (x, tap) in x.iter_mut().zip(&self.taps[at..]) {
+                *x = x.add(*tap as usize);
+            }
+            let mut i = 0;
+            while i < self.places {
+                let mut own = [s.zero(); T];
+                for (own, x) in own.iter_mut().zip(x) {
+                    *own = s.load_ptr(x.add(i));
+                }
+                for f in 0..F {
+                    let g = s.load_ptr(self.dy.as_ptr().add(f * self.places + i));
+                    for t in 0..T {
+                        sums[t][f] = s.fma(own[t], g, sums[t][f]);
+                    }
+                }
+                i += BLOCK;
+            }
+            for (t, sums) in sums.iter().enumerate() {
+                for (f, sum) in sums.iter().enumerate() {
+                    let dw = self.dw.as_mut_ptr().add(((at + t) * BLOCK + f) * BLOCK);
                     s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
                 }
             }

@@ -15,7 +15,7 @@ use core::ops::Range;
 
 use super::problem::{Clamp, Epilogue, Problem};
 use crate::arch::direct::{
-    Correlate, Field, Finish, Multiply, PANEL, Places, SLACK, Strip, Unfold, together,
+    Correlate, CorrelateFew, Field, Finish, Multiply, PANEL, Places, SLACK, Strip, Unfold, together,
 };
 use crate::arch::{Instructions, Isa, Kernel, Narrow, Simd};
 use crate::blocks::{BLOCK, padded};
@@ -237,9 +237,11 @@ impl Direct {
         })
     }
 
-    /// Channels that lie side by side: 8, or 1.
+    /// Channels that lie side by side: 8, or 1 where vectors of channels or filters would be filled
+    /// in part.
     const fn spacing(&self) -> usize {
-        if self.channels <= FEW { 1 } else { BLOCK }
+        let few = self.channels <= FEW || self.turned && self.filters <= BLOCK;
+        if few { 1 } else { BLOCK }
     }
 
     pub(crate) const fn groups(&self) -> usize {
@@ -370,7 +372,9 @@ impl Direct {
     /// Numbers that a strip's packed units take at most.
     fn pack_len(&self, extent: (usize, usize, usize)) -> usize {
         let unit = self.unit(extent);
-        if self.in_place() { 0 } else { (unit * self.units()).min(PACK.max(unit)) }
+        // Vectors of places reach past the last row.
+        let packed = (unit * self.units()).min(PACK.max(unit)) + SLACK;
+        if self.in_place() { 0 } else { packed }
     }
 
     /// Units that are packed together.
@@ -402,10 +406,17 @@ impl Direct {
             let line = across.reach(region.q.1) * place;
             (self.unit(extent), line, down.phases(), down.reach(region.p.1))
         };
-        for (at, to) in taps.iter_mut().enumerate() {
-            let (r, s) = (at / across.taps, at % across.taps);
-            let row = (s % across.stride * phases + r % down.stride) * reach + r / down.stride;
-            *to = (row * line + s / across.stride * place) as u32;
+        let mut to = taps.iter_mut();
+        for r in 0..down.taps {
+            let (phase, row) = (r % down.stride, r / down.stride);
+            let (mut column, mut at) = (0, 0);
+            for to in to.by_ref().take(across.taps) {
+                *to = (((column * phases + phase) * reach + row) * line + at * place) as u32;
+                column += 1;
+                if column == across.stride {
+                    (column, at) = (0, at + 1);
+                }
+            }
         }
         let channels = self.channels;
         let spacing = self.spacing();
@@ -533,6 +544,7 @@ impl Direct {
                     blocks: self.units(),
                     from: units.start,
                     width,
+                    filters: count.min(width),
                     y,
                     first,
                     places,
@@ -725,6 +737,38 @@ impl Kernel for Weigh<'_> {
             let first = block - block % together::<I>();
             let wide = together::<I>().min(width - first);
             let packed = &mut packed[first * rows + (block - first)..];
+            let row = |channel: usize, tap: usize| {
+                ((channel / spacing * taps + tap) * spacing + channel % spacing) * wide
+            };
+            // Runs of weights of which every filter has as many, one after the other.
+            let whole = taps == kernel && count == BLOCK;
+            let (runs, run) = match (whole, direct.turned) {
+                (false, _) => (direct.channels, 0),
+                (_, true) => (direct.channels, kernel / BLOCK * BLOCK),
+                (_, false) => (1, direct.channels * kernel / BLOCK * BLOCK),
+            };
+            for first in 0..runs {
+                let factors = match direct.turned {
+                    true => s.splat(factor(group * direct.channels + first)),
+                    false => factors,
+                };
+                let from = &weight[at(first, filter)..];
+                let (mut channel, mut tap) = (first, 0);
+                for done in (0..run).step_by(BLOCK) {
+                    let mut w = [s.zero(); BLOCK];
+                    for (l, w) in w.iter_mut().enumerate() {
+                        *w = s.load(&from[l * step * kernel + done..]);
+                    }
+                    for w in s.transpose(w) {
+                        let to = if direct.turned { kernel - 1 - tap } else { tap };
+                        s.store(s.mul(factors, w), &mut packed[row(channel, to)..]);
+                        tap += 1;
+                        if tap == kernel {
+                            (channel, tap) = (channel + 1, 0);
+                        }
+                    }
+                }
+            }
             for channel in 0..direct.channels {
                 let factors = match direct.turned {
                     true => s.splat(factor(group * direct.channels + channel)),
@@ -735,13 +779,16 @@ impl Kernel for Weigh<'_> {
                     for c in 0..across {
                         let tap = direct.rows.weight(r) * direct.columns.kernel
                             + direct.columns.weight(c);
+                        // What the runs have.
+                        if tap + if direct.turned { 0 } else { channel * kernel } < run {
+                            continue;
+                        }
                         let mut w = [0.0; BLOCK];
                         let from = from[tap..].iter().step_by(step * kernel);
                         for (w, from) in w[..count].iter_mut().zip(from) {
                             *w = *from;
                         }
-                        let unit = channel / spacing * taps + r * across + c;
-                        let to = (unit * spacing + channel % spacing) * wide;
+                        let to = row(channel, r * across + c);
                         s.store(s.mul(factors, s.load(&w)), &mut packed[to..]);
                     }
                 }
@@ -870,7 +917,82 @@ impl Direct {
         } else {
             self.pack_len(extent)
         };
-        (self.table() + dy + x).next_multiple_of(16)
+        let few = if self.vectors() { self.few_len(rows, columns) } else { 0 };
+        (self.table() + dy + x.max(few)).next_multiple_of(16)
+    }
+
+    /// Whether the gradient is summed in vectors of places.
+    const fn vectors(&self) -> bool {
+        let strides = self.rows.stride == 1 && self.columns.stride == 1;
+        self.spacing() == 1 && self.filters <= BLOCK && strides
+    }
+
+    /// Numbers that such a gradient takes for a strip: sums, planes of x, and planes of dy.
+    fn few_len(&self, rows: usize, columns: usize) -> usize {
+        let (down, across) = self.planes(rows, columns);
+        let sums = self.groups * self.channels * self.taps() * BLOCK * BLOCK;
+        let dy = (rows * across).next_multiple_of(BLOCK) * BLOCK;
+        sums + self.channels * down * across + self.columns.taps + SLACK + dy
+    }
+
+    /// The gradient for few channels and filters, as [`gradient`](Self::gradient).
+    #[expect(clippy::too_many_arguments, reason = "what a gradient is made of")]
+    fn gradient_few(
+        &self,
+        instructions: Instructions,
+        samples: usize,
+        x: &[f32],
+        dy: &[f32],
+        partial: &mut [f32],
+        db: &mut [f32],
+        lane: &mut [f32],
+    ) {
+        let extent = self.gradient_extent();
+        let (table, lane) = lane.split_at_mut(self.table());
+        let taps = &mut bytemuck::cast_slice_mut::<f32, u32>(table)[..self.taps()];
+        let (lifted, lane) = lane.split_at_mut(extent.1 * extent.2 * PANEL);
+        let own = self.channels * self.taps() * BLOCK * BLOCK;
+        let (sums, lane) = lane.split_at_mut(self.groups * own);
+        sums.fill(0.0);
+        let (down, across) = (0..self.rows.output, 0..self.columns.output);
+        for region in self.regions(extent, samples, down, across) {
+            let (down, across) = self.planes(region.p.1, region.q.1);
+            for (at, tap) in taps.iter_mut().enumerate() {
+                *tap = (at / self.columns.taps * across + at % self.columns.taps) as u32;
+            }
+            let places = (region.p.1 * across).next_multiple_of(BLOCK);
+            let plane = down * across;
+            let all = self.channels * plane;
+            let (planes, dy_planes) = lane.split_at_mut(all + self.columns.taps + SLACK);
+            // The last places' gradients past the end are 0, and so must be finite what meets them.
+            planes[all..].fill(0.0);
+            let dy_planes = &mut dy_planes[..places * BLOCK];
+            for (group, sums) in sums.chunks_exact_mut(own).enumerate() {
+                self.pad(instructions, x, &region, group, planes);
+                let first = group * BLOCK;
+                let db = db.get_mut(first..first + BLOCK).unwrap_or_default();
+                let to = &mut lifted[..region.places() * BLOCK];
+                instructions.run(Lift { direct: self, dy, region, group, panel: 0, to, db });
+                instructions.run(Turn {
+                    dy: to,
+                    columns: region.q.1,
+                    pitch: across,
+                    places,
+                    to: dy_planes,
+                });
+                for (c, dw) in sums.chunks_exact_mut(own / self.channels).enumerate() {
+                    let (x, dy, filters) = (&planes[c * plane..], &*dy_planes, self.filters);
+                    instructions.run(CorrelateFew { x, taps, dy, places, filters, dw });
+                }
+            }
+        }
+        let rows = self.gradient_rows(self.units());
+        for (group, sums) in sums.chunks_exact(own).enumerate() {
+            let partial = &mut partial[group * BLOCK * rows..];
+            for (partial, lanes) in partial.iter_mut().zip(sums.chunks_exact(BLOCK)) {
+                *partial += lanes.iter().sum::<f32>();
+            }
+        }
     }
 
     /// Adds to a partial gradient of some units what some samples give, and to `db` (of all
@@ -887,6 +1009,9 @@ impl Direct {
         db: &mut [f32],
         lane: &mut [f32],
     ) {
+        if self.vectors() {
+            return self.gradient_few(instructions, samples, x, dy, partial, db, lane);
+        }
         let extent = self.gradient_extent();
         let (table, lane) = lane.split_at_mut(self.table());
         let taps = &mut bytemuck::cast_slice_mut::<f32, u32>(table)[..self.taps()];
@@ -996,7 +1121,32 @@ impl Direct {
     ) -> &'a [f32] {
         let (down, across) = self.planes(region.p.1, region.q.1);
         let (planes, u) = to.split_at_mut(self.channels * down * across + SLACK);
-        let planes = &mut planes[..self.channels * down * across + SLACK];
+        self.pad(instructions, x, region, group, planes);
+        let u = &mut u[..region.places() * spacing + SLACK];
+        instructions.run(Unfold {
+            x: planes,
+            channels: self.channels,
+            plane: down * across,
+            row: across,
+            kernel: (self.rows.taps, self.columns.taps),
+            stride: (self.rows.stride, self.columns.stride),
+            places: (region.p.1, region.q.1),
+            u,
+            spacing,
+        });
+        u
+    }
+
+    /// Copies the planes that one sample's strip reads, with the padding around them.
+    fn pad(
+        &self,
+        instructions: Instructions,
+        x: &[f32],
+        region: &Region,
+        group: usize,
+        to: &mut [f32],
+    ) {
+        let (down, across) = self.planes(region.p.1, region.q.1);
         // A convolution with one tap that reads every place of the planes.
         let along = |axis: Axis, at: usize, places: usize| Axis {
             output: places,
@@ -1016,21 +1166,8 @@ impl Direct {
             region: Region { n: region.n, p: (0, down), q: (0, across) },
             group,
             units: 0..self.units(),
-            to: planes,
+            to,
         });
-        let u = &mut u[..region.places() * spacing + SLACK];
-        instructions.run(Unfold {
-            x: planes,
-            channels: self.channels,
-            plane: down * across,
-            row: across,
-            kernel: (self.rows.taps, self.columns.taps),
-            stride: (self.rows.stride, self.columns.stride),
-            places: (region.p.1, region.q.1),
-            u,
-            spacing,
-        });
-        u
     }
 
     /// Numbers of the gradient of one group's filters of a panel.
@@ -1155,6 +1292,53 @@ impl Kernel for Lift<'_> {
             if let Some(db) = db.get_mut(block * BLOCK..(block + 1) * BLOCK) {
                 s.store(s.add(s.load(db), sums), db);
             }
+        }
+    }
+}
+
+/// Turns dy of eight filters, place by place, into planes of rows `pitch` numbers apart, with zeros
+/// between rows.
+struct Turn<'a> {
+    dy: &'a [f32],
+    columns: usize,
+    pitch: usize,
+    /// Numbers of a plane.
+    places: usize,
+    to: &'a mut [f32],
+}
+
+impl Kernel for Turn<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { dy, columns, pitch, places, to } = self;
+        let s = isa.narrow();
+        let mut first = 0;
+        for dy in dy.chunks_exact(columns * BLOCK) {
+            let mut column = 0;
+            while column < columns && first + column + BLOCK <= places {
+                let mut eight = [s.zero(); BLOCK];
+                for (to, dy) in eight.iter_mut().zip(dy[column * BLOCK..].chunks_exact(BLOCK)) {
+                    *to = s.load(dy);
+                }
+                for (filter, plane) in s.transpose(eight).into_iter().enumerate() {
+                    s.store(plane, &mut to[filter * places + first + column..]);
+                }
+                column += BLOCK;
+            }
+            // What is left of the row, and the zeros after it.
+            let end = (first + pitch).min(places);
+            for (column, at) in (first + column..end).enumerate().map(|(i, at)| (column + i, at)) {
+                for filter in 0..BLOCK {
+                    let dy = dy.get(column * BLOCK + filter);
+                    to[filter * places + at] = dy.copied().unwrap_or(0.0);
+                }
+            }
+            first += pitch;
+        }
+        for filter in 0..BLOCK {
+            to[filter * places + first.min(places)..(filter + 1) * places].fill(0.0);
         }
     }
 }
