@@ -426,28 +426,41 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
             }
-            if let Some(Finish { shift, clamp }) = self.finish {
-                for sums in &mut sums {
-                    for (sum, shift) in sums.iter_mut().zip(shift) {
-                        *sum = s.add(*sum, s.splat(*shift));
-                        if let Some((slope, top)) = clamp {
-                            *sum = limit(s, *sum, slope, top);
-                        }
-                    }
-                }
-            }
             let Places { samples, column, .. } = self.places;
             let y = self.y.at.add(
                 self.places.sample * self.y.sample + self.first * self.y.block + self.places.first,
             );
-            for (v, sums) in sums.iter().enumerate() {
+            // Through memory: the loop over the vectors is too long to be unrolled, and sums that
+            // it picks one after the other could have no registers of their own above.
+            let mut stored = [[[0.0; BLOCK]; F]; P];
+            for v in 0..P {
+                for f in 0..F {
+                    s.store_ptr(sums[v][f], stored[v][f].as_mut_ptr());
+                }
+            }
+            for (v, stored) in stored.iter().enumerate() {
                 let mut filters = [s.zero(); BLOCK];
-                filters[..F].copy_from_slice(sums);
+                for (f, (filter, stored)) in filters.iter_mut().zip(stored).enumerate() {
+                    *filter = s.load_ptr(stored.as_ptr());
+                    if let Some(Finish { shift, clamp }) = self.finish {
+                        *filter = s.add(*filter, s.splat(shift[f]));
+                        if let Some((slope, top)) = clamp {
+                            *filter = limit(s, *filter, slope, top);
+                        }
+                    }
+                }
                 let (row, place) = place(v);
                 let y = y.add(row * self.places.row);
+                let filters = s.transpose(filters);
                 let count = (places.end - place).min(BLOCK);
+                if count == BLOCK && samples == 1 && column == BLOCK {
+                    for (i, sum) in filters.into_iter().enumerate() {
+                        s.store_ptr(sum, y.add((place + i) * BLOCK));
+                    }
+                    continue;
+                }
                 let (mut n, mut q) = (place % samples, place / samples);
-                for (i, sum) in s.transpose(filters).into_iter().enumerate() {
+                for (i, sum) in filters.into_iter().enumerate() {
                     if i < count {
                         s.store_ptr(sum, y.add(n * self.y.sample + q * column));
                     }

@@ -330,11 +330,13 @@ impl Direct {
     fn extent(&self) -> (usize, usize, usize) {
         let (p, q) = (self.rows.output, self.columns.output);
         let place = (p * q).max(1);
-        if q > PLACES {
-            return (1, 1, PLACES);
+        // Planes of few channels are small.
+        let most = if self.channels <= FEW { 2 * PLACES } else { PLACES };
+        if q > most {
+            return (1, 1, most);
         }
-        if place > PLACES {
-            return (1, PLACES / q, q);
+        if place > most {
+            return (1, most / q, q);
         }
         if self.in_place() {
             return (1, p, q);
@@ -344,7 +346,7 @@ impl Direct {
         let least = if padding { PADDED } else { 1 };
         let fits = |n: usize| self.unit((n, p, q)) * self.units() <= PACK;
         let n = if fits(least) { least } else { 1 };
-        (self.samples.clamp(1, n.max(PLACES / place)), p, q)
+        (self.samples.clamp(1, n.max(most / place)), p, q)
     }
 
     /// The strips of some samples and output rows.
