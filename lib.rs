@@ -12,12 +12,12 @@
 //! # A first look
 //! Train, on the host:
 //! ```
-//! use sepal::models::{data, features::Features, fit::Fit, lenet::LENET, recipe};
+//! use sepal::models::{cache::Budget, data, features::Features, fit::Fit, lenet::LENET, recipe};
 //!
 //! let mut images = data::bundled().train.head(512)?;
 //! let mut test = data::bundled().test.head(128)?;
-//! let mut fit = Fit::new(LENET, 0, 1 << 30)?;
-//! fit.run(&sepal::cpu::OnCpu::default(), &recipe::forward_si(2, 4), &mut images, true, &mut ())?;
+//! let mut fit = Fit::new(LENET, 0)?;
+//! fit.run(&sepal::cpu::OnCpu::default(), &recipe::forward_si(2, 4), &mut images, &Budget::default(), &mut ())?;
 //! let logits = Features::new(&sepal::cpu::OnCpu::default(), &fit.model(), &mut test, LENET.layers.len())?;
 //! assert!(logits.accuracy() > 0.5);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -39,7 +39,7 @@
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
-//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, 1.3 MB of images |
+//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
 //! | `f16` | weights stored in half precision | half |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!

@@ -11,7 +11,7 @@
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
 use cpu_time::ProcessTime;
@@ -161,24 +161,20 @@ fn table(args: &Args) -> Result<(), Failure> {
     println!("There is no CUDA device: no backend for one exists.");
     println!("| rows x features | backend | ms | GFLOP per CPU-second |");
     println!("|---|---|---|---|");
-    let asked =
-        |name: &str| args.filters.is_empty() || args.filters.iter().any(|f| name.contains(f));
-    for shape in SIZES {
-        let of_size = asked(&size(shape));
-        let whos: Vec<_> = Who::all(args.threads)?;
-        let named = whos.iter().any(|who| !args.filters.is_empty() && asked(&who.name()));
-        if !of_size
-            && !(named && !SIZES.iter().any(|s| !args.filters.is_empty() && asked(&size(*s))))
-        {
-            continue;
-        }
+    // What begins with a digit is of a size.
+    let is_size = |filter: &&String| filter.starts_with(|c: char| c.is_ascii_digit());
+    let (sizes, names): (Vec<_>, Vec<_>) = args.filters.iter().partition(is_size);
+    let asked = |filters: &[&String], name: &str| {
+        filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
+    };
+    for shape in SIZES.into_iter().filter(|shape| asked(&sizes, &size(*shape))) {
         let set = Set::new(shape.0, shape.1);
         let operations = 2.0 * (shape.0 as f64).powi(2) * shape.1 as f64;
         let mut pairs = vec![Pair::NONE; shape.0];
         let mut times: Vec<(Who, Vec<f64>, f64)> = vec![];
-        for who in whos {
+        for who in Who::all(args.threads)? {
             let slow = matches!(who, Who::Reference) && operations > SMALL;
-            if !slow && (!named || asked(&who.name())) {
+            if !slow && asked(&names, &who.name()) {
                 who.check(&set, &mut pairs)?;
                 times.push((who, vec![], f64::INFINITY));
             }
@@ -195,7 +191,7 @@ fn table(args: &Args) -> Result<(), Failure> {
         }
         for (who, mut walls, least) in times {
             walls.sort_by(f64::total_cmp);
-            let median = Duration::from_secs_f64(walls[walls.len() / 2]).as_secs_f64() * 1e3;
+            let median = walls[walls.len() / 2] * 1e3;
             let rate = operations / least / 1e9;
             println!("| {} | {} | {median:.2} | {rate:.1} |", size(shape), who.name());
         }

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use image::{GrayImage, RgbImage};
 use sepal::infer::Inference;
+use sepal::models::cache::Budget;
 use sepal::models::data::{self, Dataset, Samples};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -440,9 +441,10 @@ fn inspect_shows_a_model() {
 fn inspect_shows_how_far_a_run_is() {
     let folder = Folder::new("checkpoint");
     let mut images = data::bundled().train.head(256).unwrap();
-    let mut fit = Fit::new(LENET, 0, 1 << 30).unwrap();
+    let mut fit = Fit::new(LENET, 0).unwrap();
     let strategy = recipe::forward_si(1, 1);
-    fit.run(&OnReference, &strategy, &mut images, true, &mut Stopping(0)).unwrap_err();
+    fit.run(&OnReference, &strategy, &mut images, &Budget::default(), &mut Stopping(0))
+        .unwrap_err();
     let path = folder.path("run.checkpoint");
     file::save_checkpoint(Path::new(&path), LENET, &fit.snapshot(), 0xbeef, "by hand").unwrap();
 
@@ -693,6 +695,77 @@ fn training_refuses_sets_that_cannot_be_learnt() {
     run("train", &["--images", "256", "--save", &nowhere]).refused(&[&nowhere, "creating"]);
 }
 
+/// What each stage of a short run was told of the layers in front of it.
+fn prefixes(args: &[&str]) -> Vec<Value> {
+    let out = run("train", &[&SHORT[..], &["--json"], args].concat()).good();
+    let events: Vec<Value> = out.lines().map(json).collect();
+    events.iter().for_each(|event| documented("train", event));
+    let stages = events.into_iter().filter(|event| event["event"] == "stage");
+    stages.map(|stage| stage["prefix"].clone()).collect()
+}
+
+#[test]
+fn training_says_what_is_kept_of_frozen_layers() {
+    let folder = Folder::new("kept");
+    // Blocks of LeNet give 1,176 and 400 numbers for each of 256 images.
+    let bytes = |numbers: u64, size: u64| 256 * numbers * size;
+    let check = |args: &[&str], expected: [(&str, u64, u64); 2]| {
+        let prefixes = prefixes(args);
+        assert_eq!((prefixes.len(), &prefixes[0]), (3, &Value::Null), "{args:?}");
+        for (prefix, (store, copies, bytes)) in prefixes[1..].iter().zip(expected) {
+            assert_eq!(prefix["store"], store, "{args:?}");
+            assert_eq!((&prefix["copies"], &prefix["bytes"]), (&copies.into(), &bytes.into()));
+        }
+    };
+    let [first, second] = [bytes(1_176, 4), bytes(400, 4)];
+    let memory = "in memory as f32";
+    check(&[], [(memory, 1, first), (memory, 1, second)]);
+    let narrow = bytes(1_176, 2) + 256 * 4;
+    check(&["--memory", "1M"], [("in memory as f16", 1, narrow), (memory, 1, second)]);
+    let spill = folder.path("");
+    let file = "in a file as f32";
+    check(&["--memory", "500kB", "--spill", &spill], [(file, 1, first), (memory, 1, second)]);
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0, "the file is left");
+    let none = ("computed for every batch", 0, 0);
+    check(&["--memory", "0"], [none, none]);
+    check(&["--flip"], [none, none]);
+    check(&["--flip", "--copies", "2"], [(memory, 2, 2 * first), (memory, 2, 2 * second)]);
+
+    let said = run("train", &[&SHORT[..], &["--memory", "1M"]].concat());
+    assert_eq!(said.status, 0);
+    for words in
+        ["frozen layers 0..4: kept in memory as f16, 603 kB", "0..8: kept in memory as f32"]
+    {
+        assert!(said.err.contains(words), "`{words}` is not in: {}", said.err);
+    }
+}
+
+#[test]
+fn training_refuses_what_it_cannot_keep() {
+    let folder = Folder::new("spill");
+    let missing = folder.path("missing");
+    let args = [&SHORT[..], &["--memory", "0", "--spill", &missing]].concat();
+    run("train", &args).refused(&[&missing, "creating a file in it"]);
+    let args = [&SHORT[..], &["--copies", "2"]].concat();
+    run("train", &args).refused(&["--copies", "--flip"]);
+    // Colour images of 32x32 are the least that VGG16 takes.
+    run("train", &[&SHORT[..], &["--model", "vgg16"]].concat()).refused(&["Vgg16", "1x28x28"]);
+}
+
+/// Files of the program may not grow past 4 kB, as on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_ends_a_run_that_needs_it() {
+    let folder = Folder::new("full-spill");
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(program("train")).args(SHORT);
+    command.args(["--json", "--memory", "0", "--spill", &folder.path("")]);
+    let ended: Ended = command.output().unwrap().into();
+    ended.refused(&[&folder.path(""), "writing its temporary file", "large"]);
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0, "the file is left");
+}
+
 #[test]
 fn an_unknown_option_has_status_2() {
     for name in PROGRAMS {
@@ -708,6 +781,9 @@ fn an_unknown_option_has_status_2() {
         ("evaluate", &["model", "--threads", "0"]),
         ("train", &["--epochs", "0"]),
         ("train", &["--si-samples", "0"]),
+        ("train", &["--memory", "much"]),
+        ("train", &["--disk", "1M"]),
+        ("train", &["--copies", "0"]),
         ("train", &["--every", "inf"]),
         ("train", &["--every", "1e30"]),
         ("train", &["--every", "nan"]),

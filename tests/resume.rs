@@ -60,6 +60,44 @@ fn a_killed_run_gives_the_model_of_one_that_was_not() {
     assert!(!checkpoint(&save).exists(), "the checkpoint of a finished run is left");
 }
 
+/// What frozen blocks give is kept as f16, of augmented copies, and filled anew by a run that goes
+/// on.
+#[cfg(unix)]
+#[test]
+fn kept_features_are_the_same_in_a_run_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, save) = (folder.path().join("whole.sepal"), folder.path().join("model.sepal"));
+    // Two copies of 300 images: 1.4 MB as f16 behind the first block, 1 MB as f32 behind the second.
+    let kept = |save: &Path, memory: &str| {
+        let mut command = train(save);
+        command.args(["--flip", "--shift", "2", "--copies", "2", "--memory", memory, "--spill"]);
+        command.arg(folder.path());
+        command
+    };
+    let (done, errors) = finish(kept(&whole, "2M").spawn().unwrap());
+    assert!(done && errors.contains("as f16, 2 copies"), "{errors}");
+
+    let mut child = kept(&save, "2M").spawn().unwrap();
+    wait_for(&mut child, &checkpoint(&save));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // With more memory they would be f32.
+    let (done, errors) = finish(kept(&save, "1G").arg("--resume").spawn().unwrap());
+    assert!(!done && errors.contains("identity"), "{errors}");
+    for wait in (0..).map(|round: u64| Duration::from_millis(40 + 30 * round)) {
+        let mut child = kept(&save, "2M").arg("--resume").spawn().unwrap();
+        std::thread::sleep(wait);
+        if child.try_wait().unwrap().is_none() {
+            interrupt(&child);
+        }
+        if child.wait_with_output().unwrap().status.success() {
+            break;
+        }
+    }
+    assert_eq!(std::fs::read(&save).unwrap(), std::fs::read(&whole).unwrap());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "more than two models");
+}
+
 #[test]
 fn a_checkpoint_of_another_run_is_refused_and_kept() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
+    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass};
@@ -19,10 +19,9 @@ use sepal_core::reference::{Reference, check_rows, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
-use crate::{blocks, fused, layers, objective, search};
-
-/// Parameters that one task updates.
-const PIECE: usize = 1 << 13;
+use crate::conv::Precision;
+use crate::fused::Group;
+use crate::{blocks, folded, fused, layers, objective, optim, search};
 
 /// At least `bytes` of memory for an arena, all zero.
 pub fn words(bytes: usize) -> Vec<Word> {
@@ -61,13 +60,15 @@ pub struct Cpu<'a> {
     reference: Reference<'a>,
     pool: Option<Arc<ThreadPool>>,
     instructions: Instructions,
+    precision: Precision,
 }
 
 impl<'a> Cpu<'a> {
     /// A backend whose memory is `words`, on rayon's shared threads, with the best instructions
     /// of this machine.
     pub fn new(words: &'a mut [Word]) -> Self {
-        Self { reference: Reference::new(words), pool: None, instructions: Instructions::best() }
+        let (instructions, precision) = (Instructions::best(), Precision::default());
+        Self { reference: Reference::new(words), pool: None, instructions, precision }
     }
 
     /// The same backend with other instructions.
@@ -81,13 +82,29 @@ impl<'a> Cpu<'a> {
         Self { instructions, ..self }
     }
 
+    /// The same backend with other convolutions.
+    ///
+    /// ```
+    /// use sepal_cpu::{Cpu, Precision};
+    /// let cpu = Cpu::new(&mut []).with_precision(Precision::Exact);
+    /// ```
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Runs `work` on a thread of this backend, where it and what it runs in parallel hand over
+    /// no more than they must. From such a thread it is a plain call.
+    fn within<R: Send>(&mut self, work: impl FnOnce(&mut Self) -> R + Send) -> R {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| work(self)),
+            None => rayon::scope(|_| work(self)),
+        }
+    }
+
     /// Runs `work` with the reference on this backend's threads.
     fn run<R: Send>(&mut self, work: impl FnOnce(&mut Reference<'a>) -> R + Send) -> R {
-        let Self { reference, pool, .. } = self;
-        match pool {
-            Some(pool) => pool.install(|| work(reference)),
-            None => work(reference),
-        }
+        self.within(|cpu| work(&mut cpu.reference))
     }
 }
 
@@ -103,6 +120,7 @@ impl<'a> Cpu<'a> {
 pub struct OnCpu {
     pool: Option<Arc<ThreadPool>>,
     instructions: Instructions,
+    precision: Precision,
 }
 
 impl Default for OnCpu {
@@ -114,7 +132,8 @@ impl Default for OnCpu {
 impl OnCpu {
     /// On rayon's shared threads, one for each core, with the best instructions of this machine.
     pub fn new() -> Self {
-        Self { pool: None, instructions: Instructions::best() }
+        let (instructions, precision) = (Instructions::best(), Precision::default());
+        Self { pool: None, instructions, precision }
     }
 
     /// The same device with other instructions for the backends that it opens.
@@ -126,6 +145,17 @@ impl OnCpu {
     #[must_use]
     pub fn with_instructions(self, instructions: Instructions) -> Self {
         Self { instructions, ..self }
+    }
+
+    /// The same device with other convolutions for the backends that it opens.
+    ///
+    /// ```
+    /// use sepal_cpu::{OnCpu, Precision};
+    /// let device = OnCpu::new().with_precision(Precision::Exact);
+    /// ```
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// On `threads` threads of its own, 0 for one for each core. The number changes no bit of any
@@ -144,7 +174,8 @@ impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
     fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
-        Cpu { pool: self.pool.clone(), ..Cpu::new(memory).with_instructions(self.instructions) }
+        let Self { pool, instructions, precision } = self.clone();
+        Cpu { reference: Reference::new(memory), pool, instructions, precision }
     }
 
     fn chunk(&self) -> u32 {
@@ -158,7 +189,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain, at, x, pass)
+        layers::needs(self.precision, chain, at, x, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -260,29 +291,39 @@ impl Backend for Cpu<'_> {
     }
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        let with = self.instructions;
-        self.run(|reference| layers::forward(with, reference.arena(), call))
+        let (with, precision) = (self.instructions, self.precision);
+        self.run(|reference| layers::forward(with, precision, reference.arena(), call))
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        let with = self.instructions;
-        self.run(|reference| layers::backward(with, reference.arena(), call))
+        let (with, precision) = (self.instructions, self.precision);
+        self.run(|reference| layers::backward(with, precision, reference.arena(), call))
+    }
+
+    fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
+        let (with, precision) = (self.instructions, self.precision);
+        let each = |cpu: &mut Self, call: &Call<'_>| cpu.forward(call);
+        let together =
+            |cpu: &mut Self, run: &folded::Run<'_>| run.run(with, precision, cpu.reference.arena());
+        self.within(|cpu| folded::eval_block(cpu, block, each, together))
     }
 
     fn forward_block(&mut self, block: &TrainBlock<'_>, upto: usize) -> Result<Slot, Error> {
         let with = self.instructions;
-        fused::forward_block(self, block, upto, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.forward(call),
-            None => cpu.run(|reference| group.forward(with, reference.arena())),
-        })
+            None => group.forward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::forward_block(cpu, block, upto, each))
     }
 
     fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
         let with = self.instructions;
-        fused::backward_block(self, block, |cpu, group| match group.single() {
+        let each = |cpu: &mut Self, group: &Group<'_>| match group.single() {
             Some(call) => cpu.backward(call),
-            None => cpu.run(|reference| group.backward(with, reference.arena())),
-        })
+            None => group.backward(with, cpu.reference.arena()),
+        };
+        self.within(|cpu| fused::backward_block(cpu, block, each))
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
@@ -334,25 +375,12 @@ impl Backend for Cpu<'_> {
         params: plan::Params,
     ) -> Result<(), Error> {
         let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let with = self.instructions;
         self.run(|reference| {
             let [p, g, first, second] = reference.arena().lease(slots)?;
             let (p, g) = (p.get::<f32>()?, &*g.get::<f32>()?);
             let (first, second) = (first.get::<f32>()?, second.get::<f32>()?);
-            let pieces = p.par_chunks_mut(PIECE).zip(g.par_chunks(PIECE));
-            match (first.is_empty(), second.is_empty()) {
-                (true, _) => pieces.for_each(|(p, g)| {
-                    rule.update(rate, update, p, g, &mut [], &mut []);
-                }),
-                (_, true) => pieces.zip(first.par_chunks_mut(PIECE)).for_each(|((p, g), first)| {
-                    rule.update(rate, update, p, g, first, &mut []);
-                }),
-                _ => {
-                    let state = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
-                    pieces.zip(state).for_each(|((p, g), (first, second))| {
-                        rule.update(rate, update, p, g, first, second);
-                    });
-                }
-            }
+            optim::update(with, *rule, (rate, update), p, g, first, second);
             Ok(())
         })
     }

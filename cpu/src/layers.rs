@@ -2,7 +2,7 @@
 //! parallel, or the reference's on the whole.
 
 use rayon::prelude::*;
-use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot};
+use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot, Word};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
@@ -16,38 +16,52 @@ use crate::arch::Instructions;
 use crate::blocks::{
     BLOCK, GRAIN, block, clear_padding, is_blocked, is_same, padded, plane, unblock,
 };
-use crate::conv::{Clamp, Conv, Epilogue};
+use crate::conv::{Clamp, Conv, Epilogue, Precision};
 use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
-use crate::{dense, norm, pool};
+use crate::{dense, folded, norm, pool};
 
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
 ///
 /// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
 /// input. The others read either layout and give the reference's.
-pub(crate) fn needs(chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+pub(crate) fn needs(
+    precision: Precision,
+    chain: &Chain<'_>,
+    at: usize,
+    x: Slot,
+    pass: Pass,
+) -> Option<Needs> {
     let layer = chain.get(at)?;
+    if pass != Pass::Train
+        && let Some(needs) = folded::needs(precision, chain, at, x, pass)
+    {
+        return needs;
+    }
     let needs = layer.needs(x.shape, pass)?;
     let needs = match layer {
         Layer::Conv2d(_) => Needs { layout: Layout::Nchw8c, ..needs },
         _ if is_blocked(x) => blocked_needs(layer, x, pass, needs)?,
         _ => needs,
     };
-    let forward_scratch = needs
-        .forward_scratch
-        .checked_next_multiple_of(size_of::<sepal_core::arena::Word>())?
-        .saturating_add(forward_scratch(layer, x).saturating_mul(size_of::<f32>()));
+    let forward_scratch = stored_room(needs.forward_scratch)?
+        .saturating_add(forward_scratch(precision, layer, x).saturating_mul(size_of::<f32>()));
     let backward_scratch = match pass {
         Pass::Train => {
             // A norm that runs together with the pool behind it works in the pool's scratch.
             let with_norm = matches!(layer, Layer::MaxPool(_)) && norm_of_pool(chain, at, x);
             let of_norm = if with_norm { norm::backward_scratch(x) } else { 0 };
-            (backward_scratch(layer, x) + of_norm).saturating_mul(size_of::<f32>())
+            (backward_scratch(precision, layer, x) + of_norm).saturating_mul(size_of::<f32>())
         }
         _ => 0,
     };
     Some(Needs { forward_scratch, backward_scratch, ..needs })
+}
+
+/// Bytes that stored weights are widened into, in whole words.
+pub(crate) const fn stored_room(bytes: usize) -> Option<usize> {
+    bytes.checked_next_multiple_of(Word::BYTES)
 }
 
 /// The needs of a layer whose input lies in blocks of eight channels.
@@ -91,10 +105,10 @@ fn lying(x: Slot) -> usize {
 }
 
 /// Numbers of scratch of a forward pass, beside the reference's.
-fn forward_scratch(layer: &Layer, x: Slot) -> usize {
+fn forward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
     match layer {
         Layer::Conv2d(l) => {
-            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.forward_scratch(None))
+            Conv::new(*l, x.shape, x.layout, precision).map_or(0, |conv| conv.forward_scratch(None))
         }
         Layer::BatchNorm(_) => norm::forward_scratch(x),
         Layer::Dense(_) | Layer::Project(_) if moves(x) => plain(x),
@@ -104,10 +118,10 @@ fn forward_scratch(layer: &Layer, x: Slot) -> usize {
 }
 
 /// Numbers of scratch of a backward pass.
-fn backward_scratch(layer: &Layer, x: Slot) -> usize {
+fn backward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
     match layer {
         Layer::Conv2d(l) => {
-            Conv::new(*l, x.shape, x.layout).map_or(0, |conv| conv.backward_scratch())
+            Conv::new(*l, x.shape, x.layout, precision).map_or(0, |conv| conv.backward_scratch())
         }
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         Layer::Dense(_) if moves(x) => plain(x).saturating_mul(2),
@@ -136,7 +150,12 @@ struct Open<'a> {
     measured: Option<[&'a [f32]; 2]>,
 }
 
-fn open<'a>(arena: &'a mut Arena<'_>, call: &Call<'a>, x: Slot) -> Result<Open<'a>, Error> {
+fn open<'a>(
+    precision: Precision,
+    arena: &'a mut Arena<'_>,
+    call: &Call<'a>,
+    x: Slot,
+) -> Result<Open<'a>, Error> {
     let place = call.place;
     let scratch = numbers(place.scratch);
     match call.param {
@@ -161,7 +180,8 @@ fn open<'a>(arena: &'a mut Arena<'_>, call: &Call<'a>, x: Slot) -> Result<Open<'
             let lengths = call.layer.tensors(shape).unwrap_or(Tensors::NONE);
             // Widened weights come first, what a kernel needs comes last.
             let scratch = scratch.get::<f32>()?;
-            let widened = scratch.len().saturating_sub(forward_scratch(call.layer, place.x));
+            let widened =
+                scratch.len().saturating_sub(forward_scratch(precision, call.layer, place.x));
             let (widened, scratch) = scratch.split_at_mut(widened);
             let [weight, bias, mean, variance] = stored(layer, lengths, tensors, widened)?;
             Ok(Open {
@@ -256,6 +276,7 @@ fn dropout(layer: Dropout, x: Slot, y: &mut [f32], seed: u64, step: u32) {
 /// Runs one layer forward.
 pub(crate) fn forward(
     with: Instructions,
+    precision: Precision,
     arena: &mut Arena<'_>,
     call: &Call<'_>,
 ) -> Result<(), Error> {
@@ -282,11 +303,11 @@ pub(crate) fn forward(
     }
     let x = if stays { Slot::EMPTY } else { place.x };
     let Open { x, y, saved, scratch, weight, bias, mean, variance, measured } =
-        open(arena, call, x)?;
+        open(precision, arena, call, x)?;
     let flat = as_lying(place.x);
     match layer {
         Layer::Conv2d(l) => {
-            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout, precision) {
                 let epilogue = Epilogue { scale: &[], shift: bias, clamp: Clamp::NONE };
                 conv.forward(with, x, weight, &epilogue, None, y, scratch);
             }
@@ -401,6 +422,7 @@ fn reordered<'s>(shape: Shape, x: &[f32], scratch: &'s mut [f32]) -> &'s [f32] {
 /// Runs one layer backward.
 pub(crate) fn backward(
     with: Instructions,
+    precision: Precision,
     arena: &mut Arena<'_>,
     call: &Call<'_>,
 ) -> Result<(), Error> {
@@ -417,7 +439,7 @@ pub(crate) fn backward(
             let [x, w, dw, db, dy, dx, scratch] = arena.lease(slots)?;
             let (x, w, dy) = (&*x.get()?, &*w.get()?, &*dy.get()?);
             let dx = Some(dx.get()?).filter(|dx| !dx.is_empty());
-            if let Some(conv) = Conv::new(*l, shape, place.x.layout) {
+            if let Some(conv) = Conv::new(*l, shape, place.x.layout, precision) {
                 let (dw, db, scratch) = (dw.get()?, db.get()?, scratch.get()?);
                 conv.backward(with, x, w, dy, dx, dw, db, scratch);
             }

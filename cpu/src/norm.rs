@@ -59,7 +59,7 @@ pub(crate) fn backward_scratch(x: Slot) -> usize {
     }
 }
 
-fn inverse(layer: BatchNorm, variance: f32) -> f32 {
+pub(crate) fn inverse(layer: BatchNorm, variance: f32) -> f32 {
     1.0 / (variance + layer.eps).sqrt()
 }
 
@@ -377,14 +377,15 @@ impl<'a> Blocked<'a> {
             partial.fill(0.0);
             sums(group, coefficients, partial);
         });
-        for c in 0..shape.c as usize {
+        let channels = variances.iter().take(shape.c as usize).enumerate();
+        for (c, &variance) in channels {
             let (at, lane) = (c / BLOCK * BACKWARD + c % BLOCK, c / BLOCK * SUMS + c % BLOCK);
             let (mut sum_g, mut sum_gz) = (0.0, 0.0);
             for partial in partials.chunks_exact(blocks * SUMS) {
                 sum_g += partial[lane];
                 sum_gz += partial[lane + BLOCK];
             }
-            let inverse = inverse(self.layer, variances[c]);
+            let inverse = inverse(self.layer, variance);
             sum_gz *= inverse;
             dgamma.iter_mut().skip(c).take(1).for_each(|dgamma| *dgamma += sum_gz);
             dbeta.iter_mut().skip(c).take(1).for_each(|dbeta| *dbeta += sum_g);

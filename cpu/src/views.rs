@@ -3,6 +3,7 @@
 //! Rows in standard layout are read in place, others are copied first. The functions without a
 //! backend run on rayon's shared threads.
 
+pub use half::f16;
 use ndarray::{Array1, Array2, ArrayView, ArrayView2, Axis, RemoveAxis};
 use sepal_core::arena::ArenaError;
 use sepal_core::backend::{Backend, HostMut};
@@ -14,13 +15,21 @@ use sepal_core::plan::PlanError;
 use sepal_core::si;
 
 use crate::arch::Instructions;
+use crate::arch::distance::Element;
 use crate::search;
 
+/// A number that features are stored as: `f32`, or half precision, which is widened where it is
+/// read. Neighbours and distances are those of the widened features, to the bit.
+pub trait Feature: Element {}
+
+impl Feature for f32 {}
+impl Feature for f16 {}
+
 /// Calls `with` with the rows of a matrix and their labels.
-fn with_rows<R>(
-    features: ArrayView2<'_, f32>,
+fn with_rows<T: Feature, R>(
+    features: ArrayView2<'_, T>,
     labels: &[u16],
-    with: impl FnOnce(Rows<'_, f32>) -> R,
+    with: impl FnOnce(Rows<'_, T>) -> R,
 ) -> Result<R, Error> {
     let (count, dim) = features.dim();
     if count != labels.len() {
@@ -39,13 +48,20 @@ fn with_rows<R>(
 ///
 /// ```
 /// use ndarray::array;
-/// let features = array![[0.0, 0.0], [0.0, 1.0], [3.0, 0.0]];
-/// let pairs = sepal_cpu::views::nearest(features.view(), &[0, 1, 0])?;
+/// use sepal_cpu::views;
+/// let features = array![[0.0f32, 0.0], [0.0, 1.0], [3.0, 0.0]];
+/// let pairs = views::nearest(features.view(), &[0, 1, 0])?;
 /// assert_eq!((pairs[0].same.index, pairs[0].other.index), (2, 1));
+/// // In half precision these numbers are the same.
+/// let half = features.mapv(views::f16::from_f32);
+/// assert_eq!(views::nearest(half.view(), &[0, 1, 0])?, pairs);
 /// assert!(!pairs[1].same.exists()); // alone in its class
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
-pub fn nearest(features: ArrayView2<'_, f32>, labels: &[u16]) -> Result<Array1<Pair>, Error> {
+pub fn nearest<T: Feature>(
+    features: ArrayView2<'_, T>,
+    labels: &[u16],
+) -> Result<Array1<Pair>, Error> {
     with_rows(features, labels, |rows| {
         let mut pairs = vec![Pair::NONE; rows.len()];
         search::nearest(Instructions::best(), rows, rows, 0, Some(0), &mut pairs);
@@ -61,14 +77,14 @@ pub fn nearest(features: ArrayView2<'_, f32>, labels: &[u16]) -> Result<Array1<P
 ///
 /// ```
 /// use ndarray::array;
-/// let bank = array![[0.0], [1.0], [3.0]];
+/// let bank = array![[0.0f32], [1.0], [3.0]];
 /// let near = sepal_cpu::views::top_k(array![[0.9]].view(), bank.view(), 2)?;
 /// assert_eq!((near[[0, 0]].index, near[[0, 1]].index), (1, 0));
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
-pub fn top_k(
-    queries: ArrayView2<'_, f32>,
-    bank: ArrayView2<'_, f32>,
+pub fn top_k<T: Feature>(
+    queries: ArrayView2<'_, T>,
+    bank: ArrayView2<'_, T>,
     k: usize,
 ) -> Result<Array2<Nearest>, Error> {
     if queries.ncols() != bank.ncols() {
@@ -94,13 +110,13 @@ pub fn top_k(
 ///
 /// ```
 /// use ndarray::array;
-/// let features = array![[0.0], [0.1], [1.0], [1.1], [1.2]];
+/// let features = array![[0.0f32], [0.1], [1.0], [1.1], [1.2]];
 /// let si = sepal_cpu::views::separation_index(features.view(), &[0, 0, 1, 1, 0])?;
 /// assert_eq!(si, Some(0.8)); // only the last is on the wrong side
 /// # Ok::<(), sepal_core::error::Error>(())
 /// ```
-pub fn separation_index(
-    features: ArrayView2<'_, f32>,
+pub fn separation_index<T: Feature>(
+    features: ArrayView2<'_, T>,
     labels: &[u16],
 ) -> Result<Option<f64>, Error> {
     let pairs = nearest(features, labels)?;

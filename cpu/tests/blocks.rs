@@ -5,12 +5,16 @@ mod common;
 
 use common::*;
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
-use sepal_core::backend::{Backend, Device, Host, HostMut, Phase, TrainBlock, plan_train};
+use sepal_core::backend::{
+    Backend, Device, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
+    plan_eval, plan_train,
+};
 use sepal_core::layer::*;
+use sepal_core::loss::Score;
 use sepal_core::plan::{self, Chain};
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
-use sepal_core::stage::Objective;
+use sepal_core::stage::{Loss, Objective};
 use sepal_cpu::{Cpu, Instructions, OnCpu};
 
 const TRAIN: Phase = Phase::Train { seed: 5, update: 2 };
@@ -303,4 +307,146 @@ fn layers_that_run_together() {
             }
         }
     }
+}
+
+/// Norms, activations and pools within the convolution before them, each there or not.
+#[test]
+fn layers_within_a_convolution() {
+    let conv = Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(9, 3) });
+    let bare = Layer::Conv2d(Conv2d { bias: false, ..Conv2d::new(5, 2) });
+    let norm = |affine| Layer::BatchNorm(BatchNorm { affine, eps: 1e-2, ..BatchNorm::new() });
+    let window = Window { kernel: (3, 2), stride: (2, 1), pad: (1, 0) };
+    let norms = [None, Some(norm(true)), Some(norm(false))];
+    let activations = [
+        None,
+        Some(RELU),
+        Some(Layer::Activation(Activation::Relu6)),
+        Some(Layer::Activation(Activation::LeakyRelu { slope: 0.2 })),
+        Some(Layer::Activation(Activation::LeakyRelu { slope: 1.5 })),
+        Some(Layer::Activation(Activation::Tanh)),
+    ];
+    let pools = [
+        None,
+        Some(Layer::MaxPool(MaxPool::new(2))),
+        Some(Layer::AvgPool(AvgPool { window })),
+        Some(Layer::GlobalAvgPool(GlobalAvgPool)),
+    ];
+    let shape = Shape::new(3, 2, 9, 8);
+    for conv in [conv, bare] {
+        for norm in norms {
+            for activation in activations {
+                for pool in pools {
+                    let dropout = Some(Layer::Dropout(Dropout { rate: 0.5 }));
+                    let layers: Vec<Layer> = [Some(conv), norm, activation, pool, dropout]
+                        .into_iter()
+                        .flatten()
+                        .collect();
+                    let chain = Chain::new(&layers);
+                    let plan = |backend: &dyn Backend| Evaluation::new(backend, &chain, shape);
+                    let plain = plan(&Reference::new(&mut []));
+                    let expected = plain.run(&mut Reference::new(&mut nan(plain.bytes)));
+                    for with in Instructions::all() {
+                        let own = plan(&Cpu::new(&mut []));
+                        let mut memory = nan(own.bytes);
+                        let mut cpu = Cpu::new(&mut memory).with_instructions(with);
+                        let names: Vec<_> = layers.iter().map(Layer::name).collect();
+                        let what = format!("{names:?} {with:?}");
+                        close(&what, &own.run(&mut cpu), &expected, PRODUCTS);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A chain evaluated with parameters in the arena.
+struct Evaluation<'a> {
+    chain: Chain<'a>,
+    params: plan::Params,
+    plan: plan::Eval,
+    bytes: usize,
+}
+
+impl<'a> Evaluation<'a> {
+    fn new(backend: &dyn Backend, chain: &Chain<'a>, shape: Shape) -> Self {
+        let params = plan::Params::new(0, *chain, shape, 0).unwrap();
+        let plan = plan_eval(backend, params.bytes(), chain, shape, Pass::Eval).unwrap();
+        Self { chain: *chain, params, plan, bytes: params.bytes() + plan.bytes() }
+    }
+
+    fn run(&self, backend: &mut dyn Backend) -> Vec<f32> {
+        let Self { chain, params, plan, .. } = *self;
+        let trained = values(1, params.trained().elements());
+        backend.write(params.trained(), Host::F32(&trained)).unwrap();
+        let measured = values(2, params.measured().elements());
+        let measured: Vec<f32> = measured.iter().map(|x| x * x + 0.1).collect();
+        backend.write(params.measured(), Host::F32(&measured)).unwrap();
+        let (x, n) = (plan.input(), plan.input().shape.n);
+        let numbers: Vec<f32> = values(3, len(x.shape)).iter().map(|x| 3.0 * x).collect();
+        backend.write(x, Host::F32(&numbers)).unwrap();
+        let params = EvalParams::Ram(params);
+        let y = backend.eval_block(&EvalBlock { chain, params, plan, pass: Pass::Eval, n });
+        let y = y.unwrap();
+        let mut out = vec![f32::NAN; len(y.shape)];
+        backend.read(y, HostMut::F32(&mut out)).unwrap();
+        out
+    }
+}
+
+/// Objectives over features that lie in blocks of eight channels.
+#[test]
+fn objectives() {
+    for shape in [Shape::new(9, 3, 4, 5), Shape::new(16, 10, 1, 1), Shape::new(37, 16, 2, 1)] {
+        let x: Vec<f32> = values(1, len(shape)).iter().map(|x| 0.3 * x).collect();
+        let labels: Vec<u16> = (0..shape.n).map(|i| (i * 7 / 3) as u16 % 3).collect();
+        for objective in [
+            Objective::Separation(Loss::Triplet),
+            Objective::Separation(Loss::Margin { margin: 0.2 }),
+            Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
+            Objective::CrossEntropy { smoothing: 0.1 },
+        ] {
+            let plain = (shape, Layout::Nchw);
+            let (score, expected) =
+                judge(Reference::new, &Reference::new(&mut []), objective, plain, &x, &labels);
+            let x_in = (shape, Layout::Nchw8c);
+            let (own, got) = judge(Cpu::new, &Cpu::new(&mut []), objective, x_in, &x, &labels);
+            let what = format!("{objective:?} {shape}");
+            close(&what, &got, &expected, PRODUCTS);
+            close(&what, &[own.value], &[score.value], PRODUCTS);
+            let counts = |score: &Score| (score.anchors, score.skipped, score.correct);
+            assert_eq!(counts(&own), counts(&score), "{what}");
+        }
+    }
+}
+
+/// An objective's score and gradient, of which the padding must be zeros.
+fn judge<B: Backend>(
+    open: fn(&'static mut [Word]) -> B,
+    planner: &dyn Backend,
+    objective: Objective,
+    (shape, layout): (Shape, Layout),
+    x: &[f32],
+    labels: &[u16],
+) -> (Score, Vec<f32>) {
+    let features = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
+    let gradient = Slot { at: Word::round_up(features.bytes()), ..features };
+    let past = gradient.at + Word::round_up(gradient.bytes());
+    let pairs = Slot::vector(past, if objective.pairs() { shape.n } else { 0 }, Dtype::Pair);
+    let label_slot = Slot::vector(past + 16 * shape.n as usize, shape.n, Dtype::U16);
+    let at = label_slot.at + Word::round_up(label_slot.bytes());
+    let bytes = Word::round_up(planner.objective_scratch(&objective, features));
+    let scratch = Slot::vector(at, bytes as u32, Dtype::U8);
+    let mut backend = open(nan(at + bytes).leak());
+    backend.write(features, Host::F32(x)).unwrap();
+    backend.write(label_slot, Host::U16(labels)).unwrap();
+    let at = ObjectivePlace { features, labels: label_slot, pairs, scratch, gradient };
+    let score = backend.objective(&objective, &at).unwrap();
+    let mut all = vec![f32::NAN; gradient.elements()];
+    let flat = Slot::vector(gradient.at, gradient.elements() as u32, Dtype::F32);
+    backend.read(flat, HostMut::F32(&mut all)).unwrap();
+    let mut numbers = vec![f32::NAN; len(shape)];
+    backend.read(gradient, HostMut::F32(&mut numbers)).unwrap();
+    let zeros = |x: &[f32]| x.iter().filter(|x| **x == 0.0).count();
+    assert_eq!(zeros(&all) - zeros(&numbers), all.len() - numbers.len(), "the padding");
+    (score, numbers)
 }

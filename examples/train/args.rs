@@ -1,11 +1,15 @@
 //! The command line.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use sepal::layer::Layer;
-use sepal::models::recipe;
+use sepal::models::cache::{Budget, Keep, Spill};
+use sepal::models::{lenet, recipe, vgg};
+use sepal::net::{Input, Net};
 use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Strategy};
 
@@ -87,9 +91,24 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
 
-    /// Memory for the features of frozen blocks, in MiB; more is recomputed for every batch
-    #[arg(long, value_name = "MIB", default_value_t = 2048)]
-    pub cache: usize,
+    /// Memory for what frozen blocks give, as in 512M or 2GiB: as f32 where that fits, else as f16
+    /// (1e-3 less exact), else in --spill, else computed for every batch [default: f32 in half of
+    /// the memory that is free]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+
+    /// Keep what does not fit the memory in a temporary file in this folder
+    #[arg(long, value_name = "DIR")]
+    pub spill: Option<PathBuf>,
+
+    /// Bytes that this file may take: it is of f32 where that fits, else of f16 [default: any]
+    #[arg(long, value_name = "SIZE", requires_all = ["memory", "spill"])]
+    pub disk: Option<ByteSize>,
+
+    /// Keep what frozen blocks give for K copies of each image, changed by --flip, --shift and
+    /// --cutout once; without it they are changed anew, and computed, in each pass
+    #[arg(long, value_name = "K")]
+    pub copies: Option<NonZero<u32>>,
 
     /// Write the trained model here, and while it trains a checkpoint beside it
     #[arg(long, value_name = "FILE")]
@@ -115,7 +134,9 @@ pub struct Args {
     /// Print one JSON object a line instead of text; --help lists the fields
     ///
     /// "event" says which: "stage" (index, first, last, objective, bytes of the arena, steps in a
-    /// pass, epochs, done: updates made before); "epoch" (epoch, batch_loss, batch_score and
+    /// pass, epochs, done: updates made before, prefix: what is kept of frozen layers, with the depth
+    /// in layers that it was taken at, store, copies of each image, bytes, and the seconds that it
+    /// took; null where none are frozen); "epoch" (epoch, batch_loss, batch_score and
     /// skipped of its last batch, rate); "stage_done" (index, epochs, updates, mean loss and score
     /// of the last pass, seconds); "block" (name, shape, parameters, si_train, cross_si, seconds,
     /// bytes, epochs; null where there is none); "accuracy" (net, nearest, linear, head: shares of
@@ -143,6 +164,8 @@ pub enum Model {
     Lenet,
     /// The same without padding and norm, with biases
     Lenet5,
+    /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
+    Vgg16,
 }
 
 /// A strategy.
@@ -237,11 +260,40 @@ impl Args {
         })
     }
 
+    /// Whether training images are changed at random.
+    pub fn augments(&self) -> bool {
+        self.flip || self.shift > 0 || self.cutout > 0
+    }
+
+    /// What of the output of frozen blocks is kept.
+    pub fn budget(&self) -> Budget {
+        let keep = match (self.augments(), self.copies) {
+            (false, _) => Keep::Plain,
+            (true, None) => Keep::Nothing,
+            (true, Some(copies)) => Keep::Copies(copies),
+        };
+        let limit = self.disk.map_or(u64::MAX, |disk| disk.as_u64());
+        let spill = self.spill.clone().map(|folder| Spill { folder, limit });
+        let memory =
+            self.memory.map_or_else(Budget::default, |memory| Budget::bytes(memory.as_u64()));
+        Budget { keep, spill, ..memory }
+    }
+
     /// The layers of the net, for a number of classes.
     pub fn layers(&self, classes: u32) -> Vec<Layer> {
         match self.model {
-            Model::Lenet => sepal::models::lenet::lenet_layers(classes).to_vec(),
-            Model::Lenet5 => sepal::models::lenet::lenet5_layers(classes).to_vec(),
+            Model::Lenet => lenet::lenet_layers(classes).to_vec(),
+            Model::Lenet5 => lenet::lenet5_layers(classes).to_vec(),
+            Model::Vgg16 => vgg::vgg16_layers(classes).to_vec(),
+        }
+    }
+
+    /// The net of these layers.
+    pub fn net<'m>(&self, layers: &'m [Layer], input: Input) -> Net<'m> {
+        match self.model {
+            Model::Lenet => lenet::lenet(layers, input),
+            Model::Lenet5 => lenet::lenet5(layers, input),
+            Model::Vgg16 => vgg::vgg16(layers, input),
         }
     }
 }

@@ -19,15 +19,15 @@ use std::sync::atomic::Ordering;
 
 use clap::Parser;
 use sepal::format::{Meta, Provenance, identity};
+use sepal::models::cache::{Budget, Keep, Precision};
 use sepal::models::data::{Augment, Dataset};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Fit, FitError, Watch};
-use sepal::models::lenet;
-use sepal::net::{Input, Normalisation};
+use sepal::net::{Input, Net, Normalisation};
 use sepal::source::Source;
 use serde_json::json;
 
-use args::{Args, Model};
+use args::Args;
 use device::Device;
 use program::Failure;
 use progress::Progress;
@@ -59,15 +59,17 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let normalisation = Normalisation::scalar((moments.mean / scale) as f32, std as f32);
     let layers = args.layers(classes);
     let input = Input { shape: train.shape(), normalisation };
-    let net = match args.model {
-        Model::Lenet => lenet::lenet(&layers, input),
-        Model::Lenet5 => lenet::lenet5(&layers, input),
-    };
+    let net = args.net(&layers, input);
     net.check()
         .map_err(|e| format!("{:?} cannot take images of {}: {e}", args.model, input.shape))?;
 
     let chosen = args.chosen();
-    let run_identity = (chosen, args.flip, args.shift, args.cutout);
+    let budget = args.budget();
+    if args.copies.is_some() && !args.augments() {
+        return Err("--copies: expected --flip, --shift or --cutout beside it".into());
+    }
+    let kept = kept(net, &budget, train.len())?;
+    let run_identity = (chosen, args.flip, args.shift, args.cutout, kept);
     let data = data::digest(&train);
     let text = format!("{chosen:?}");
     let mut progress = Progress::new(net, args.json, out);
@@ -86,21 +88,20 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         }
     })?;
 
-    let cache = args.cache.saturating_mul(1 << 20);
     let mut fit = match &progress.checkpoints {
         Some(checkpoints) if args.resume && checkpoints.path.exists() => {
             let snapshot = Loaded::open(&checkpoints.path)?.snapshot(net, checkpoints.identity)?;
-            Fit::resume(net, args.seed, cache, snapshot)?
+            Fit::resume(net, args.seed, snapshot)?
         }
         // A finished model is not trained again and overwritten.
         Some(_) if args.resume && args.save.as_ref().is_some_and(|save| save.exists()) => {
             let path = args.save.clone().unwrap_or_default();
             return Err(file::FileError::NoRun { path }.into());
         }
-        _ => Fit::new(net, args.seed, cache)?,
+        _ => Fit::new(net, args.seed)?,
     };
     let began = cpu_time::ProcessTime::now();
-    let done = fit_on(&mut fit, args, &device, &chosen, &train, &mut progress);
+    let done = fit_on(&mut fit, args, &device, &chosen, &train, &budget, &mut progress);
     let cpu = began.elapsed().as_secs_f64();
     let costs = progress.finish()?;
     done?;
@@ -129,8 +130,16 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let name = if args.strategy == args::Way::EndToEnd { "end to end" } else { "this net" };
     let mut accuracy = vec![(name, judge.accuracy(&model)?)];
     if !args.no_control && args.strategy != args::Way::Random {
-        let mut control = Fit::new(net, args.seed, cache)?;
-        fit_on(&mut control, args, &device, &args.control(), &train, &mut progress::Quiet)?;
+        let mut control = Fit::new(net, args.seed)?;
+        fit_on(
+            &mut control,
+            args,
+            &device,
+            &args.control(),
+            &train,
+            &budget,
+            &mut progress::Quiet,
+        )?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;
@@ -220,20 +229,34 @@ fn check_classes(args: &Args, train: &Dataset) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What decides the bits of a run: where the output of each block is kept as f16, and of how many
+/// copies of an image it is kept.
+fn kept(net: Net<'_>, budget: &Budget, samples: u32) -> Result<Vec<(bool, u32)>, Failure> {
+    let mut kept = Vec::new();
+    for &end in net.blocks {
+        let dim = net.shape(end.into())?.sample().unwrap_or(0) as usize;
+        let choice = budget.choose(dim, samples);
+        let copies = if budget.keep == Keep::Plain { 0 } else { choice.copies };
+        kept.push((choice.store.precision() == Some(Precision::F16), copies));
+    }
+    Ok(kept)
+}
+
 fn fit_on(
     fit: &mut Fit<'_>,
     args: &Args,
     device: &Device,
     strategy: &args::Chosen,
     train: &Dataset,
+    budget: &Budget,
     watch: &mut impl Watch,
 ) -> Result<(), FitError> {
-    if args.flip || args.shift > 0 || args.cutout > 0 {
+    if args.augments() {
         let (shift, cutout) = (u32::from(args.shift), u32::from(args.cutout));
         let mut source = Augment { flip: args.flip, shift, cutout, ..Augment::new(train) };
-        fit.run(device, strategy, &mut source, false, watch)
+        fit.run(device, strategy, &mut source, budget, watch)
     } else {
-        fit.run(device, strategy, &mut &*train, true, watch)
+        fit.run(device, strategy, &mut &*train, budget, watch)
     }
 }
 

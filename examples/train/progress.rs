@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sepal::models::cache::{Choice, Prefix, Store};
 use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::file;
@@ -16,6 +17,7 @@ use sepal::train::Step;
 use serde_json::{Value, json};
 
 use crate::device::Device;
+use crate::report;
 
 /// Set by Ctrl-C.
 pub static STOP: AtomicBool = AtomicBool::new(false);
@@ -101,7 +103,15 @@ impl<'a> Progress<'a> {
         self.broken = self.broken.take().or(written.err());
     }
 
-    fn begins(&mut self, index: usize, stage: &Stage<'_>, bytes: usize, steps: u32, done: u32) {
+    fn begins(
+        &mut self,
+        index: usize,
+        stage: &Stage<'_>,
+        bytes: usize,
+        steps: u32,
+        done: u32,
+        prefix: Option<&Prefix>,
+    ) {
         let what = match stage.recipe.objective {
             Objective::Statistics => "statistics",
             Objective::Separation(_) => "separation",
@@ -114,9 +124,16 @@ impl<'a> Progress<'a> {
         let total = u64::from(steps) * u64::from(stage.recipe.epochs);
         if self.json {
             self.emit(&json!({"event": "stage", "index": index, "first": stage.first,
-                "last": stage.last, "objective": what, "bytes": bytes, "steps": steps,
-                "epochs": stage.recipe.epochs, "done": done}));
+            "last": stage.last, "objective": what, "bytes": bytes, "steps": steps,
+            "epochs": stage.recipe.epochs, "done": done, "prefix": prefix.map(|prefix| {
+                let Choice { store, copies, bytes } = prefix.choice;
+                json!({"depth": prefix.depth, "store": store.to_string(), "copies": copies,
+                    "bytes": bytes, "seconds": prefix.time.as_secs_f64()})
+            })}));
         } else {
+            if let Some(prefix) = prefix {
+                self.line(&frozen(prefix, stage.first.into()));
+            }
             let style = "{prefix} [{bar:30}] {pos}/{len} {msg} {elapsed} (left {eta})";
             let style = ProgressStyle::with_template(style);
             self.bar = ProgressBar::new(total);
@@ -138,11 +155,28 @@ impl<'a> Progress<'a> {
     }
 }
 
+/// What is kept of the layers in front of a stage, as people read it.
+fn frozen(prefix: &Prefix, first: usize) -> String {
+    let Choice { store, copies, bytes } = prefix.choice;
+    if store == Store::Recomputed {
+        return format!("frozen layers 0..{first}: {store}");
+    }
+    let bytes = report::bytes(bytes as usize);
+    let copies = if copies > 1 { format!(", {copies} copies") } else { String::new() };
+    let depth = prefix.depth;
+    let seconds = prefix.time.as_secs_f64();
+    let kept = format!("frozen layers 0..{depth}: kept {store}{copies}, {bytes}, {seconds:.1} s");
+    match depth == first {
+        true => kept,
+        false => format!("{kept}; {depth}..{first}: {}", Store::Recomputed),
+    }
+}
+
 impl Watch for Progress<'_> {
     fn event(&mut self, event: &Event<'_>) -> Wish {
         match *event {
-            Event::Stage { index, stage, bytes, steps, done } => {
-                self.begins(index, stage, bytes, steps, done);
+            Event::Stage { index, stage, bytes, steps, done, prefix } => {
+                self.begins(index, stage, bytes, steps, done, prefix);
             }
             Event::Step(&Step::Trained { score, rate, epoch_ends }) => {
                 self.bar.inc(1);

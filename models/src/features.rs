@@ -23,6 +23,66 @@ pub fn allocate(bytes: usize) -> Result<Vec<Word>, Error> {
     Ok(memory)
 }
 
+/// Runs all samples of `source`, read in `draw`, through the layers from its depth up to `last`,
+/// and gives rows and labels to `sink`, some samples at a time, in their order.
+pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
+    device: &D,
+    model: &Model<'_>,
+    source: &mut S,
+    last: usize,
+    draw: Option<Draw>,
+    mut sink: impl FnMut(&[f32], &[u16]) -> Result<(), E>,
+) -> Result<(), E> {
+    let depth = source.depth();
+    let expected = model.net.shape(depth).map_err(Error::from)?;
+    if source.shape() != expected {
+        return Err(Error::Sample { expected, got: source.shape() }.into());
+    }
+    let (samples, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
+    let bytes = source.is_u8();
+    let plan = Inference::new(&device.open(&mut []), model, (depth, last), chunk, bytes);
+    let plan = plan.map_err(Error::from)?;
+    let mut memory = allocate(plan.bytes())?;
+    let mut backend = device.open(&mut memory);
+    backend.prepare(model, depth, last)?;
+    let mut rows = vec![0.0; plan.output().saturating_mul(chunk as usize)];
+    let mut labels = vec![0; chunk as usize];
+    let mut indices: Vec<u32> = (0..chunk).collect();
+    let mut first = 0;
+    while first < samples {
+        indices.truncate((samples - first) as usize);
+        labels.truncate(indices.len());
+        rows.truncate(plan.output().saturating_mul(indices.len()));
+        let slot = plan.run_slot(&mut backend, model, indices.len() as u32, |host| {
+            let batch = match host {
+                HostMut::F32(x) => Batch::F32(x),
+                HostMut::U8(x) => Batch::U8(x),
+                _ => return Err(Error::Unsupported("raw samples of this type")),
+            };
+            Ok(source.read(&indices, draw, batch, &mut labels)?)
+        })?;
+        backend.read(slot, HostMut::F32(&mut rows))?;
+        sink(&rows, &labels)?;
+        first += indices.len() as u32;
+        indices.iter_mut().for_each(|index| *index += chunk);
+    }
+    Ok(())
+}
+
+/// The memory of a batch of `samples` rows of `dim` numbers each.
+pub(crate) fn numbers<'a>(
+    batch: Batch<'a>,
+    samples: usize,
+    dim: usize,
+) -> Result<&'a mut [f32], SourceError> {
+    let expected = (samples * dim) as u32;
+    match batch {
+        Batch::F32(out) if out.len() as u32 == expected => Ok(out),
+        Batch::F32(out) => Err(SourceError::Batch { expected, got: out.len() as u32 }),
+        Batch::U8(_) => Err(SourceError::Batch { expected, got: 0 }),
+    }
+}
+
 /// The numbers that the leading layers of a net give for all samples of a source: a source
 /// itself, for the layers that follow.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,41 +104,19 @@ impl Features {
         source: &mut S,
         last: usize,
     ) -> Result<Self, Error> {
-        let depth = source.depth();
-        let expected = model.net.shape(depth)?;
-        if source.shape() != expected {
-            return Err(Error::Sample { expected, got: source.shape() });
-        }
         let shape = model.net.shape(last)?;
-        let (m, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
-        let range = (depth, last);
-        let plan = Inference::new(&device.open(&mut []), model, range, chunk, source.is_u8())?;
-        let mut memory = allocate(plan.bytes())?;
-        let mut backend = device.open(&mut memory);
-        backend.prepare(model, depth, last)?;
-        let dim = plan.output();
-        let (mut data, numbers) = (Vec::new(), dim.saturating_mul(m as usize));
+        let samples = source.len() as usize;
+        let numbers = (shape.sample().unwrap_or(0) as usize).saturating_mul(samples);
+        let (mut data, mut labels) = (Vec::new(), Vec::with_capacity(samples));
         if data.try_reserve_exact(numbers).is_err() {
             let needed = numbers.saturating_mul(size_of::<f32>());
             return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
         }
-        data.resize(numbers, 0.0);
-        let mut labels = vec![0; m as usize];
-        let rows = data.chunks_mut(dim.max(1) * chunk as usize);
-        let mut indices: Vec<u32> = (0..chunk).collect();
-        for (out, labels) in rows.zip(labels.chunks_mut(chunk as usize)) {
-            indices.truncate(labels.len());
-            let slot = plan.run_slot(&mut backend, model, labels.len() as u32, |host| {
-                let batch = match host {
-                    HostMut::F32(x) => Batch::F32(x),
-                    HostMut::U8(x) => Batch::U8(x),
-                    _ => return Err(Error::Unsupported("raw samples of this type")),
-                };
-                Ok(source.read(&indices, None, batch, labels)?)
-            })?;
-            backend.read(slot, HostMut::F32(out))?;
-            indices.iter_mut().for_each(|index| *index += chunk);
-        }
+        forward(device, model, source, last, None, |rows, own| {
+            data.extend_from_slice(rows);
+            labels.extend_from_slice(own);
+            Ok::<_, Error>(())
+        })?;
         Ok(Self { depth: last, shape, data, labels })
     }
 
@@ -137,12 +175,7 @@ impl Source for Features {
         labels: &mut [u16],
     ) -> Result<(), SourceError> {
         let dim = self.dim();
-        let expected = (indices.len() * dim) as u32;
-        let out = match batch {
-            Batch::F32(out) if out.len() as u32 == expected => out,
-            Batch::F32(out) => return Err(SourceError::Batch { expected, got: out.len() as u32 }),
-            Batch::U8(_) => return Err(SourceError::Batch { expected, got: 0 }),
-        };
+        let out = numbers(batch, indices.len(), dim)?;
         for ((&index, out), label) in indices.iter().zip(out.chunks_exact_mut(dim)).zip(labels) {
             let missing = SourceError::Index { index, len: self.labels.len() as u32 };
             let at = index as usize;

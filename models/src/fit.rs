@@ -14,7 +14,9 @@ use sepal_core::stage::{Outcome, Stage};
 use sepal_core::strategy::Strategy;
 use sepal_core::train::{Feed, Progress, Session, StagePlan, Step};
 
-use crate::features::{Features, allocate};
+use crate::cache::{Budget, Cache, Choice, Prefix, Store};
+use crate::features::allocate;
+use crate::file::FileError;
 
 /// What a run tells while it goes on.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,8 @@ pub enum Event<'a> {
         steps: u32,
         /// Updates done before.
         done: u32,
+        /// How samples come through the frozen layers; `None` where there are none.
+        prefix: Option<&'a Prefix>,
     },
     /// One step of it.
     Step(&'a Step),
@@ -114,6 +118,8 @@ impl Watch for () {}
 pub enum FitError {
     /// A step failed.
     Run(Error),
+    /// The file of what frozen layers gave could not be written or read.
+    Spill(FileError),
     /// The watcher failed.
     Watch(WatchError),
     /// The watcher wished to stop.
@@ -124,6 +130,7 @@ impl std::fmt::Display for FitError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Run(e) => e.fmt(f),
+            Self::Spill(e) => e.fmt(f),
             Self::Watch(e) => e.fmt(f),
             Self::Stopped => write!(f, "the run was stopped"),
         }
@@ -134,6 +141,7 @@ impl std::error::Error for FitError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Run(e) => Some(e),
+            Self::Spill(e) => Some(e),
             Self::Watch(e) => Some(&**e),
             Self::Stopped => None,
         }
@@ -150,12 +158,11 @@ impl<E: Into<Error>> From<E> for FitError {
 ///
 /// ```
 /// use sepal_core::reference::OnReference;
-/// use sepal_models::fit::Fit;
-/// use sepal_models::{lenet::LENET, recipe};
+/// use sepal_models::{cache::Budget, fit::Fit, lenet::LENET, recipe};
 /// # #[cfg(feature = "bundled")] {
 /// let mut images = sepal_models::data::bundled().train.head(256)?;
-/// let mut fit = Fit::new(LENET, 0, 1 << 30)?;
-/// fit.run(&OnReference, &recipe::forward_si(1, 1), &mut images, true, &mut ())?;
+/// let (mut fit, budget) = (Fit::new(LENET, 0)?, Budget::default());
+/// fit.run(&OnReference, &recipe::forward_si(1, 1), &mut images, &budget, &mut ())?;
 /// assert_eq!(fit.outcomes().len(), 3); // two blocks and the classifier
 /// # }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -164,42 +171,35 @@ impl<E: Into<Error>> From<E> for FitError {
 pub struct Fit<'n> {
     net: Net<'n>,
     seed: u64,
-    cache: usize,
     weights: Vec<f32>,
     outcomes: Vec<Outcome>,
     underway: Option<Underway>,
 }
 
 impl<'n> Fit<'n> {
-    /// A run from freshly drawn weights. `cache` is how many bytes the features of frozen layers
-    /// may take; where they take more, frozen layers run again for every batch.
+    /// A run from freshly drawn weights.
     ///
     /// # Errors
     /// Layers that do not fit each other.
-    pub fn new(net: Net<'n>, seed: u64, cache: usize) -> Result<Self, PlanError> {
+    pub fn new(net: Net<'n>, seed: u64) -> Result<Self, PlanError> {
         net.check()?;
         let mut weights = vec![0.0; net.params(net.layers.len())?];
         sepal_core::init::weights(&net, seed, &mut weights);
-        Ok(Self { net, seed, cache, weights, outcomes: Vec::new(), underway: None })
+        Ok(Self { net, seed, weights, outcomes: Vec::new(), underway: None })
     }
 
     /// A run that goes on where `snapshot` was taken.
     ///
     /// # Errors
     /// A snapshot of another net.
-    pub fn resume(
-        net: Net<'n>,
-        seed: u64,
-        cache: usize,
-        snapshot: Snapshot,
-    ) -> Result<Self, Error> {
+    pub fn resume(net: Net<'n>, seed: u64, snapshot: Snapshot) -> Result<Self, Error> {
         net.check()?;
         let expected = net.params(net.layers.len())?;
         let Snapshot { weights, outcomes, underway } = snapshot;
         if weights.len() != expected {
             return Err(Error::Weights { layer: 0, expected, got: weights.len() });
         }
-        Ok(Self { net, seed, cache, weights, outcomes, underway })
+        Ok(Self { net, seed, weights, outcomes, underway })
     }
 
     /// The net as it is now.
@@ -214,56 +214,92 @@ impl<'n> Fit<'n> {
 
     /// Runs to the end of the strategy.
     ///
-    /// Where `keeps` is true, the features of frozen layers are computed once, without
-    /// augmentation, and kept while they fit the cache. Where it is false, every batch runs
-    /// through the frozen layers again, and an augmenting source draws other images in each pass.
+    /// `budget` says what of the output of frozen layers is kept, and where: see
+    /// [`cache`](crate::cache). A resumed run is given the budget of the one that it goes on with.
     ///
     /// # Errors
-    /// A step or the watcher failed, or it wished to stop. Stages that are over
+    /// A step or the watcher failed, or it wished to stop; a file that the budget asks for cannot
+    /// be written or read. Stages that are over
     /// are kept, and after a wish to stop the one under way too; a stage that failed begins anew.
     pub fn run<D: Device, S: Source, W: Watch>(
         &mut self,
         device: &D,
         strategy: &impl Strategy,
         source: &mut S,
-        keeps: bool,
+        budget: &Budget,
         watch: &mut W,
     ) -> Result<(), FitError> {
-        let mut cached: Option<Features> = None;
+        budget.check().map_err(FitError::Spill)?;
+        let mut cache: Option<Cache> = None;
         while let Some(stage) = strategy.next(&self.net, &self.outcomes) {
-            if keeps {
-                self.refill(device, source, &mut cached, usize::from(stage.first))?;
-            }
-            match &mut cached {
-                Some(features) => {
-                    self.stage(device, stage, &mut Kept { features, source }, watch)?;
+            let (began, first) = (Instant::now(), usize::from(stage.first));
+            self.refill(device, source, budget, &mut cache, first)?;
+            let depth = cache.as_ref().map_or(source.depth(), Source::depth);
+            let choice = cache.as_ref().map_or(Choice::RECOMPUTED, Cache::choice);
+            let prefix = Prefix { choice, depth, time: began.elapsed() };
+            let prefix = (first > source.depth()).then_some(&prefix);
+            match &mut cache {
+                Some(cache) => {
+                    let done =
+                        self.stage(device, stage, &mut Kept { cache, source }, prefix, watch);
+                    done.map_err(|e| explain(e, cache))?;
                 }
-                None => self.stage(device, stage, source, watch)?,
+                None => self.stage(device, stage, source, prefix, watch)?,
             }
         }
         Ok(())
     }
 
-    /// Computes the features in front of layer `first` where they fit the cache.
+    /// The depths of the caches that lead to the one in front of layer `first`, each filled from
+    /// the one before. All stages so far say which, so that a resumed run takes the same way.
+    fn depths<S: Source>(
+        &self,
+        source: &S,
+        budget: &Budget,
+        first: usize,
+    ) -> Result<Vec<usize>, PlanError> {
+        let mut caches: Vec<(usize, Choice)> = Vec::new();
+        let firsts = self.outcomes.iter().map(|done| usize::from(done.first));
+        for first in firsts.chain([first]) {
+            // A stage that trains layers in front of a cache makes others of them.
+            if caches.last().is_some_and(|&(depth, _)| depth > first) {
+                caches.clear();
+            }
+            let dim = self.net.shape(first)?.sample().unwrap_or(0) as usize;
+            let choice = budget.choose(dim, source.len());
+            let there = caches.last().map_or(source.depth(), |&(depth, _)| depth);
+            if first > there && choice.store != Store::Recomputed {
+                if caches.last().is_some_and(|&(_, last)| !budget.holds(last, choice)) {
+                    caches.clear();
+                }
+                caches.push((first, choice));
+            }
+        }
+        Ok(caches.into_iter().map(|(depth, _)| depth).collect())
+    }
+
+    /// Fills the cache in front of layer `first`, and those that lead to it, unless it is there.
     fn refill<D: Device, S: Source>(
         &self,
         device: &D,
         source: &mut S,
-        cached: &mut Option<Features>,
+        budget: &Budget,
+        cache: &mut Option<Cache>,
         first: usize,
-    ) -> Result<(), Error> {
-        let dim = self.net.shape(first)?.sample().unwrap_or(0) as usize;
-        let bytes = dim.saturating_mul(size_of::<f32>()).saturating_mul(source.len() as usize);
-        // A stage that trains layers in front of the features makes others of them.
-        if cached.as_ref().is_some_and(|cached| cached.depth() > first) {
-            *cached = None;
+    ) -> Result<(), FitError> {
+        let depths = self.depths(source, budget, first)?;
+        let there = cache.as_ref().map(Source::depth);
+        let there = depths.iter().position(|&depth| Some(depth) == there);
+        if there.is_none() {
+            *cache = None;
         }
-        let there = cached.as_ref().map_or(0, Source::depth);
-        if first > there && bytes <= self.cache {
-            *cached = Some(match cached.take() {
-                Some(mut features) => Features::new(device, &self.model(), &mut features, first)?,
-                None => Features::new(device, &self.model(), source, first)?,
-            });
+        for &depth in depths.iter().skip(there.map_or(0, |at| at + 1)) {
+            let (model, seed) = (self.model(), self.seed);
+            *cache = match cache {
+                Some(from) => Cache::fill(device, &model, from, depth, budget, seed)
+                    .map_err(|e| explain(e, from))?,
+                None => Cache::fill(device, &model, source, depth, budget, seed)?,
+            };
         }
         Ok(())
     }
@@ -273,6 +309,7 @@ impl<'n> Fit<'n> {
         device: &D,
         stage: Stage<'_>,
         source: &mut S,
+        prefix: Option<&Prefix>,
         watch: &mut W,
     ) -> Result<(), FitError> {
         let plan = {
@@ -292,7 +329,7 @@ impl<'n> Fit<'n> {
             }
         }
         let (steps, done) = (session.steps(source.len()), session.progress().updates);
-        let event = Event::Stage { index, stage: &stage, bytes: plan.bytes(), steps, done };
+        let event = Event::Stage { index, stage: &stage, bytes: plan.bytes(), steps, done, prefix };
         let mut wish = watch.event(&event);
         let mut time = Duration::ZERO;
         loop {
@@ -343,27 +380,27 @@ impl<'n> Fit<'n> {
     }
 }
 
-/// Features in batches that the source they are of chooses.
+/// A cache in batches that the source it is of chooses.
 struct Kept<'a, S> {
-    features: &'a mut Features,
+    cache: &'a mut Cache,
     source: &'a S,
 }
 
 impl<S: Source> Source for Kept<'_, S> {
     fn len(&self) -> u32 {
-        Source::len(self.features)
+        Source::len(self.cache)
     }
 
     fn shape(&self) -> Shape {
-        Source::shape(self.features)
+        Source::shape(self.cache)
     }
 
     fn is_u8(&self) -> bool {
-        self.features.is_u8()
+        self.cache.is_u8()
     }
 
     fn depth(&self) -> usize {
-        self.features.depth()
+        self.cache.depth()
     }
 
     fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
@@ -377,7 +414,15 @@ impl<S: Source> Source for Kept<'_, S> {
         batch: Batch<'_>,
         labels: &mut [u16],
     ) -> Result<(), SourceError> {
-        self.features.read(indices, draw, batch, labels)
+        self.cache.read(indices, draw, batch, labels)
+    }
+}
+
+/// What a failed read of the cache was, in place of its code.
+fn explain(error: FitError, cache: &mut Cache) -> FitError {
+    match (error, cache.failure()) {
+        (FitError::Run(Error::Source(SourceError::Read { .. })), Some(e)) => FitError::Spill(e),
+        (error, _) => error,
     }
 }
 
@@ -401,12 +446,17 @@ fn restore<B: Backend>(backend: &mut B, slot: Slot, numbers: &[f32]) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZero;
+    use std::path::Path;
+
     use super::*;
+    use crate::cache::{Keep, Precision, Spill};
     use crate::recipe;
-    use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU};
+    use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU, Standardise};
     use sepal_core::net::{Input, Normalisation};
     use sepal_core::reference::OnReference;
     use sepal_core::stage::Recipe;
+    use sepal_core::strategy::{Classifier, ForwardSi};
 
     /// Two classes that differ in their first number, in batches of its own.
     struct Two;
@@ -472,12 +522,260 @@ mod tests {
         ];
         let input = Input { shape: Shape::rows(1, 3), normalisation: Normalisation::NONE };
         let net = Net { input, layers: &layers, blocks: &[3, 6], features: 2 };
-        let weights = |keeps| {
-            let mut fit = Fit::new(net, 3, 1 << 20).unwrap();
-            fit.run(&OnReference, &Order(&[0, 1, 0, 1]), &mut Two, keeps, &mut ()).unwrap();
+        let weights = |keep| {
+            let mut fit = Fit::new(net, 3).unwrap();
+            let budget = Budget { keep, ..Budget::default() };
+            fit.run(&OnReference, &Order(&[0, 1, 0, 1]), &mut Two, &budget, &mut ()).unwrap();
             assert_eq!(fit.outcomes().len(), 4);
             fit.weights
         };
-        assert_eq!(weights(true), weights(false));
+        assert_eq!(weights(Keep::Plain), weights(Keep::Nothing));
+    }
+
+    const LAYERS: [Layer; 8] = [
+        Layer::Dense(Dense::new(4)),
+        RELU,
+        Layer::Dense(Dense::new(6)),
+        RELU,
+        Layer::Dense(Dense::new(5)),
+        RELU,
+        Layer::Standardise(Standardise),
+        Layer::Dense(Dense::new(2)),
+    ];
+    const NET: Net<'static> = Net {
+        input: Input { shape: Shape::rows(1, 3), normalisation: Normalisation::NONE },
+        layers: &LAYERS,
+        blocks: &[2, 4, 6, 8],
+        features: 3,
+    };
+
+    fn budget(memory: u64, narrow: bool, folder: Option<&Path>) -> Budget {
+        let spill = folder.map(|folder| Spill { folder: folder.to_owned(), limit: 1 << 20 });
+        Budget { keep: Keep::Plain, memory, narrow, spill }
+    }
+
+    /// Notes the prefix of each stage, and stops before step `until` of the run.
+    struct Noting {
+        prefixes: Vec<Option<(usize, Choice)>>,
+        until: usize,
+    }
+
+    impl Watch for Noting {
+        fn event(&mut self, event: &Event<'_>) -> Wish {
+            if let Event::Stage { prefix, .. } = event {
+                self.prefixes.push(prefix.map(|prefix| (prefix.depth, prefix.choice)));
+            }
+            self.until -= 1;
+            if self.until == 0 { Wish::Stop } else { Wish::Go }
+        }
+    }
+
+    fn strategy() -> impl Strategy {
+        let block = Recipe { batch: 8, ..recipe::block(2) };
+        let classifier = Recipe { batch: 8, ..recipe::classifier(2) };
+        ForwardSi { block, classifier, form: Classifier::Whole }
+    }
+
+    /// The weights of a run, and the caches that its stages had.
+    fn trained<S: Source>(source: &mut S, budget: &Budget) -> (Vec<f32>, Vec<Option<Choice>>) {
+        let mut fit = Fit::new(NET, 3).unwrap();
+        let mut noting = Noting { prefixes: Vec::new(), until: usize::MAX };
+        fit.run(&OnReference, &strategy(), source, budget, &mut noting).unwrap();
+        let choices = noting.prefixes.into_iter().map(|prefix| prefix.map(|(_, choice)| choice));
+        (fit.weights, choices.collect())
+    }
+
+    #[test]
+    fn every_store_of_f32_gives_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = |choices: &[Option<Choice>]| -> Vec<Option<Store>> {
+            choices.iter().map(|choice| choice.map(|choice| choice.store)).collect()
+        };
+        let (weights, choices) = trained(&mut Two, &budget(1 << 20, false, None));
+        let all = |store| vec![None, Some(store), Some(store), Some(store)];
+        assert_eq!(stores(&choices), all(Store::Memory(Precision::F32)));
+        // Rows of 4, 6 and 5 numbers.
+        let bytes = choices.iter().map(|choice| choice.map_or(0, |choice| choice.bytes));
+        assert!(bytes.eq([0, 512, 768, 640]));
+        for (limits, stores_then) in [
+            (budget(0, false, None), all(Store::Recomputed)),
+            (budget(0, false, Some(folder.path())), all(Store::File(Precision::F32))),
+        ] {
+            let (other, choices) = trained(&mut Two, &limits);
+            assert_eq!(stores(&choices), stores_then);
+            assert_eq!(other, weights);
+        }
+        // Each cache alone fits, no two do; the second stage's does not fit at all.
+        for memory in [640, 768] {
+            assert_eq!(trained(&mut Two, &budget(memory, false, None)).0, weights, "{memory}");
+        }
+    }
+
+    #[test]
+    fn f16_is_near_f32() {
+        let exact = trained(&mut Two, &budget(1 << 20, false, None)).0;
+        let folder = tempfile::tempdir().unwrap();
+        // Rows of 12, 16 and 14 bytes for 32 samples.
+        let (narrow, choices) = trained(&mut Two, &budget(511, true, None));
+        let stores = choices.iter().map(|choice| choice.map(|choice| (choice.store, choice.bytes)));
+        let rows = |dim: u64| Some((Store::Memory(Precision::F16), 32 * (dim * 2 + 4)));
+        // Six numbers take 512: not there, so the layers between are run for each batch.
+        assert!(stores.eq([None, rows(4), rows(4), rows(5)]));
+        let apart = exact.iter().zip(&narrow).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart > 0.0 && apart < 1e-2, "{apart}");
+        let limits = Budget {
+            spill: Some(Spill { folder: folder.path().to_owned(), limit: 511 }),
+            ..budget(0, true, None)
+        };
+        assert_eq!(trained(&mut Two, &limits).0, narrow);
+    }
+
+    #[test]
+    fn a_run_that_is_cut_anywhere_has_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let budgets = [
+            budget(1 << 20, true, None),
+            budget(640, true, None),
+            budget(600, true, None),
+            budget(480, true, Some(folder.path())),
+            budget(0, true, Some(folder.path())),
+            budget(0, true, None),
+        ];
+        for limits in budgets {
+            let expected = trained(&mut Two, &limits).0;
+            let mut ended = false;
+            for until in (1..).step_by(3).take_while(|until| *until < 100) {
+                let mut fit = Fit::new(NET, 3).unwrap();
+                let mut noting = Noting { prefixes: Vec::new(), until };
+                match fit.run(&OnReference, &strategy(), &mut Two, &limits, &mut noting) {
+                    Err(FitError::Stopped) => {}
+                    other => {
+                        other.unwrap();
+                        ended = true;
+                        break;
+                    }
+                }
+                let mut fit = Fit::resume(NET, 3, fit.snapshot()).unwrap();
+                fit.run(&OnReference, &strategy(), &mut Two, &limits, &mut ()).unwrap();
+                assert_eq!(fit.weights, expected, "{limits:?} cut at {until}");
+            }
+            assert!(ended);
+        }
+    }
+
+    /// Adds to every number what its sample and the pass say.
+    struct Moved(Two);
+
+    impl Source for Moved {
+        fn len(&self) -> u32 {
+            self.0.len()
+        }
+
+        fn shape(&self) -> Shape {
+            self.0.shape()
+        }
+
+        fn is_u8(&self) -> bool {
+            false
+        }
+
+        fn read(
+            &mut self,
+            indices: &[u32],
+            draw: Option<Draw>,
+            batch: Batch<'_>,
+            labels: &mut [u16],
+        ) -> Result<(), SourceError> {
+            let Batch::F32(x) = batch else {
+                return Err(SourceError::Batch { expected: 0, got: 0 });
+            };
+            self.0.read(indices, draw, Batch::F32(x), labels)?;
+            let by = |index: u32, draw: Draw| ((index + 3 * draw.epoch) % 16) as f32 / 8.0;
+            for (x, &index) in x.chunks_exact_mut(3).zip(indices) {
+                x.iter_mut().for_each(|x| *x += draw.map_or(0.0, |draw| by(index, draw)));
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn copies_are_the_same_in_each_pass_and_not_of_each_other() {
+        let keep = Keep::Copies(NonZero::new(3).unwrap());
+        let limits = |memory| Budget { keep, ..budget(memory, true, None) };
+        let fit = Fit::new(NET, 3).unwrap();
+        let read = |cache: &mut Cache, epoch| {
+            let (mut rows, mut labels) = (vec![0.0; 32 * 4], vec![0; 32]);
+            let indices: Vec<u32> = (0..32).collect();
+            let draw = Some(Draw { seed: 7, epoch, step: 2 });
+            cache.read(&indices, draw, Batch::F32(&mut rows), &mut labels).unwrap();
+            assert!(labels.iter().zip(&indices).all(|(&label, i)| u32::from(label) == i % 2));
+            rows
+        };
+        let model = fit.model();
+        let fill = |limits: &Budget, source: &mut Moved| {
+            Cache::fill(&OnReference, &model, source, 2, limits, 3).unwrap()
+        };
+        let mut cache = fill(&limits(3 * 512), &mut Moved(Two)).unwrap();
+        assert_eq!(cache.choice().bytes, 3 * 512);
+        let copies: Vec<Vec<f32>> = (0..3).map(|epoch| read(&mut cache, epoch)).collect();
+        assert!(copies[0] != copies[1] && copies[1] != copies[2] && copies[2] != copies[0]);
+        for epoch in 3..9 {
+            assert_eq!(read(&mut cache, epoch), copies[epoch as usize % 3]);
+        }
+        // What frozen layers make of the sample as it is drawn in that pass.
+        let mut one = Once(1);
+        let drawn = Cache::fill(&OnReference, &model, &mut one, 2, &budget(512, false, None), 3);
+        assert_eq!(read(&mut drawn.unwrap().unwrap(), 0), copies[1]);
+        // One byte less is for f16, less than that for none.
+        let narrow = 3 * 32 * (4 * 2 + 4);
+        let store = |memory| fill(&limits(memory), &mut Moved(Two)).map(|cache| cache.choice());
+        assert_eq!(store(3 * 512 - 1).unwrap().store, Store::Memory(Precision::F16));
+        assert_eq!(store(narrow).unwrap().bytes, narrow);
+        assert_eq!(store(narrow - 1), None);
+        // One copy is a run of its own; so is drawing anew.
+        let weights =
+            |keep| trained(&mut Moved(Two), &Budget { keep, ..budget(1 << 20, false, None) }).0;
+        let (three, none) = (weights(keep), weights(Keep::Nothing));
+        assert!(three != none && three != weights(Keep::Copies(NonZero::<u32>::MIN)));
+        assert_eq!(three, weights(keep));
+    }
+
+    /// Samples as they are drawn in one pass, without a draw.
+    struct Once(u32);
+
+    impl Source for Once {
+        fn len(&self) -> u32 {
+            Two.len()
+        }
+
+        fn shape(&self) -> Shape {
+            Two.shape()
+        }
+
+        fn is_u8(&self) -> bool {
+            false
+        }
+
+        fn read(
+            &mut self,
+            indices: &[u32],
+            _: Option<Draw>,
+            batch: Batch<'_>,
+            labels: &mut [u16],
+        ) -> Result<(), SourceError> {
+            let draw = Draw { epoch: self.0, ..Draw::default() };
+            Moved(Two).read(indices, Some(draw), batch, labels)
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named_before_anything_is_trained() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = budget(0, true, Some(&folder.path().join("missing")));
+        let mut fit = Fit::new(NET, 3).unwrap();
+        let mut noting = Noting { prefixes: Vec::new(), until: usize::MAX };
+        let error = fit.run(&OnReference, &strategy(), &mut Two, &limits, &mut noting).unwrap_err();
+        assert!(error.to_string().contains("missing: creating a file in it"), "{error}");
+        assert!(noting.prefixes.is_empty() && fit.outcomes().is_empty());
     }
 }

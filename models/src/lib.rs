@@ -2,13 +2,15 @@
 //!
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
-//! | `std` (default) | `data`: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches | csv, flate2 |
+//! | `std` (default) | `data`: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches; the host's trainer and its caches | csv, flate2, half, sysinfo, tempfile |
 //! | `bundled` (default) | 3,000 images of Fashion-MNIST inside the program | 1.3 MB of program |
 //! | `images` | folders of PNG and JPEG images | image |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "std")]
+pub mod cache;
 #[cfg(feature = "std")]
 pub mod data;
 #[cfg(feature = "std")]
@@ -21,3 +23,4 @@ pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;
 pub mod recipe;
+pub mod vgg;

@@ -10,6 +10,7 @@ use sepal_core::source::Source;
 use sepal_core::stage::{Outcome, Recipe, Stage};
 use sepal_core::strategy::Strategy;
 
+use crate::cache::Budget;
 use crate::features::Features;
 use crate::fit::{Fit, FitError};
 use crate::recipe;
@@ -85,12 +86,12 @@ impl Features {
             [Layer::Standardise(Standardise), Layer::Dense(Dense { units: classes, bias: true })];
         let input = Input { shape: self.shape(), normalisation: Normalisation::NONE };
         let net = Net { input, layers: &layers, blocks: &[2], features: 0 };
-        let mut fit = Fit::new(net, seed, 0)?;
+        let mut fit = Fit::new(net, seed)?;
         fit.run(
             device,
             &Linear { epochs, samples: self.labels().len() as u32 },
             &mut self.clone().into_input(),
-            true,
+            &Budget::bytes(0),
             &mut (),
         )?;
         let logits = Self::new(device, &fit.model(), &mut test.clone().into_input(), 2)?;

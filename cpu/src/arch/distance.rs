@@ -6,6 +6,7 @@
 //! which are compared with the limits of its rows and columns, and only what is below a limit is
 //! handed out.
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "tiles are indexed by row and vector")]
 
 use core::ops::Range;
 
@@ -20,8 +21,13 @@ pub(crate) const WIDEST: usize = 48;
 /// Numbers of the largest tile.
 const TILE: usize = 8 * WIDEST;
 
-/// Rows of a block at most: a multiple of every set's panel.
-pub(crate) const BLOCK: usize = 192;
+/// A tile, from the start of a cache line on.
+#[repr(align(64))]
+struct Tile([f32; TILE]);
+
+/// Rows of the blocks that keep their products in a cache of the second level: multiples of every
+/// set's panel, the largest first.
+pub(crate) const BLOCKS: [usize; 4] = [384, 192, 96, 48];
 
 /// Pairs that are measured side by side.
 pub(crate) const TOGETHER: usize = 8;
@@ -31,50 +37,50 @@ const fn depth(dim: usize) -> usize {
     dim.div_ceil(dim.div_ceil(DEPTH))
 }
 
-/// A number that rows are stored as.
-pub trait Element: Copy + Send + Sync + 'static {
+/// A number that rows are stored as: f32 or f16.
+///
+/// # Safety
+/// [`HALF`](Self::HALF) says which of them it is.
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// Whether it is f16, else it is f32.
+    const HALF: bool;
+
     /// The number as f32, exact.
     fn widen(self) -> f32;
-
-    /// `LANES` numbers, widened.
-    ///
-    /// # Safety
-    /// `from` is valid for reads of `LANES` numbers.
-    #[doc(hidden)]
-    #[allow(private_bounds, reason = "the bound keeps others from calling it")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
 }
 
-impl Element for f32 {
+// SAFETY: it is f32.
+unsafe impl Element for f32 {
+    const HALF: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
-
-    #[inline(always)]
-    #[allow(private_bounds, reason = "as the trait says")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_ptr(from) }
-    }
 }
 
-impl Element for half::f16 {
+// SAFETY: it is f16.
+unsafe impl Element for half::f16 {
+    const HALF: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
+}
 
-    #[inline(always)]
-    #[allow(private_bounds, reason = "as the trait says")]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
-        // SAFETY: the caller's promise; `f16` is its bits.
-        unsafe { s.load_half_ptr(from.cast()) }
-    }
+/// `LANES` numbers, widened.
+///
+/// # Safety
+/// `from` is valid for reads of `LANES` numbers.
+#[inline(always)]
+unsafe fn widened<S: Simd, T: Element>(s: S, from: *const T) -> S::V {
+    // SAFETY: the caller's promise; `T` is f16, which is its bits, or f32.
+    unsafe { if T::HALF { s.load_half_ptr(from.cast()) } else { s.load_ptr(from.cast()) } }
 }
 
 impl Instructions {
-    /// Rows of one panel; divides [`BLOCK`].
+    /// Rows of one panel; divides each of [`BLOCKS`].
     pub(crate) fn panel(self) -> usize {
         struct Width;
         impl Kernel for Width {
@@ -134,23 +140,29 @@ impl<T: Element> Kernel for Pack<'_, T> {
             let mut done = 0;
             if rows == 8 {
                 let mut squares = [s.zero(); 4];
-                while done + 8 <= columns {
-                    let mut block = [s.zero(); 8];
-                    // SAFETY: 8 features from `done` on are in each of 8 rows, in the shift and
+                // Whole cache lines of each row: where rows lie a power of two apart, what is left
+                // of a line would be gone before it is read.
+                while done + 16 <= columns {
+                    // SAFETY: 16 features from `done` on are in each of 8 rows, in the shift and
                     // in the panel, each of whose features has `width` numbers.
                     unsafe {
-                        let shift = s.load_ptr(self.shift.as_ptr().add(self.from + done));
+                        let shift = self.shift.as_ptr().add(self.from + done);
+                        let shift = [s.load_ptr(shift), s.load_ptr(shift.add(8))];
+                        let mut blocks = [[s.zero(); 8]; 2];
                         for i in 0..8 {
-                            block[i] = s.sub(T::load(s, at(i, done)), shift);
+                            blocks[0][i] = s.sub(widened(s, at(i, done)), shift[0]);
+                            blocks[1][i] = s.sub(widened(s, at(i, done + 8)), shift[1]);
                         }
-                        block = s.transpose(block);
-                        for k in 0..8 {
-                            let to = self.panel.as_mut_ptr().add((done + k) * width + group);
-                            s.store_ptr(block[k], to);
-                            squares[k % 4] = s.fma(block[k], block[k], squares[k % 4]);
+                        for (half, block) in blocks.into_iter().enumerate() {
+                            let to = self.panel.as_mut_ptr();
+                            let to = to.add((done + 8 * half) * width + group);
+                            for (k, column) in s.transpose(block).into_iter().enumerate() {
+                                s.store_ptr(column, to.add(k * width));
+                                squares[k % 4] = s.fma(column, column, squares[k % 4]);
+                            }
                         }
                     }
-                    done += 8;
+                    done += 16;
                 }
                 let sum = s.add(s.add(squares[0], squares[1]), s.add(squares[2], squares[3]));
                 let norms = &mut self.norms[group..group + 8];
@@ -210,6 +222,8 @@ pub(crate) trait Sink {
 pub(crate) struct Block<'a, L> {
     pub(crate) rows: Packed<'a>,
     pub(crate) columns: Packed<'a>,
+    /// Rows and columns at most.
+    pub(crate) size: usize,
     /// Begins and ends at a panel, as does the other.
     pub(crate) from_rows: Range<usize>,
     pub(crate) from_columns: Range<usize>,
@@ -221,14 +235,19 @@ pub(crate) struct Block<'a, L> {
     pub(crate) own: Option<isize>,
     /// Whether limits are lowered by the whole block before anything is compared with them.
     pub(crate) seed: bool,
-    /// [`SCRATCH`] numbers.
+    /// As many numbers as [`scratch`] says.
     pub(crate) scratch: &'a mut [f32],
     pub(crate) sink: &'a mut L,
 }
 
-/// Numbers of scratch that a block of [`BLOCK`] rows takes: products, and for each kind the least
-/// of each column, and of each row in each lane.
-pub(crate) const SCRATCH: usize = BLOCK * BLOCK + 2 * BLOCK + 2 * BLOCK * 16;
+/// Lanes of the widest vectors.
+const LANES: usize = 16;
+
+/// Numbers of scratch that a block of `size` rows takes: products, and for each kind the least of
+/// each column, and of each row in each lane.
+pub(crate) const fn scratch(size: usize) -> usize {
+    size * size + 2 * size + 2 * size * LANES
+}
 
 impl<L: Sink> Kernel for Block<'_, L> {
     type Out = ();
@@ -256,24 +275,36 @@ impl<L: Sink> Block<'_, L> {
     #[inline(always)]
     fn tiles<S: Simd, const MR: usize, const NV: usize, const SYMMETRIC: bool>(self, s: S) {
         let width = NV * S::LANES;
-        let Self { rows, columns, from_rows, from_columns, base, own, seed, scratch, sink, .. } =
-            self;
+        let Self {
+            rows,
+            columns,
+            size,
+            from_rows,
+            from_columns,
+            base,
+            own,
+            seed,
+            scratch,
+            sink,
+            ..
+        } = self;
         let dim = rows.dim;
         for (set, from) in [(&rows, &from_rows), (&columns, &from_columns)] {
             let padded = set.low.len();
             let whole = |at: usize| at.is_multiple_of(width);
-            assert!(padded.is_multiple_of(width) && width.is_multiple_of(MR));
+            assert!(padded.is_multiple_of(width) && width.is_multiple_of(MR) && MR * width <= TILE);
             assert!(whole(from.start) && whole(from.end) && from.end <= padded);
-            assert!(from.len() <= BLOCK && set.dim == dim && dim > 0);
+            assert!(from.len() <= size && set.dim == dim && dim > 0);
             assert!(set.panels.len() >= padded * dim);
             assert!(set.error.len() >= padded && set.labels.len() >= padded);
         }
-        assert!(scratch.len() >= SCRATCH);
-        let (products, rest) = scratch.split_at_mut(BLOCK * BLOCK);
-        let (least_columns, least_rows) = rest.split_at_mut(2 * BLOCK);
-        let mut tile = [0.0; TILE];
+        assert!(base <= from_columns.start && (!SYMMETRIC || base <= from_rows.start));
+        assert!(scratch.len() >= self::scratch(size));
+        let (products, rest) = scratch.split_at_mut(size * size);
+        let (least_columns, least_rows) = rest.split_at_mut(2 * size);
+        let mut tile = Tile([0.0; TILE]);
         sink.begin(&from_rows, &from_columns);
-        let mut scan = Scan::<S, L, MR, NV, SYMMETRIC> { s, rows, columns, base, sink };
+        let mut scan = Scan::<S, L, MR, NV, SYMMETRIC> { s, rows, columns, size, base, sink };
         if seed {
             least_columns.fill(f32::INFINITY);
             least_rows.fill(f32::INFINITY);
@@ -297,46 +328,54 @@ impl<L: Sink> Block<'_, L> {
                         let a = a.add(row - panel);
                         let b = columns.panels.as_ptr();
                         let b = b.add(at * columns.low.len() + column * depth);
-                        let mut sums = multiply::<S, MR, NV>(s, a, b, depth);
                         let kept = products.as_mut_ptr().add(place);
                         place += MR * width;
-                        if !first {
-                            add::<S, MR, NV>(s, kept, &mut sums);
+                        let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
+                        let from = if first { None } else { Some(kept.cast_const()) };
+                        // Vectors of columns that no row of the tile comes before.
+                        let behind = (row + 1).saturating_sub(column) / S::LANES;
+                        match if SYMMETRIC { behind } else { 0 } {
+                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, from, to),
+                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, from, to),
+                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, from, to),
                         }
-                        if last {
-                            scan.bounds(row, column, &mut sums);
-                            let crosses = if SYMMETRIC {
-                                row + MR > column
-                            } else {
-                                own.is_some_and(|own| {
-                                    let end = column as isize + own + width as isize;
-                                    (row as isize) < end
-                                        && column as isize + own < (row + MR) as isize
-                                })
-                            };
-                            if crosses {
-                                leave_out::<S, MR, NV>(s, &mut sums, &mut tile, |i, j| {
-                                    if SYMMETRIC {
-                                        column + j <= row + i
-                                    } else {
-                                        own == Some((row + i) as isize - (column + j) as isize)
-                                    }
-                                });
+                        if !last {
+                            continue;
+                        }
+                        let crosses = if SYMMETRIC {
+                            row + MR > column
+                        } else {
+                            own.is_some_and(|own| {
+                                let from = column as isize + own;
+                                (row as isize) < from + width as isize && from < (row + MR) as isize
+                            })
+                        };
+                        if seed || crosses {
+                            scan.bounds(row, column, to);
+                        }
+                        if crosses {
+                            let tile = core::slice::from_raw_parts_mut(to, MR * width);
+                            for (place, bound) in tile.iter_mut().enumerate() {
+                                let (row, column) = (row + place / width, column + place % width);
+                                let out = if SYMMETRIC {
+                                    column <= row
+                                } else {
+                                    own == Some(row as isize - column as isize)
+                                };
+                                // Infinity is below no limit.
+                                *bound = if out { f32::INFINITY } else { *bound };
                             }
-                            if !seed {
-                                scan.compare(row, column, sums, &mut tile);
-                                continue;
-                            }
+                        }
+                        if seed {
                             let j = column - from_columns.start;
                             let i = (row - from_rows.start) * S::LANES;
-                            scan.least(
-                                (row, column),
-                                &sums,
-                                &mut least_columns[j..],
-                                &mut least_rows[i..],
-                            );
+                            let least = (&mut least_columns[j..], &mut least_rows[i..]);
+                            scan.least((row, column), to, least);
+                        } else if crosses {
+                            scan.compare::<true>(row, column, to);
+                        } else {
+                            scan.compare::<false>(row, column, to);
                         }
-                        store::<S, MR, NV>(s, &sums, kept);
                     }
                 }
             }
@@ -346,11 +385,11 @@ impl<L: Sink> Block<'_, L> {
         }
         for kind in 0..2 {
             for (j, column) in from_columns.clone().enumerate() {
-                scan.sink.lower(kind, column - base, least_columns[kind * BLOCK + j]);
+                scan.sink.lower(kind, column - base, least_columns[kind * size + j]);
             }
             if SYMMETRIC {
                 for (i, row) in from_rows.clone().enumerate() {
-                    let lanes = &least_rows[kind * BLOCK * 16 + i * S::LANES..][..S::LANES];
+                    let lanes = &least_rows[kind * size * LANES + i * S::LANES..][..S::LANES];
                     scan.sink.lower(
                         kind,
                         row - base,
@@ -365,129 +404,69 @@ impl<L: Sink> Block<'_, L> {
                 if below(row, column) {
                     break;
                 }
-                let kept = products[place..place + MR * width].as_ptr();
+                let kept = products[place..place + MR * width].as_mut_ptr();
                 place += MR * width;
                 // SAFETY: the slice above has a tile.
                 unsafe {
-                    let sums = load::<S, MR, NV>(s, kept);
-                    scan.compare(row, column, sums, &mut tile);
+                    scan.compare::<true>(row, column, kept);
                 }
             }
         }
     }
 }
 
-/// MR rows of a panel by another panel, over `depth` features.
+/// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features:
+/// writes a tile, on top of what is `kept` of the features before.
 ///
 /// # Safety
 /// `b` is valid for reads of `depth` panel widths, and so is what lies from `a` on but for the
-/// last panel width, of which MR numbers are.
+/// last panel width, of which MR numbers are; `kept` is valid for reads of a tile, and `to` for
+/// writes. They may be the same tile.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usize>(
     s: S,
     mut a: *const f32,
     mut b: *const f32,
     depth: usize,
-) -> [[S::V; NV]; MR] {
+    kept: Option<*const f32>,
+    to: *mut f32,
+) {
     let width = NV * S::LANES;
     let mut sums = [[s.zero(); NV]; MR];
     for _ in 0..depth {
         // SAFETY: the caller's promise.
         unsafe {
             let mut columns = [s.zero(); NV];
-            for v in 0..NV {
+            for v in BEHIND..NV {
                 columns[v] = s.load_ptr(b.add(v * S::LANES));
             }
             for i in 0..MR {
                 let x = s.splat(*a.add(i));
-                for v in 0..NV {
+                for v in BEHIND..NV {
                     sums[i][v] = s.fma(x, columns[v], sums[i][v]);
                 }
-                a = s.after(a, sums[i][NV - 1]);
+                for v in BEHIND..NV {
+                    a = s.after(a, sums[i][v]);
+                }
             }
         }
         // One past the end at most, or within the panel that `a` started in.
         a = a.wrapping_add(width);
         b = b.wrapping_add(width);
     }
-    sums
-}
-
-/// # Safety
-/// `from` is valid for reads of a tile.
-#[inline(always)]
-unsafe fn add<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    from: *const f32,
-    sums: &mut [[S::V; NV]; MR],
-) {
     for i in 0..MR {
         for v in 0..NV {
-            // SAFETY: the caller's promise.
-            let kept = unsafe { s.load_ptr(from.add((i * NV + v) * S::LANES)) };
-            sums[i][v] = s.add(kept, sums[i][v]);
-        }
-    }
-}
-
-/// # Safety
-/// `from` is valid for reads of a tile.
-#[inline(always)]
-unsafe fn load<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    from: *const f32,
-) -> [[S::V; NV]; MR] {
-    let mut sums = [[s.zero(); NV]; MR];
-    for i in 0..MR {
-        for v in 0..NV {
-            // SAFETY: the caller's promise.
-            sums[i][v] = unsafe { s.load_ptr(from.add((i * NV + v) * S::LANES)) };
-        }
-    }
-    sums
-}
-
-/// # Safety
-/// `to` is valid for writes of a tile.
-#[inline(always)]
-unsafe fn store<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    sums: &[[S::V; NV]; MR],
-    to: *mut f32,
-) {
-    for i in 0..MR {
-        for v in 0..NV {
+            let at = (i * NV + v) * S::LANES;
             // SAFETY: the caller's promise.
             unsafe {
-                s.store_ptr(sums[i][v], to.add((i * NV + v) * S::LANES));
+                let sum = match kept {
+                    Some(kept) => s.add(s.load_ptr(kept.add(at)), sums[i][v]),
+                    None => sums[i][v],
+                };
+                s.store_ptr(sum, to.add(at));
             }
         }
     }
-}
-
-/// Sets the bounds of some pairs of a tile to infinity, which is below no limit.
-#[inline(always)]
-fn leave_out<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    sums: &mut [[S::V; NV]; MR],
-    tile: &mut [f32; TILE],
-    out: impl Fn(usize, usize) -> bool,
-) {
-    let width = NV * S::LANES;
-    assert!(MR * width <= TILE);
-    // SAFETY: `tile` has as many numbers.
-    unsafe {
-        store::<S, MR, NV>(s, sums, tile.as_mut_ptr());
-    }
-    for i in 0..MR {
-        for j in 0..width {
-            if out(i, j) {
-                tile[i * width + j] = f32::INFINITY;
-            }
-        }
-    }
-    // SAFETY: as above.
-    *sums = unsafe { load::<S, MR, NV>(s, tile.as_ptr()) };
 }
 
 /// What a tile is compared with. Rows and columns that it is called with lie in the sets.
@@ -495,6 +474,8 @@ struct Scan<'a, S, L, const MR: usize, const NV: usize, const SYMMETRIC: bool> {
     s: S,
     rows: Packed<'a>,
     columns: Packed<'a>,
+    /// Rows and columns of the block at most.
+    size: usize,
     /// The first of the limits.
     base: usize,
     sink: &'a mut L,
@@ -503,45 +484,43 @@ struct Scan<'a, S, L, const MR: usize, const NV: usize, const SYMMETRIC: bool> {
 impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
     Scan<'_, S, L, MR, NV, SYMMETRIC>
 {
-    /// Turns products into lower bounds of distances.
+    /// Turns a tile of products into lower bounds of distances.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads and writes.
     #[inline(always)]
-    unsafe fn bounds(&self, row: usize, column: usize, sums: &mut [[S::V; NV]; MR]) {
-        let s = self.s;
+    unsafe fn bounds(&self, row: usize, column: usize, tile: *mut f32) {
+        let (s, lanes) = (self.s, S::LANES);
         // SAFETY: the caller's promise.
         unsafe {
-            let two = s.splat(2.0);
-            let (rows, columns) =
-                (self.rows.low.as_ptr().add(row), self.columns.low.as_ptr().add(column));
+            let columns = self.columns.low.as_ptr().add(column);
             for i in 0..MR {
-                let low = s.splat(*rows.add(i));
+                let low = s.splat(*self.rows.low.as_ptr().add(row + i));
                 for v in 0..NV {
-                    let low = s.add(low, s.load_ptr(columns.add(v * S::LANES)));
-                    sums[i][v] = s.fnma(two, sums[i][v], low);
+                    let at = tile.add((i * NV + v) * lanes);
+                    let low = s.add(low, s.load_ptr(columns.add(v * lanes)));
+                    s.store_ptr(s.fnma(s.splat(2.0), s.load_ptr(at), low), at);
                 }
             }
         }
     }
 
     /// Lowers, for each kind, the least that a distance can be at most: of each column, and of
-    /// each row in each lane. Kinds lie [`BLOCK`] columns or rows of lanes apart.
+    /// each row in each lane. Kinds lie a block's columns or rows apart.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads.
     #[inline(always)]
     unsafe fn least(
         &self,
         (row, column): (usize, usize),
-        bounds: &[[S::V; NV]; MR],
-        least_columns: &mut [f32],
-        least_rows: &mut [f32],
+        bounds: *const f32,
+        (least_columns, least_rows): (&mut [f32], &mut [f32]),
     ) {
-        let (s, lanes) = (self.s, S::LANES);
+        let (s, lanes, size) = (self.s, S::LANES, self.size);
         let infinite = s.splat(f32::INFINITY);
-        assert!(least_columns.len() >= BLOCK + NV * lanes);
-        assert!(least_rows.len() >= BLOCK * 16 + MR * lanes);
+        assert!(least_columns.len() >= size + NV * lanes);
+        assert!(least_rows.len() >= size * LANES + MR * lanes);
         // SAFETY: the caller's promise, and what was checked above.
         unsafe {
             let labels = self.columns.labels.as_ptr().add(column);
@@ -550,36 +529,32 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
                 let label = s.splat(*self.rows.labels.as_ptr().add(row + i));
                 let error = s.splat(*self.rows.error.as_ptr().add(row + i));
                 let own = least_rows.as_mut_ptr().add(i * lanes);
-                let mut least = [s.load_ptr(own), s.load_ptr(own.add(BLOCK * 16))];
+                let mut least = [s.load_ptr(own), s.load_ptr(own.add(size * LANES))];
                 for v in 0..NV {
                     let error = s.add(error, s.load_ptr(errors.add(v * lanes)));
-                    let most = s.add(bounds[i][v], error);
+                    let bound = s.load_ptr(bounds.add((i * NV + v) * lanes));
+                    let most = s.add(bound, error);
                     let same = s.equal(label, s.load_ptr(labels.add(v * lanes)));
                     let kinds = [s.select(same, most, infinite), s.select(same, infinite, most)];
                     for kind in 0..2 {
-                        let to = least_columns.as_mut_ptr().add(kind * BLOCK + v * lanes);
+                        let to = least_columns.as_mut_ptr().add(kind * size + v * lanes);
                         s.store_ptr(s.min(kinds[kind], s.load_ptr(to)), to);
                         least[kind] = s.min(kinds[kind], least[kind]);
                     }
                 }
                 s.store_ptr(least[0], own);
-                s.store_ptr(least[1], own.add(BLOCK * 16));
+                s.store_ptr(least[1], own.add(size * LANES));
             }
         }
     }
 
-    /// Hands a tile to the sink if a lower bound in it is below its limit.
+    /// Hands a tile to the sink if a lower bound in it is below its limit. Unless the bounds are
+    /// READY it has products, which become bounds.
     ///
     /// # Safety
-    /// The rows and columns of the tile lie in the sets.
+    /// The rows and columns of the tile lie in the sets, and it is valid for reads and writes.
     #[inline(always)]
-    unsafe fn compare(
-        &mut self,
-        row: usize,
-        column: usize,
-        bounds: [[S::V; NV]; MR],
-        tile: &mut [f32; TILE],
-    ) {
+    unsafe fn compare<const READY: bool>(&mut self, row: usize, column: usize, tile: *mut f32) {
         let (s, lanes) = (self.s, S::LANES);
         let [same, other] = self.sink.limits();
         assert!(same.len() >= column - self.base + NV * lanes);
@@ -596,9 +571,18 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
             let at = column - self.base;
             // Rows have limits of their own in symmetric blocks alone.
             let own = if SYMMETRIC { row - self.base } else { 0 };
+            let lows = self.columns.low.as_ptr().add(column);
             for i in 0..MR {
                 let label = s.splat(*self.rows.labels.as_ptr().add(row + i));
+                let low = s.splat(*self.rows.low.as_ptr().add(row + i));
                 for v in 0..NV {
+                    let place = tile.add((i * NV + v) * lanes);
+                    let mut bound = s.load_ptr(place);
+                    if !READY {
+                        let low = s.add(low, s.load_ptr(lows.add(v * lanes)));
+                        bound = s.fnma(s.splat(2.0), bound, low);
+                        s.store_ptr(bound, place);
+                    }
                     let mut limits = [
                         s.load_ptr(same.add(at + v * lanes)),
                         s.load_ptr(other.add(at + v * lanes)),
@@ -609,13 +593,13 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
                     }
                     let equal = s.equal(label, s.load_ptr(labels.add(v * lanes)));
                     let limit = s.select(equal, limits[0], limits[1]);
-                    hits[i] |= u64::from(s.bits(s.less(bounds[i][v], limit))) << (v * lanes);
+                    hits[i] |= u64::from(s.bits(s.less(bound, limit))) << (v * lanes);
                 }
                 any |= hits[i];
             }
             if any != 0 {
-                store::<S, MR, NV>(s, &bounds, tile.as_mut_ptr());
-                self.sink.hits(row, column, &hits, &tile[..MR * NV * lanes]);
+                let tile = core::slice::from_raw_parts(tile, MR * NV * lanes);
+                self.sink.hits(row, column, &hits, tile);
             }
         }
     }
@@ -625,7 +609,7 @@ impl<S: Simd, L: Sink, const MR: usize, const NV: usize, const SYMMETRIC: bool>
 /// bit.
 pub(crate) struct Direct<'a, T> {
     /// Rows of one length.
-    pub(crate) pairs: [(&'a [T], &'a [T]); TOGETHER],
+    pub(crate) pairs: &'a [(&'a [T], &'a [T]); TOGETHER],
 }
 
 impl<T: Element> Kernel for Direct<'_, T> {
@@ -639,10 +623,10 @@ impl<T: Element> Kernel for Direct<'_, T> {
         let (mut sums, mut done) = (s.zero(), 0);
         while done + 8 <= dim {
             let mut squares = [s.zero(); TOGETHER];
-            for (square, (a, b)) in squares.iter_mut().zip(&self.pairs) {
+            for (square, (a, b)) in squares.iter_mut().zip(self.pairs) {
                 // SAFETY: each row has 8 features from `done` on.
                 let difference = unsafe {
-                    s.sub(T::load(s, a.as_ptr().add(done)), T::load(s, b.as_ptr().add(done)))
+                    s.sub(widened(s, a.as_ptr().add(done)), widened(s, b.as_ptr().add(done)))
                 };
                 *square = s.mul(difference, difference);
             }
@@ -653,7 +637,7 @@ impl<T: Element> Kernel for Direct<'_, T> {
         }
         let mut out = [0.0; TOGETHER];
         s.store(sums, &mut out);
-        for (sum, (a, b)) in out.iter_mut().zip(&self.pairs) {
+        for (sum, (a, b)) in out.iter_mut().zip(self.pairs) {
             for (a, b) in a[done..].iter().zip(&b[done..]) {
                 let difference = a.widen() - b.widen();
                 *sum += difference * difference;

@@ -26,11 +26,15 @@
 //! a block of tiles go back to 3x3 weights at once, as (M + 2)^2 numbers for each channel and
 //! filter are too many to keep.
 #![allow(unsafe_code)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "tiles have rows and columns, which two indices name"
+)]
 
 use core::marker::PhantomData;
 use core::ops::Range;
 
-use super::{Isa, Kernel, Simd};
+use super::{Isa, Kernel, Narrow, Simd};
 
 /// Filters of a panel.
 pub(crate) const PANEL: usize = 32;
@@ -318,7 +322,10 @@ impl Spread<'_> {
                     for c in 0..end - inside {
                         let mut d = [s.zero(); 6];
                         for i in 0..M + 2 {
-                            d[i] = s.load_ptr(from[i].add(c * BLOCK));
+                            let from = from[i].add(c * BLOCK);
+                            d[i] = s.load_ptr(from);
+                            // The next block, too far for the machine to see it coming.
+                            s.prefetch(from.wrapping_add(plane));
                         }
                         let d = spread::<S, M>(s, d);
                         for i in 0..M + 2 {
@@ -584,7 +591,7 @@ impl Gather<'_, '_> {
         assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
         let first_block = panel * (PANEL / BLOCK);
         let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
-        let (slope, top) = (s.splat(slope), s.splat(top));
+        let (factor, top) = (s.splat(slope), s.splat(top));
         for span in grid.spans(tiles, usize::MAX) {
             let down = (p - span.row * M).min(M);
             for tile in 0..span.len {
@@ -622,9 +629,14 @@ impl Gather<'_, '_> {
                                     break;
                                 }
                                 let y = s.add(y[j], shift);
+                                // Infinity times 0 would be NaN.
+                                let low = if slope == 0.0 { s.zero() } else { s.mul(factor, y) };
                                 // The second of two is taken where one is NaN.
-                                let y = s.min(top, s.max(s.mul(slope, y), y));
-                                s.store_ptr(y, to.add((i * q + j) * BLOCK));
+                                let y = s.min(top, s.max(low, y));
+                                let to = to.add((i * q + j) * BLOCK);
+                                s.store_ptr(y, to);
+                                // The tile after the next.
+                                s.prefetch(to.wrapping_add(2 * M * BLOCK));
                             }
                         }
                     }
@@ -634,19 +646,27 @@ impl Gather<'_, '_> {
     }
 }
 
-/// Writes U of some channels of a panel: G w G' of every filter.
+/// Writes U of a panel: G w G' of every filter.
 pub(crate) struct Weigh<'a> {
     pub(crate) m: usize,
-    /// Weights: channel, tap, filter.
-    pub(crate) w: &'a [f32],
-    /// Channels.
+    /// (K, C, 3, 3), or (C, K, 3, 3) with the taps turned round.
+    pub(crate) weight: &'a [f32],
+    pub(crate) transposed: bool,
+    /// A factor for each of the first axis, or nothing.
+    pub(crate) scale: &'a [f32],
+    /// Channels and filters.
     pub(crate) channels: usize,
-    /// Filters of the panel.
+    pub(crate) filters: usize,
+    pub(crate) panel: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
-    /// U from the first channel on, `stride` numbers for a frequency.
+    /// U, `stride` numbers for a frequency.
     pub(crate) u: &'a mut [f32],
     pub(crate) stride: usize,
 }
+
+/// Weights of a block of channels and filters: channel, tap, filter.
+const TAPS: usize = BLOCK * 9 * BLOCK;
 
 impl Kernel for Weigh<'_> {
     type Out = ();
@@ -663,36 +683,115 @@ impl Kernel for Weigh<'_> {
 
 impl Weigh<'_> {
     #[inline(always)]
-    fn panel<S: Simd, const M: usize>(self, s: S) {
-        let Self { m, w, channels, width, u, stride } = self;
-        assert!(S::LANES == BLOCK && m == M && width.is_multiple_of(BLOCK));
-        assert!(w.len() >= channels * 9 * width);
-        assert!(stride >= channels * width);
-        assert!(u.len() >= (frequencies(M) - 1) * stride + channels * width);
-        for c in 0..channels {
-            for filter in (0..width).step_by(BLOCK) {
-                // SAFETY: a channel has 9 rows of `width` weights, and `width` numbers of each
-                // frequency; eight from `filter` on are in both.
-                unsafe {
-                    let from = w.as_ptr().add(c * 9 * width + filter);
-                    let to = u.as_mut_ptr().add(c * width + filter);
-                    let mut half = [[s.zero(); 3]; 6];
-                    for j in 0..3 {
-                        let mut w = [s.zero(); 3];
-                        for (i, w) in w.iter_mut().enumerate() {
-                            *w = s.load_ptr(from.add((i * 3 + j) * width));
-                        }
-                        let w = weigh::<S, M>(s, w);
-                        for i in 0..M + 2 {
-                            half[i][j] = w[i];
-                        }
-                    }
-                    for (i, half) in half.into_iter().enumerate().take(M + 2) {
-                        let w = weigh::<S, M>(s, half);
-                        for (j, w) in w.into_iter().enumerate().take(M + 2) {
-                            s.store_ptr(w, to.add((i * (M + 2) + j) * stride));
-                        }
-                    }
+    fn panel<S: Narrow, const M: usize>(mut self, s: S) {
+        let (blocks, width) = (self.channels.div_ceil(BLOCK), self.width);
+        assert!(self.m == M && width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(self.stride >= blocks * BLOCK * width);
+        assert!(self.u.len() >= frequencies(M) * self.stride);
+        let mut taps = [0.0; PANEL / BLOCK * TAPS];
+        for block in 0..blocks {
+            for (i, taps) in taps.chunks_exact_mut(TAPS).enumerate().take(width / BLOCK) {
+                let filter = self.panel * PANEL + i * BLOCK;
+                if self.transposed {
+                    self.turned(s, block * BLOCK, filter, taps);
+                } else {
+                    self.straight(s, block * BLOCK, filter, taps);
+                }
+            }
+            for c in 0..BLOCK {
+                for (i, taps) in taps.chunks_exact(TAPS).enumerate().take(width / BLOCK) {
+                    let to = (block * BLOCK + c) * width + i * BLOCK;
+                    self.channel::<_, M>(s, &taps[c * 9 * BLOCK..][..9 * BLOCK], to);
+                }
+            }
+        }
+    }
+
+    fn scale(&self, at: usize) -> f32 {
+        self.scale.get(at).copied().unwrap_or(1.0)
+    }
+
+    /// Eight channels from `channel` on of as many filters.
+    #[inline(always)]
+    fn straight<S: Narrow>(&self, s: S, channel: usize, filter: usize, taps: &mut [f32]) {
+        const LEN: usize = BLOCK * 9;
+        let len = (self.channels - channel).min(BLOCK) * 9;
+        let (mut padded, mut scale) = ([[0.0; LEN]; BLOCK], [1.0; BLOCK]);
+        let mut rows: [&[f32]; BLOCK] = [&[]; BLOCK];
+        for (i, (row, padded)) in rows.iter_mut().zip(&mut padded).enumerate() {
+            if filter + i < self.filters {
+                *row = &self.weight[((filter + i) * self.channels + channel) * 9..][..len];
+                scale[i] = self.scale(filter + i);
+            }
+            if row.len() < LEN {
+                padded[..row.len()].copy_from_slice(row);
+                *row = padded;
+            }
+        }
+        let scale = s.load(&scale);
+        for at in (0..LEN).step_by(BLOCK) {
+            let mut w = [s.zero(); BLOCK];
+            for (w, row) in w.iter_mut().zip(rows) {
+                *w = s.load(&row[at..]);
+            }
+            for (i, w) in s.transpose(w).into_iter().enumerate() {
+                s.store(s.mul(scale, w), &mut taps[(at + i) * BLOCK..]);
+            }
+        }
+    }
+
+    /// The same with both axes and the taps turned round.
+    #[inline(always)]
+    fn turned<S: Narrow>(&self, s: S, channel: usize, filter: usize, taps: &mut [f32]) {
+        const LEN: usize = BLOCK * 9;
+        let len = (self.filters - filter).min(BLOCK) * 9;
+        for (c, taps) in (channel..).zip(taps.chunks_exact_mut(LEN)) {
+            if c >= self.channels {
+                taps.fill(0.0);
+                continue;
+            }
+            let mut padded = [0.0; LEN];
+            let mut weight = &self.weight[(c * self.filters + filter) * 9..][..len];
+            if len < LEN {
+                padded[..len].copy_from_slice(weight);
+                weight = &padded;
+            }
+            let scale = s.splat(self.scale(c));
+            // The first eight taps of each filter, and the last.
+            let (mut w, mut last) = ([s.zero(); BLOCK], [0.0; BLOCK]);
+            for ((w, last), weight) in w.iter_mut().zip(&mut last).zip(weight.chunks_exact(9)) {
+                *w = s.load(weight);
+                *last = weight[8];
+            }
+            s.store(s.mul(scale, s.load(&last)), taps);
+            for (i, w) in s.transpose(w).into_iter().enumerate() {
+                s.store(s.mul(scale, w), &mut taps[(8 - i) * BLOCK..]);
+            }
+        }
+    }
+
+    /// One channel of eight filters, whose numbers of each frequency begin at `to`.
+    #[inline(always)]
+    fn channel<S: Simd, const M: usize>(&mut self, s: S, taps: &[f32], to: usize) {
+        assert!(to + BLOCK <= self.stride && self.u.len() >= frequencies(M) * self.stride);
+        let mut half = [[s.zero(); 3]; 6];
+        for j in 0..3 {
+            let mut w = [s.zero(); 3];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = s.load(&taps[(i * 3 + j) * BLOCK..]);
+            }
+            let w = weigh::<S, M>(s, w);
+            for i in 0..M + 2 {
+                half[i][j] = w[i];
+            }
+        }
+        // SAFETY: U has `stride` numbers for each frequency, of which these are eight.
+        unsafe {
+            let to = self.u.as_mut_ptr().add(to);
+            for i in 0..M + 2 {
+                let w = weigh::<S, M>(s, half[i]);
+                for j in 0..M + 2 {
+                    s.store_ptr(w[j], to.add((i * (M + 2) + j) * self.stride));
                 }
             }
         }
@@ -756,7 +855,10 @@ impl Scatter<'_> {
                             let mut y = [s.zero(); 4];
                             for i in 0..M {
                                 if i < down {
-                                    y[i] = s.load_ptr(from.add((i * q + j) * BLOCK));
+                                    let from = from.add((i * q + j) * BLOCK);
+                                    y[i] = s.load_ptr(from);
+                                    // The tile after the next.
+                                    s.prefetch(from.wrapping_add(2 * M * BLOCK));
                                 }
                             }
                             let y = scatter::<S, M>(s, y);
@@ -944,6 +1046,46 @@ unsafe fn correlate<S: Simd, const ROWS: usize, const VECTORS: usize>(
         for (row, sums) in sums.iter().enumerate() {
             for (i, sum) in sums.iter().enumerate() {
                 s.store_ptr(*sum, to.add(row * PANEL + i * S::LANES));
+            }
+        }
+    }
+}
+
+/// Adds the gradient of the weights of a panel, ordered as channel, tap, filter, to weights
+/// ordered as filter, channel, tap.
+pub(crate) struct Join<'a> {
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    /// Channels and taps of a filter.
+    pub(crate) weights: usize,
+    pub(crate) partial: &'a [f32],
+    /// Whole filters, at most `width`.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Kernel for Join<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (Self { width, weights, partial, dw }, s) = (self, isa.narrow());
+        assert!(partial.len() >= weights * width && dw.len() <= weights * width);
+        let whole = weights - weights % BLOCK;
+        for (block, dw) in dw.chunks_mut(BLOCK * weights).enumerate() {
+            for at in (0..whole).step_by(BLOCK) {
+                let mut rows = [s.zero(); BLOCK];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = s.load(&partial[(at + i) * width + block * BLOCK..]);
+                }
+                for (row, dw) in s.transpose(rows).into_iter().zip(dw.chunks_exact_mut(weights)) {
+                    let dw = &mut dw[at..];
+                    s.store(s.add(s.load(dw), row), dw);
+                }
+            }
+            for (i, dw) in dw.chunks_exact_mut(weights).enumerate() {
+                for (at, dw) in (whole..).zip(&mut dw[whole..]) {
+                    *dw += partial[at * width + block * BLOCK + i];
+                }
             }
         }
     }

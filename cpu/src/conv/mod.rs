@@ -20,6 +20,7 @@
 mod direct;
 mod pool;
 mod problem;
+mod transformed;
 mod winograd;
 
 use core::ops::Range;
@@ -33,9 +34,36 @@ pub(crate) use pool::Pool;
 pub(crate) use problem::{Clamp, Epilogue, Problem};
 
 use self::direct::{Direct, Work};
+use self::transformed::Transformed;
 use crate::arch::Instructions;
 use crate::arch::direct::{Field, PANEL};
 use crate::blocks::{BLOCK, padded};
+
+/// How exactly convolutions are computed.
+///
+/// ```
+/// use sepal_cpu::Precision;
+/// assert_eq!(Precision::default(), Precision::Fast);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// As sums of products, each rounded as such.
+    Exact,
+    /// Kernels of 3x3 with stride 1 may be computed by Winograd's minimal filtering (Lavin and
+    /// Gray, "Fast algorithms for convolutional neural networks", 2016), where that is faster. The
+    /// error is then at most [`ERROR_4X4`](Self::ERROR_4X4).
+    #[default]
+    Fast,
+}
+
+impl Precision {
+    /// The largest error of a fast convolution in tiles of 4x4 outputs, as a part of the largest
+    /// output, for normal data and up to 512 channels.
+    pub const ERROR_4X4: f32 = 1e-5;
+
+    /// The same in tiles of 2x2.
+    pub const ERROR_2X2: f32 = 2e-6;
+}
 
 /// Tasks that a pass is cut into, where the shape has as many.
 const TASKS: usize = 16;
@@ -61,6 +89,7 @@ pub(crate) struct Conv {
     flat: Problem,
     /// Whether x lies in the reference's layout.
     plain: bool,
+    precision: Precision,
 }
 
 /// How the output of a pass is cut into tasks: along samples, panels of filters, and rows, or the
@@ -137,14 +166,31 @@ fn aligned(scratch: &mut [f32]) -> &mut [f32] {
 impl Conv {
     /// A convolution of inputs of shape `x` that lie in `layout`; `None` where the layer cannot
     /// take them.
-    pub(crate) fn new(layer: Conv2d, x: Shape, layout: Layout) -> Option<Self> {
+    pub(crate) fn new(
+        layer: Conv2d,
+        x: Shape,
+        layout: Layout,
+        precision: Precision,
+    ) -> Option<Self> {
         let problem = Problem::new(layer, x)?;
         let Problem { kernel, stride, pad, h, w, .. } = problem;
         let flat = match kernel == (1, 1) && stride == (1, 1) && pad == (0, 0) {
             true => Problem { h: 1, w: h * w, p: 1, q: h * w, ..problem },
             false => problem,
         };
-        Some(Self { problem, flat, plain: layout != Layout::Nchw8c })
+        Some(Self { problem, flat, plain: layout != Layout::Nchw8c, precision })
+    }
+
+    /// The forward pass, and the gradient of the weights, in the Winograd domain.
+    fn transformed(&self) -> Option<Transformed> {
+        let fast = self.precision == Precision::Fast;
+        fast.then(|| Transformed::forward(&self.problem, self.plain))?
+    }
+
+    /// The pass from dy to dx in the Winograd domain.
+    fn transformed_back(&self) -> Option<Transformed> {
+        let fast = self.precision == Precision::Fast && !self.plain;
+        fast.then(|| Transformed::turned(&self.problem))?
     }
 
     /// Samples of a task of a pass whose output has `places` places a sample.
@@ -177,9 +223,8 @@ impl Conv {
         (Cut { all, step }, [1, PANEL / BLOCK, each * BLOCK])
     }
 
-    /// Tasks of a pass at most, never fewer for more samples.
-    fn tasks(&self, direct: &Direct) -> usize {
-        let (rows, columns) = direct.places();
+    /// Tasks of a pass with such rows and columns at most, never fewer for more samples.
+    fn tasks(&self, direct: &Direct, (rows, columns): (usize, usize)) -> usize {
         TASKS.min(self.problem.n * direct.panels() * rows * columns).max(1)
     }
 
@@ -208,7 +253,12 @@ impl Conv {
         let (direct, p) = (self.direct(pool), &self.problem);
         let pooled = pool.map_or(0, |pool| self.pooled(pool).1 * p.q * padded(p.k));
         let lane = direct.lane() + pooled.next_multiple_of(LINE);
-        LINE + direct.packed().next_multiple_of(LINE) + self.tasks(&direct) * lane
+        // A pool may have more places than what it reads.
+        let places = pool.and_then(|pool| pool.size(p.p, p.q)).unwrap_or(direct.places());
+        let own = direct.packed().next_multiple_of(LINE) + self.tasks(&direct, places) * lane;
+        // With fewer samples than these, the direct convolution may be the faster one.
+        let transformed = self.transformed().map_or(0, |transformed| transformed.scratch(pool));
+        LINE + own.max(transformed)
     }
 
     /// Packs the weights, on all threads.
@@ -241,8 +291,12 @@ impl Conv {
         y: &mut [f32],
         scratch: &mut [f32],
     ) {
+        let scratch = aligned(scratch);
+        if let Some(transformed) = self.transformed() {
+            return transformed.run(instructions, x, weight, false, epilogue, pool, y, scratch);
+        }
         let (direct, p) = (self.direct(pool), self.problem);
-        let (packed, lanes) = aligned(scratch).split_at_mut(direct.packed().next_multiple_of(LINE));
+        let (packed, lanes) = scratch.split_at_mut(direct.packed().next_multiple_of(LINE));
         let packed = &mut packed[..direct.packed()];
         Self::pack(instructions, &direct, weight, epilogue.scale, packed);
         let packed = &*packed;
@@ -333,10 +387,14 @@ impl Conv {
         let least = self.problem.n.min(TASKS);
         let weights = (1..=least).chain([self.problem.n]).map(weights).max().unwrap_or(0);
         let data = self.turned().map(|direct| {
-            let lanes = self.tasks(&direct) * direct.lane();
+            // Cut as all of dx is, of which this may be no place.
+            let lanes = self.tasks(&direct, (self.flat.h, self.flat.w)) * direct.lane();
             direct.packed().next_multiple_of(LINE) + lanes
         });
-        LINE + weights.max(data.max().unwrap_or(0))
+        let direct = weights.max(data.max().unwrap_or(0));
+        let data = self.transformed_back().map_or(0, |transformed| transformed.scratch(None));
+        let weights = self.transformed().map_or(0, |transformed| transformed.gradient_scratch());
+        LINE + direct.max(data).max(weights)
     }
 
     /// Adds to `dw` (unless it is empty) and `db` (empty without bias), overwrites `dx` where it is
@@ -354,11 +412,21 @@ impl Conv {
         scratch: &mut [f32],
     ) {
         let scratch = aligned(scratch);
-        if let Some(dx) = dx {
-            self.backward_data(instructions, weight, dy, dx, scratch);
+        match (dx, self.transformed_back()) {
+            (Some(dx), Some(transformed)) => {
+                let epilogue = &Epilogue::NONE;
+                transformed.run(instructions, dy, weight, true, epilogue, None, dx, scratch);
+            }
+            (Some(dx), None) => self.backward_data(instructions, weight, dy, dx, scratch),
+            _ => {}
         }
-        if !dw.is_empty() {
-            self.backward_weights(instructions, x, dy, dw, db, scratch);
+        match self.transformed() {
+            _ if dw.is_empty() => {}
+            Some(transformed) => {
+                transformed.gradient(instructions, x, dy, dw, scratch);
+                transformed::bias(instructions, &self.problem, dy, db);
+            }
+            None => self.backward_weights(instructions, x, dy, dw, db, scratch),
         }
     }
 
@@ -372,7 +440,7 @@ impl Conv {
     ) {
         let p = self.flat;
         let dy_sample = dy.len() / p.n.max(1);
-        let epilogue = &Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
+        let epilogue = &Epilogue::NONE;
         for direct in self.turned() {
             let (packed, lanes) = scratch.split_at_mut(direct.packed().next_multiple_of(LINE));
             let packed = &mut packed[..direct.packed()];

@@ -3,17 +3,25 @@
 //! The kernels and the names U, V and M are those of [`arch::winograd`](crate::arch::winograd).
 //! Tiles of all samples of a task are counted through and taken a block at a time: V of the block
 //! is made once, and then, for each panel of filters, M and from it y. V and M of a block stay in
-//! the second-level cache, U of the panels streams past.
+//! the second-level cache, U of the panels streams past. Where all tiles are one block and U is
+//! large, as in the last stages of a deep net, tasks take panels of all samples instead and make
+//! U of a panel just before they use it.
 //!
-//! With normal data, the largest error is at most [`ERROR_4`] or [`ERROR_2`] of the largest
-//! output.
+//! Every output is one sum over channels in their order, so its bits depend neither on the samples
+//! beside it nor on how tasks are cut.
+//!
+//! With normal data, the largest error is at most [`Precision::ERROR_4X4`] or
+//! [`Precision::ERROR_2X2`] of the largest output.
+//!
+//! [`Precision::ERROR_4X4`]: super::Precision::ERROR_4X4
+//! [`Precision::ERROR_2X2`]: super::Precision::ERROR_2X2
 
 use core::ops::Range;
 
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
-    Correlate, Gather, Grid, Groups, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
+    Correlate, Gather, Grid, Groups, Join, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
     Spread, Weigh, frequencies,
 };
 
@@ -23,25 +31,29 @@ const BLOCK: usize = 8;
 /// Numbers of a cache line.
 const LINE: usize = 16;
 
-/// Numbers that V of a block of tiles may take.
-const V: usize = 160 << 10;
+/// Numbers that V and M of a block of tiles may take: what fits into a second-level cache of
+/// 1 MiB.
+const BLOCK_LEN: usize = 240 << 10;
 
 /// The same for the gradient of the weights, which is the better the more tiles are summed before
 /// the way back to weights.
-const GRADIENT_V: usize = 256 << 10;
+const GRADIENT_LEN: usize = 400 << 10;
 
 /// Numbers that V of all tiles may take where tasks have panels.
-const PANELS_V: usize = 700 << 10;
+const PANELS_LEN: usize = 700 << 10;
 
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
 
-/// The largest error with tiles of 4x4, as a part of the largest output, for normal data and up to
-/// 512 channels.
-pub(crate) const ERROR_4: f32 = 1e-5;
+/// Multiplications of the products that take as long as the transforms of a block of a tile, and
+/// as that of the weights of a channel and filter, with tiles of 4x4: measured.
+const TRANSFORMS_4: (f64, f64) = (2500.0, 300.0);
 
 /// The same with tiles of 2x2.
-pub(crate) const ERROR_2: f32 = 2e-6;
+const TRANSFORMS_2: (f64, f64) = (700.0, 180.0);
+
+/// The same for one multiplication of the plain sum.
+const PLAIN: f64 = 1.2;
 
 /// A Winograd convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,10 +65,10 @@ pub(crate) struct Winograd {
     k: usize,
 }
 
-/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or all
-/// frequencies of a tile would lie in few sets of the first-level cache.
+/// Numbers that a frequency has in U, V or M, of `rows` rows of `len`: an odd number of lines, or
+/// all frequencies of a tile would lie in few sets of the first-level cache.
 const fn stride(rows: usize, len: usize) -> usize {
-    ((rows * len).div_ceil(LINE) | 1) * LINE
+    (rows.saturating_mul(len).div_ceil(LINE) | 1).saturating_mul(LINE)
 }
 
 impl Winograd {
@@ -65,12 +77,33 @@ impl Winograd {
         let Problem { n, c, h, w, k, p, q, kernel, stride, pad, groups } = *problem;
         let applies = kernel == (3, 3) && stride == (1, 1) && groups == 1;
         let fits = p + 2 == h + 2 * pad.0 && q + 2 == w + 2 * pad.1 && pad.0 <= 2 && pad.1 <= 2;
-        (applies && fits && (tile == 2 || tile == 4) && n * c * k * p * q > 0).then_some(Self {
+        let some = [n, c, k, p, q].iter().all(|&size| size > 0);
+        (applies && fits && some && (tile == 2 || tile == 4)).then_some(Self {
             grid: Grid { m: tile, input: (h, w), output: (p, q), pad },
             samples: n,
             c,
             k,
         })
+    }
+
+    /// What is fastest for a problem; `None` where that is the plain sum, or no Winograd
+    /// convolution applies.
+    pub(crate) fn best(problem: &Problem) -> Option<Self> {
+        let candidates = [4, 2].into_iter().filter_map(|tile| Self::new(problem, tile));
+        let fastest = candidates.min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
+        let sizes = [problem.n, problem.p, problem.q, problem.c, 9];
+        let plain = sizes.map(|size| size as f64).iter().product::<f64>();
+        let plain = PLAIN * plain * problem.k.next_multiple_of(BLOCK) as f64;
+        (fastest.cost() < plain).then_some(fastest)
+    }
+
+    /// The time that it takes, in multiplications of the products.
+    fn cost(&self) -> f64 {
+        let [c, k] = [self.c, self.k].map(|size| size.next_multiple_of(BLOCK) as f64);
+        let (tile, pair) = if self.grid.m == 4 { TRANSFORMS_4 } else { TRANSFORMS_2 };
+        let tiles = self.samples as f64 * self.grid.len() as f64;
+        let products = tiles * frequencies(self.grid.m) as f64 * c * k;
+        products + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
     }
 
     const fn blocks(&self) -> usize {
@@ -90,33 +123,38 @@ impl Winograd {
 
     /// Numbers of U of a whole panel.
     pub(crate) const fn panel(&self) -> usize {
-        frequencies(self.grid.m) * self.u_stride(PANEL)
+        frequencies(self.grid.m).saturating_mul(self.u_stride(PANEL))
     }
 
     /// Numbers of U.
     pub(crate) const fn packed(&self) -> usize {
         let last = match self.k.next_multiple_of(BLOCK) % PANEL {
             0 => 0,
-            width => frequencies(self.grid.m) * self.u_stride(width),
+            width => frequencies(self.grid.m).saturating_mul(self.u_stride(width)),
         };
-        self.k.next_multiple_of(BLOCK) / PANEL * self.panel() + last
+        (self.k.next_multiple_of(BLOCK) / PANEL).saturating_mul(self.panel()).saturating_add(last)
     }
 
-    /// Tiles of a block, at most.
-    fn tiles(&self) -> usize {
-        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
-        (V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
+    /// Tiles of a block that takes about `len` numbers.
+    fn tiles(&self, len: usize) -> usize {
+        let tile = frequencies(self.grid.m) * (self.blocks() * BLOCK + PANEL);
+        (len / tile).max(TILES).min(self.all()).next_multiple_of(2)
+    }
+
+    /// Tiles of all samples.
+    const fn all(&self) -> usize {
+        self.samples.saturating_mul(self.grid.len())
     }
 
     /// Numbers of scratch for a running task.
     pub(crate) fn lane(&self) -> usize {
-        self.block_lane(self.tiles())
+        self.block_lane(self.tiles(BLOCK_LEN))
     }
 
     /// Numbers of scratch for a block of tiles.
     fn block_lane(&self, tiles: usize) -> usize {
         let (v, m) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
-        STRIP + frequencies(self.grid.m) * (v + m)
+        frequencies(self.grid.m).saturating_mul(v.saturating_add(m)).saturating_add(STRIP)
     }
 
     /// Writes U of some panels, from panel `first` on: as many as `packed` holds, each of
@@ -134,70 +172,21 @@ impl Winograd {
         first: usize,
         packed: &mut [f32],
     ) {
-        let m = self.grid.m;
+        assert!(weight.len() >= self.k * self.c * 9);
         for (panel, u) in (first..).zip(packed.chunks_mut(self.panel())) {
             let width = self.width(panel);
-            let mut taps = [0.0; BLOCK * 9 * PANEL];
-            for block in 0..self.blocks() {
-                let at = block * BLOCK..self.c.min((block + 1) * BLOCK);
-                if at.len() < BLOCK || width > self.k - panel * PANEL {
-                    taps.fill(0.0);
-                }
-                let filters = panel * PANEL..self.k.min(panel * PANEL + width);
-                if transposed {
-                    self.turned(weight, scale, at, filters, width, &mut taps);
-                } else {
-                    self.straight(weight, scale, at, filters, width, &mut taps);
-                }
-                instructions.run(Weigh {
-                    m,
-                    w: &taps,
-                    channels: BLOCK,
-                    width,
-                    u: &mut u[block * BLOCK * width..],
-                    stride: self.u_stride(width),
-                });
-            }
-        }
-    }
-
-    /// The weights of some channels and filters, ordered as channel, tap, filter.
-    fn straight(
-        &self,
-        weight: &[f32],
-        scale: &[f32],
-        channels: Range<usize>,
-        filters: Range<usize>,
-        width: usize,
-        taps: &mut [f32],
-    ) {
-        for (i, filter) in filters.enumerate() {
-            let factor = scale.get(filter).copied().unwrap_or(1.0);
-            let from = &weight[(filter * self.c + channels.start) * 9..][..channels.len() * 9];
-            for (to, w) in taps[i..].iter_mut().step_by(width).zip(from) {
-                *to = factor * w;
-            }
-        }
-    }
-
-    /// The same of weights with both axes and the taps turned round.
-    fn turned(
-        &self,
-        weight: &[f32],
-        scale: &[f32],
-        channels: Range<usize>,
-        filters: Range<usize>,
-        width: usize,
-        taps: &mut [f32],
-    ) {
-        for (channel, taps) in channels.zip(taps.chunks_exact_mut(9 * width)) {
-            let factor = scale.get(channel).copied().unwrap_or(1.0);
-            let from = &weight[(channel * self.k + filters.start) * 9..][..filters.len() * 9];
-            for (i, from) in from.chunks_exact(9).enumerate() {
-                for (to, w) in taps[i..].iter_mut().step_by(width).zip(from.iter().rev()) {
-                    *to = factor * w;
-                }
-            }
+            instructions.run(Weigh {
+                m: self.grid.m,
+                weight,
+                transposed,
+                scale,
+                channels: self.c,
+                filters: self.k,
+                panel,
+                width,
+                u,
+                stride: self.u_stride(width),
+            });
         }
     }
 
@@ -213,7 +202,7 @@ impl Winograd {
         y: &mut [f32],
         lane: &mut [f32],
     ) {
-        let most = whole(self.tiles(), instructions.run(Rows));
+        let most = whole(self.tiles(BLOCK_LEN), instructions.run(Rows));
         let mut y = self.panels(samples, y);
         for tiles in even(samples * self.grid.len(), most) {
             let mut block = self.spread(instructions, x, tiles, lane);
@@ -227,15 +216,24 @@ impl Winograd {
     /// [`run_panels`](Self::run_panels), rather than some samples: where there is much U for few
     /// tiles, it is better made where it is used than kept.
     pub(crate) fn by_panels(&self) -> bool {
-        let tiles = self.samples * self.grid.len();
-        let v = frequencies(self.grid.m) * stride(tiles, self.blocks() * BLOCK);
-        v <= PANELS_V && self.packed() > v
+        let v = stride(self.all(), self.blocks() * BLOCK).saturating_mul(frequencies(self.grid.m));
+        v <= PANELS_LEN && self.packed() > 2 * v
     }
 
     /// Numbers of scratch for a running task of [`run_panels`](Self::run_panels).
     pub(crate) fn panels_lane(&self) -> usize {
-        let tiles = (self.samples * self.grid.len()).next_multiple_of(2);
-        self.panel() + self.block_lane(tiles)
+        self.panel().saturating_add(self.block_lane(self.all().saturating_add(self.all() % 2)))
+    }
+
+    /// No less than [`panels_lane`](Self::panels_lane) for any smaller number of samples with
+    /// which tasks would have panels; 0 where there is none.
+    pub(crate) fn most_panels_lane(&self) -> usize {
+        let v = PANELS_LEN.min(self.packed() / 2);
+        let tiles = v / (frequencies(self.grid.m) * self.blocks() * BLOCK);
+        match tiles.min(self.all()) {
+            0 => 0,
+            tiles => self.panel().saturating_add(self.block_lane(tiles + tiles % 2)),
+        }
     }
 
     /// The panels of y.
@@ -346,17 +344,9 @@ impl Block<'_> {
 }
 
 impl Winograd {
-    /// Tiles of a block of the gradient, at most.
-    fn gradient_tiles(&self) -> usize {
-        let tile = frequencies(self.grid.m) * self.blocks() * BLOCK;
-        (GRADIENT_V / tile).max(TILES).min(self.samples * self.grid.len()).next_multiple_of(2)
-    }
-
     /// Numbers of scratch for a running task of [`gradient`](Self::gradient).
     pub(crate) fn gradient_lane(&self) -> usize {
-        let tiles = self.gradient_tiles();
-        let (v, dy) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
-        STRIP + PRODUCTS + frequencies(self.grid.m) * (v + dy)
+        PRODUCTS + self.block_lane(self.tiles(GRADIENT_LEN))
     }
 
     /// Numbers of a partial gradient.
@@ -381,7 +371,7 @@ impl Winograd {
         let (grid, blocks, m) = (self.grid, self.blocks(), self.grid.m);
         let (strip, lane) = lane.split_at_mut(STRIP);
         let (products, lane) = lane.split_at_mut(PRODUCTS);
-        for tiles in even(samples * grid.len(), self.gradient_tiles()) {
+        for tiles in even(samples * grid.len(), self.tiles(GRADIENT_LEN)) {
             let groups = Groups::one(tiles.len());
             let v_stride = stride(groups.padded(), blocks * BLOCK);
             let dy_stride = stride(groups.padded(), PANEL);
@@ -429,22 +419,17 @@ impl Winograd {
         PANEL * self.c * 9
     }
 
-    /// Adds partial gradients that lie one after another, in this order, to the gradient of the
-    /// weights of one panel: those from `panel * panel_weights()` on, in the order (K, C, 3, 3).
-    pub(crate) fn join(&self, partials: &[f32], panel: usize, dw: &mut [f32]) {
-        let (width, filter) = (self.width(panel), self.c * 9);
-        let first = panel * self.panel_weights();
-        for at in (0..filter).step_by(BLOCK * 9) {
-            let past = filter.min(at + BLOCK * 9);
-            for (i, dw) in dw.chunks_exact_mut(filter).enumerate() {
-                for (tap, dw) in (at..).zip(&mut dw[at..past]) {
-                    let partials = partials.chunks_exact(self.partial());
-                    let sum =
-                        partials.fold(0.0, |sum, partial| sum + partial[first + tap * width + i]);
-                    *dw += sum;
-                }
-            }
-        }
+    /// Adds a panel of a partial gradient to the gradient of the weights of its filters, in the
+    /// order (K, C, 3, 3): those from `panel * panel_weights()` on.
+    pub(crate) fn join(
+        &self,
+        instructions: Instructions,
+        panel: usize,
+        partial: &[f32],
+        dw: &mut [f32],
+    ) {
+        let width = self.width(panel);
+        instructions.run(Join { width, weights: self.c * 9, partial, dw });
     }
 }
 
@@ -466,10 +451,11 @@ mod tests {
 
     use super::*;
     use crate::check::values;
+    use crate::conv::Precision;
     use crate::conv::problem::Clamp;
 
     fn error(tile: usize) -> f64 {
-        f64::from(if tile == 4 { ERROR_4 } else { ERROR_2 })
+        f64::from(if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 })
     }
 
     fn wide(x: &[f32]) -> Vec<f64> {
@@ -675,7 +661,10 @@ mod tests {
                     }
                     let mut dw = vec![1.0; k * c * 9];
                     for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
-                        winograd.join(&partials, panel, dw);
+                        for partial in partials.chunks(winograd.partial()) {
+                            let partial = &partial[panel * winograd.panel_weights()..];
+                            winograd.join(set, panel, partial, dw);
+                        }
                     }
                     let most = largest(&expected) * error(tile);
                     for (got, expected) in dw.iter().zip(&expected) {
@@ -703,7 +692,8 @@ mod tests {
                 winograd.gradient(Instructions::best(), 1, x, dy, 0, &mut each, &mut lane);
             }
             let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let most = largest * if tile == 4 { ERROR_4 } else { ERROR_2 };
+            let most =
+                largest * if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 };
             assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() <= most));
         }
     }
@@ -715,7 +705,7 @@ mod tests {
 
     #[test]
     fn errors_are_within_the_bounds_for_many_channels() {
-        for (c, side) in [(64, 12), (256, 8), (512, 4)] {
+        for (c, side) in [(16, 32), (64, 12), (256, 8), (512, 4)] {
             let (n, k) = (2, 16);
             let (s, conv) = (shape(n, c, side, side), conv(k, (1, 1)));
             let problem = Problem::new(conv, s).unwrap();
@@ -723,11 +713,22 @@ mod tests {
             let (x, weight) = (normal(1, n * c * plane), normal(2, k * c * 9));
             let mut expected = vec![0.0; n * k * plane];
             conv.forward(s, &wide(&x), &wide(&weight), &[], &mut expected);
-            let x = blocked(&x, c, plane);
+            let dy = normal(3, n * k * plane);
+            let mut gradient = vec![0.0; k * c * 9];
+            conv.backward(s, &wide(&x), &wide(&weight), &wide(&dy), None, &mut gradient, &mut []);
+            let (x, dy) = (blocked(&x, c, plane), blocked(&dy, k, plane));
             let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
             for tile in [2, 4] {
                 let winograd = Winograd::new(&problem, tile).unwrap();
                 for set in Instructions::all() {
+                    let mut dw = vec![0.0; k * c * 9];
+                    let mut partial = vec![0.0; winograd.partial()];
+                    let mut scratch = vec![f32::NAN; winograd.gradient_lane()];
+                    winograd.gradient(set, n, &x, &dy, 0, &mut partial, &mut scratch);
+                    winograd.join(set, 0, &partial, &mut dw);
+                    let most = largest(&gradient) * error(tile);
+                    let errors = dw.iter().zip(&gradient).map(|(a, b)| (f64::from(*a) - b).abs());
+                    assert!(errors.fold(0.0, f64::max) <= most, "{c} {tile} {set:?}");
                     let u = packed(&winograd, set, &weight, &[], false);
                     let mut y = vec![f32::NAN; n * k * plane];
                     winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
@@ -742,6 +743,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_fastest_tile_is_chosen_by_shape() {
+        let tile = |n, c, side, k| {
+            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+            Winograd::best(&problem).map(|winograd| winograd.grid.m)
+        };
+        assert_eq!(tile(32, 64, 32, 64), Some(4));
+        assert_eq!(tile(32, 256, 8, 256), Some(4));
+        assert_eq!(tile(32, 512, 4, 512), Some(4));
+        assert_eq!(tile(32, 512, 2, 512), Some(2));
+        let panels = |n, c, side, k| {
+            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
+            Winograd::best(&problem).unwrap().by_panels()
+        };
+        assert!(panels(32, 512, 4, 512) && panels(32, 512, 2, 512));
+        assert!(!panels(32, 64, 32, 64) && !panels(32, 256, 8, 256));
+        // The first layer of an image has too few channels; one tile does not pay for its weights.
+        assert_eq!(tile(32, 3, 32, 64), None);
+        assert_eq!(tile(1, 512, 2, 512), None);
     }
 
     #[test]

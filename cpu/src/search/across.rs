@@ -6,7 +6,7 @@ use sepal_core::neighbour::Nearest;
 use super::{
     Cut, LINE, Sides, block, is_hard, line, pack, packed_numbers, part, shift, with_memory,
 };
-use crate::arch::distance::{BLOCK, Block, Element, Packed, SCRATCH, Sink};
+use crate::arch::distance::{Block, Element, Packed, Sink, scratch};
 
 /// Fewer queries than these are measured against every row.
 const FEW: usize = 8;
@@ -20,6 +20,8 @@ pub(super) struct Asking<'a, T> {
     pub(super) bank: Packed<'a>,
     /// Which row a query never matches, counted from its place in the block.
     own: Option<isize>,
+    /// Rows of a block.
+    size: usize,
     scratch: &'a mut [f32],
 }
 
@@ -28,12 +30,13 @@ impl<T: Element> Asking<'_, T> {
     /// the limits before anything is below them.
     pub(super) fn compare(&mut self, sink: &mut impl Sink, seed: bool) {
         let rows = self.bank.low.len();
-        for from in (0..rows).step_by(BLOCK) {
+        for from in (0..rows).step_by(self.size) {
             self.sides.instructions.run(Block {
                 rows: self.bank,
                 columns: self.queries,
-                from_rows: from..(from + BLOCK).min(rows),
+                from_rows: from..(from + self.size).min(rows),
                 from_columns: 0..self.queries.low.len(),
+                size: self.size,
                 symmetric: false,
                 base: 0,
                 own: self.own,
@@ -81,7 +84,7 @@ pub(super) fn run<T: Element, O: Send>(
             measure(query, &mut (0..bank.len()), places);
         });
     }
-    let size = block(count);
+    let size = block(count, rayon::current_num_threads());
     with_memory(LINE + line(dim) + packed_numbers(bank.len(), dim), |memory| {
         let mut memory = Cut::new(memory);
         let point = memory.take(dim);
@@ -89,15 +92,15 @@ pub(super) fn run<T: Element, O: Send>(
         let packed_bank = pack(instructions, bank, labels, point, memory.0);
         let hard: Vec<usize> = (0..bank.len()).filter(|&at| is_hard(&packed_bank, at)).collect();
         out.par_chunks_mut(size * per).enumerate().for_each_init(
-            || vec![0.0; LINE + SCRATCH + packed_numbers(size, dim)],
+            || vec![0.0; LINE + scratch(size) + packed_numbers(size, dim)],
             |memory, (task, out)| {
                 let from = task * size;
                 let mut memory = Cut::new(memory);
-                let scratch = memory.take(SCRATCH);
+                let scratch = memory.take(self::scratch(size));
                 let own = own.map(|own| own.saturating_add_unsigned(from));
                 let queries = part(queries, from, (from + size).min(count));
                 let queries = pack(instructions, queries, labels, point, memory.0);
-                each(Asking { sides, from, queries, bank: packed_bank, own, scratch }, out);
+                each(Asking { sides, from, queries, bank: packed_bank, own, size, scratch }, out);
                 for (at, places) in out.chunks_exact_mut(per).enumerate() {
                     if is_hard(&queries, at) {
                         measure(from + at, &mut (0..bank.len()), places);

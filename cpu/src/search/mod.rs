@@ -26,7 +26,7 @@ use rayon::prelude::*;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 
 use crate::arch::Instructions;
-use crate::arch::distance::{BLOCK, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes};
+use crate::arch::distance::{BLOCKS, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes};
 pub(crate) use pairs::{batch, batch_numbers};
 
 /// Rows whose medians give the shift.
@@ -61,27 +61,34 @@ fn error(dim: usize) -> f32 {
 /// Medians of a few rows, so that no single row, however far, draws it away.
 pub(crate) fn shift<T: Element>(rows: Rows<'_, T>, shift: &mut [f32]) {
     let count = rows.len().min(SAMPLED);
-    let sample: [&[T]; SAMPLED] = std::array::from_fn(|i| {
-        rows.row(i * rows.len() / SAMPLED.min(count.max(1))).unwrap_or_default()
-    });
-    for (at, shift) in shift.iter_mut().enumerate() {
-        let mut column = [0.0; SAMPLED];
-        let Some(column) = column.get_mut(..count) else { return };
-        for (value, row) in column.iter_mut().zip(sample) {
-            *value = row.get(at).map_or(0.0, |x| x.widen());
+    let step = rows.len() / count.max(1);
+    for (at, shift) in shift.chunks_mut(LINE).enumerate() {
+        let mut columns = [[0.0f32; LINE]; SAMPLED];
+        for (i, values) in columns.iter_mut().take(count).enumerate() {
+            let row = rows.row(i * step).unwrap_or_default();
+            for (value, x) in values.iter_mut().zip(row.get(at * LINE..).unwrap_or_default()) {
+                let x = x.widen();
+                *value = if x.is_finite() { x } else { 0.0 };
+            }
         }
-        column.sort_unstable_by(f32::total_cmp);
-        *shift = column.get(count / 2).copied().filter(|x| x.is_finite()).unwrap_or(0.0);
+        // All columns at once: neighbours change places until all are in order.
+        for round in 0..count {
+            for i in (round % 2 + 1..count).step_by(2) {
+                let (before, after) = columns.split_at_mut(i);
+                for (a, b) in before[i - 1].iter_mut().zip(&mut after[0]) {
+                    (*a, *b) = if *b < *a { (*b, *a) } else { (*a, *b) };
+                }
+            }
+        }
+        shift.copy_from_slice(&columns[count / 2][..shift.len()]);
     }
 }
 
-/// Rows of a block, for a set of some rows: small sets have to give work to several threads.
-fn block(rows: usize) -> usize {
-    match rows {
-        0..=256 => BLOCK / 4,
-        257..=512 => BLOCK / 2,
-        _ => BLOCK,
-    }
+/// Rows of a block, for a set of some rows: small sets have to give work to all threads.
+fn block(rows: usize, threads: usize) -> usize {
+    let enough = |size: &usize| threads == 1 || rows / size > 2 * threads;
+    let [.., least] = BLOCKS;
+    BLOCKS.into_iter().find(enough).unwrap_or(least)
 }
 
 /// Numbers of a cache line.
@@ -177,12 +184,12 @@ struct Sides<'a, T> {
 
 impl<'a, T: Element> Sides<'a, T> {
     /// Queries and rows of the bank, measured.
-    fn measure(&self, pairs: [(usize, usize); TOGETHER]) -> [f32; TOGETHER] {
-        let pairs = pairs.map(|(query, row)| {
+    fn measure(&self, pairs: &[(usize, usize); TOGETHER]) -> [f32; TOGETHER] {
+        let pairs = pairs.each_ref().map(|&(query, row)| {
             let (a, b) = (self.queries.row(query), self.bank.row(row));
             (a.unwrap_or_default(), b.unwrap_or_default())
         });
-        self.instructions.run(Direct { pairs })
+        self.instructions.run(Direct { pairs: &pairs })
     }
 
     /// Gives `each` what is measured between one query and many rows of the bank.
@@ -241,7 +248,7 @@ impl<'a, T: Element> Queue<'a, T> {
         }
         let last = self.waiting[0];
         self.waiting[self.count..].fill(last);
-        let measured = self.sides.measure(self.waiting);
+        let measured = self.sides.measure(&self.waiting);
         let waiting = self.waiting.iter().zip(self.kinds).zip(measured);
         for ((&(query, row), kind), dist2) in waiting.take(self.count) {
             each(query, row, kind, Nearest { index: self.sides.index(row), dist2 });
@@ -310,9 +317,10 @@ pub(crate) fn nearest<T: Element>(
     let indices = u32::try_from(bank.len()).ok().and_then(|rows| first.checked_add(rows));
     if itself && skip == Some(first) && indices.is_some() && pairs.len() >= bank.len() {
         let threads = rayon::current_num_threads();
-        let count = pairs::numbers(bank.len(), bank.dim, threads);
+        let size = block(bank.len(), threads);
+        let count = pairs::numbers(bank.len(), bank.dim, size, threads);
         let pairs = pairs.get_mut(..bank.len()).unwrap_or_default();
-        return with_memory(count, |memory| pairs::among(sides, pairs, memory));
+        return with_memory(count, |memory| pairs::among(sides, size, pairs, memory));
     }
     pairs::across(sides, skip, pairs);
 }

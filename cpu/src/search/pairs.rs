@@ -11,7 +11,7 @@ use super::{
     Cut, LINE, Queue, ROWS, Sides, across, block, is_hard, line, pack, packed_numbers, shift,
 };
 use crate::arch::Instructions;
-use crate::arch::distance::{Block, Element, Packed, SCRATCH, Sink, WIDEST};
+use crate::arch::distance::{Block, Element, Packed, Sink, WIDEST, scratch};
 
 /// Candidates that a row keeps of one kind.
 const CANDIDATES: usize = 4;
@@ -198,7 +198,7 @@ impl<'a, T: Element> Closest<'a, T> {
         *count = 0;
         let query = self.from + self.base + place;
         let pairs = std::array::from_fn(|i| (query, candidates[i % CANDIDATES].at as usize));
-        let measured = self.sides.measure(pairs);
+        let measured = self.sides.measure(&pairs);
         for ((_, row), dist2) in pairs.into_iter().zip(measured).take(CANDIDATES) {
             let near = Nearest { index: self.sides.index(row), dist2 };
             let best = &mut found.best[kind];
@@ -356,13 +356,13 @@ pub(super) fn across<T: Element>(sides: Sides<'_, T>, skip: Option<u32>, pairs: 
 }
 
 /// Numbers that one worker of [`among`] takes.
-fn worker(rows: usize) -> usize {
-    Held::numbers(rows.next_multiple_of(WIDEST)) + SCRATCH
+fn worker(rows: usize, size: usize) -> usize {
+    Held::numbers(rows.next_multiple_of(WIDEST)) + scratch(size)
 }
 
 /// Numbers that [`among`] takes to have `workers` workers.
-pub(super) fn numbers(rows: usize, dim: usize, workers: usize) -> usize {
-    let workers = worker(rows).saturating_mul(workers);
+pub(super) fn numbers(rows: usize, dim: usize, size: usize, workers: usize) -> usize {
+    let workers = worker(rows, size).saturating_mul(workers);
     let set = line(dim).saturating_add(packed_numbers(rows, dim));
     set.saturating_add(workers).saturating_add(LINE)
 }
@@ -371,6 +371,7 @@ pub(super) fn numbers(rows: usize, dim: usize, workers: usize) -> usize {
 /// for each row, and memory for one worker at least.
 pub(super) fn among<T: Element, P: Place>(
     sides: Sides<'_, T>,
+    size: usize,
     pairs: &mut [P],
     memory: &mut [f32],
 ) {
@@ -379,7 +380,6 @@ pub(super) fn among<T: Element, P: Place>(
     if rows == 0 {
         return;
     }
-    let size = block(rows);
     let blocks = rows.div_ceil(size);
     let mut memory = Cut::new(memory);
     let point = memory.take(bank.dim);
@@ -388,15 +388,17 @@ pub(super) fn among<T: Element, P: Place>(
     let set = pack(instructions, bank, true, point, packed);
     let padded = set.low.len();
     let workers = (blocks * (blocks - 1) / 2).min(rayon::current_num_threads());
-    let workers = workers.min(memory.0.len() / worker(rows)).max(1);
+    let workers = workers.min(memory.0.len() / worker(rows, size)).max(1);
     let numbers = Held::numbers(padded);
-    let (all, scratch) = (memory.take(workers * numbers), memory.take(workers * SCRATCH));
+    let room = scratch(size);
+    let (all, scratch) = (memory.take(workers * numbers), memory.take(workers * room));
     let compare =
         |of_rows: usize, of_columns: usize, scratch: &mut [f32], sink: &mut Closest<'_, T>| {
             let range = |of: usize| of * size..((of + 1) * size).min(padded);
             let (from_rows, from_columns) = (range(of_rows), range(of_columns));
             let seed = of_rows == of_columns;
             instructions.run(Block {
+                size,
                 rows: set,
                 columns: set,
                 from_rows,
@@ -418,7 +420,7 @@ pub(super) fn among<T: Element, P: Place>(
     let [same, other] = &mut held.limits;
     let parts = same.par_chunks_mut(per * size).zip(other.par_chunks_mut(per * size));
     let parts = parts.zip(held.found.par_chunks_mut(per * size));
-    let parts = parts.zip(scratch.par_chunks_mut(SCRATCH));
+    let parts = parts.zip(scratch.par_chunks_mut(room));
     parts.enumerate().for_each(|(task, (((same, other), found), scratch))| {
         let held = Held { limits: [same, other], found };
         let mut sink = Closest::of_itself(sides, set, task * per * size, held, false);
@@ -434,7 +436,7 @@ pub(super) fn among<T: Element, P: Place>(
     // Then the blocks above the diagonal, whoever comes to them. Each worker gets them in order,
     // so that what comes to a row later lies behind.
     let next = AtomicUsize::new(0);
-    let parts = all.par_chunks_mut(numbers).zip(scratch.par_chunks_mut(SCRATCH));
+    let parts = all.par_chunks_mut(numbers).zip(scratch.par_chunks_mut(room));
     parts.for_each(|(held, scratch)| {
         let mut sink = Closest::of_itself(sides, set, 0, Held::new(held, padded), zeros);
         let (mut column, mut before) = (1, 0);
@@ -479,10 +481,18 @@ pub(super) fn among<T: Element, P: Place>(
     }
 }
 
+/// Rows of a block of a batch, and how many workers have scratch: by its shape alone, for it is
+/// planned.
+fn batch_blocks(rows: usize) -> (usize, usize) {
+    let size = block(rows, WORKERS / 2);
+    let blocks = rows.div_ceil(size);
+    (size, (blocks * blocks.saturating_sub(1) / 2).clamp(1, WORKERS))
+}
+
 /// Numbers of scratch for [`batch`].
 pub(crate) fn batch_numbers(rows: usize, dim: usize) -> usize {
-    let blocks = rows.div_ceil(block(rows));
-    numbers(rows, dim, (blocks * blocks.saturating_sub(1) / 2).clamp(1, WORKERS))
+    let (size, workers) = batch_blocks(rows);
+    numbers(rows, dim, size, workers)
 }
 
 /// The nearest neighbours of each row among the others, as words of [`Pair`]. Allocates nothing:
@@ -495,8 +505,9 @@ pub(crate) fn batch(
 ) {
     pairs.fill(Pair::NONE.to_words());
     let sides = Sides { instructions, queries: rows, bank: rows, first: 0 };
-    let fits = scratch.len() >= numbers(rows.len(), rows.dim, 1);
+    let (size, _) = batch_blocks(rows.len());
+    let fits = scratch.len() >= numbers(rows.len(), rows.dim, size, 1);
     if let Some(pairs) = pairs.get_mut(..rows.len()).filter(|_| fits) {
-        among(sides, pairs, scratch);
+        among(sides, size, pairs, scratch);
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use core::arch::aarch64::*;
+use core::arch::asm;
 
 use crate::arch::{Isa, Kernel, Narrow, Simd};
 
@@ -73,10 +74,10 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_half_ptr(self, from: *const u16) -> Self::V {
-        // The conversion instruction's intrinsic needs a type that is not stable yet.
-        let widened = unsafe { from.cast::<[u16; 8]>().read_unaligned() }
-            .map(|bits| half::f16::from_bits(bits).to_f32());
-        unsafe { self.load_ptr(widened.as_ptr()) }
+        unsafe {
+            let narrow = vreinterpretq_f16_u16(vld1q_u16(from));
+            [vcvt_f32_f16(vget_low_f16(narrow)), vcvt_high_f32_f16(narrow)]
+        }
     }
 
     #[inline(always)]
@@ -167,8 +168,14 @@ impl Simd for Neon {
         }
     }
 
+    // The intrinsic is not stable yet.
     #[inline(always)]
-    fn prefetch(self, _at: *const f32) {}
+    fn prefetch(self, at: *const f32) {
+        unsafe {
+            asm!("prfm pldl1keep, [{at}]", at = in(reg) at,
+                options(nomem, nostack, preserves_flags));
+        }
+    }
 }
 
 /// Four rows of 4 numbers as their columns.

@@ -164,6 +164,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read")]
     fn after(self, mut at: *const f32, v: __m256) -> *const f32 {
         // No instruction at all.
         unsafe {
