@@ -1,4 +1,4 @@
-//! Matrix products: the only place of this crate with `unsafe` code.
+//! Matrix products: the only place of this crate with `unsafe` code beside its `arch` directory.
 //!
 //! `matrixmultiply` reads and writes through pointers and strides; here both are checked against
 //! the slices that they come from.
