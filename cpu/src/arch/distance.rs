@@ -298,6 +298,7 @@ impl<L: Sink> Block<'_, L> {
             assert!(set.panels.len() >= padded * dim);
             assert!(set.error.len() >= padded && set.labels.len() >= padded);
         }
+        assert!(base <= from_columns.start && (!SYMMETRIC || base <= from_rows.start));
         assert!(scratch.len() >= self::scratch(size));
         let (products, rest) = scratch.split_at_mut(size * size);
         let (least_columns, least_rows) = rest.split_at_mut(2 * size);
