@@ -364,11 +364,12 @@ impl Multiply<'_, '_, '_> {
         // SAFETY: as `run` checked, every place reads its taps inside of x, a block has a row of
         // `width` weights for each tap and channel, and places lie inside of the field.
         unsafe {
-            let all_x = strip.x.as_ptr().add(row * strip.pitch + at * SPACING);
+            // Without taps or channels x and the weights may be empty, and nothing is read.
+            let all_x = strip.x.as_ptr().wrapping_add(row * strip.pitch + at * SPACING);
             let all_rows = self.blocks * strip.taps.len() * SPACING;
-            let all_w = self.w.as_ptr().add(part.filters.start * all_rows);
-            let all_w = all_w.add(self.from * strip.taps.len() * SPACING * width);
-            let all_w = all_w.add(filter - part.filters.start);
+            let first_w = part.filters.start * all_rows + filter - part.filters.start;
+            let first_w = first_w + self.from * strip.taps.len() * SPACING * width;
+            let all_w = self.w.as_ptr().wrapping_add(first_w);
             let units = part.units.end;
             // Planes are read tap by tap of a row, blocks channel by channel of a tap.
             let line = SPACING == 1 && strip.step > 0;
