@@ -591,7 +591,7 @@ impl Gather<'_, '_> {
         assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
         let first_block = panel * (PANEL / BLOCK);
         let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
-        let (slope, top) = (s.splat(slope), s.splat(top));
+        let (factor, top) = (s.splat(slope), s.splat(top));
         for span in grid.spans(tiles, usize::MAX) {
             let down = (p - span.row * M).min(M);
             for tile in 0..span.len {
@@ -629,8 +629,10 @@ impl Gather<'_, '_> {
                                     break;
                                 }
                                 let y = s.add(y[j], shift);
+                                // Infinity times 0 would be NaN.
+                                let low = if slope == 0.0 { s.zero() } else { s.mul(factor, y) };
                                 // The second of two is taken where one is NaN.
-                                let y = s.min(top, s.max(s.mul(slope, y), y));
+                                let y = s.min(top, s.max(low, y));
                                 let to = to.add((i * q + j) * BLOCK);
                                 s.store_ptr(y, to);
                                 // The tile after the next.

@@ -215,9 +215,8 @@ impl Conv {
         (Cut { all, step }, [1, PANEL / BLOCK, each * BLOCK])
     }
 
-    /// Tasks of a pass at most, never fewer for more samples.
-    fn tasks(&self, direct: &Direct) -> usize {
-        let (rows, columns) = direct.places();
+    /// Tasks of a pass with such rows and columns at most, never fewer for more samples.
+    fn tasks(&self, direct: &Direct, (rows, columns): (usize, usize)) -> usize {
         TASKS.min(self.problem.n * direct.panels() * rows * columns).max(1)
     }
 
@@ -246,7 +245,9 @@ impl Conv {
         let (direct, p) = (self.direct(pool), &self.problem);
         let pooled = pool.map_or(0, |pool| self.pooled(pool).1 * p.q * padded(p.k));
         let lane = direct.lane() + pooled.next_multiple_of(LINE);
-        let own = direct.packed().next_multiple_of(LINE) + self.tasks(&direct) * lane;
+        // A pool may have more places than what it reads.
+        let places = pool.and_then(|pool| pool.size(p.p, p.q)).unwrap_or(direct.places());
+        let own = direct.packed().next_multiple_of(LINE) + self.tasks(&direct, places) * lane;
         // With fewer samples than these, the direct convolution may be the faster one.
         let transformed = self.transformed().map_or(0, |transformed| transformed.scratch(pool));
         LINE + own.max(transformed)
@@ -378,7 +379,8 @@ impl Conv {
         let least = self.problem.n.min(TASKS);
         let weights = (1..=least).chain([self.problem.n]).map(weights).max().unwrap_or(0);
         let data = self.turned().map(|direct| {
-            let lanes = self.tasks(&direct) * direct.lane();
+            // Cut as all of dx is, of which this may be no place.
+            let lanes = self.tasks(&direct, (self.flat.h, self.flat.w)) * direct.lane();
             direct.packed().next_multiple_of(LINE) + lanes
         });
         let direct = weights.max(data.max().unwrap_or(0));

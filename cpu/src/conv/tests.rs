@@ -296,3 +296,43 @@ fn what_is_fused() {
         }
     }
 }
+
+/// A padded pool may give far more places than it reads.
+#[test]
+fn tasks_of_padded_pools_have_a_lane_each() {
+    let window = Window { kernel: (1, 1), stride: (1, 1), pad: (100, 100) };
+    let (conv, shape) = (Conv2d::new(8, 1), Shape::new(1, 8, 1, 1));
+    for (set, precision) in ways() {
+        let own = Conv::new(conv, shape, Layout::Nchw8c, precision).unwrap();
+        let pool = Some(Pool::Average(window));
+        let (x, w) = (values(1, 8), values(2, 64));
+        let mut y = vec![f32::NAN; 201 * 201 * 8];
+        let mut scratch = vec![f32::NAN; own.forward_scratch(pool)];
+        own.forward(set, &x, &w, &Epilogue::NONE, pool, &mut y, &mut scratch);
+        let mut alone = vec![f32::NAN; 8];
+        own.forward(set, &x, &w, &Epilogue::NONE, None, &mut alone, &mut scratch);
+        let middle = (100 * 201 + 100) * 8;
+        assert_eq!(y[middle..middle + 8], alone);
+        assert_eq!(y.iter().filter(|y| **y != 0.0).count(), 8);
+    }
+}
+
+/// Activations of infinite sums are those of the reference, in the Winograd domain too.
+#[test]
+fn infinities_are_clamped() {
+    let (conv, shape) = (Conv2d { pad: (1, 1), ..Conv2d::new(32, 3) }, Shape::new(4, 32, 8, 8));
+    let (x, w) = (values(1, length(shape)), values(2, 32 * 32 * 9));
+    let shift = [f32::NEG_INFINITY, f32::INFINITY].repeat(16);
+    for (set, precision) in ways() {
+        let own = Conv::new(conv, shape, Layout::Nchw8c, precision).unwrap();
+        for (slope, top, expected) in
+            [(0.0, 6.0, [0.0, 6.0]), (0.5, f32::INFINITY, [shift[0], shift[1]])]
+        {
+            let epilogue = Epilogue { scale: &[], shift: &shift, clamp: Clamp { slope, top } };
+            let mut y = vec![f32::NAN; x.len()];
+            let mut scratch = vec![f32::NAN; own.forward_scratch(None)];
+            own.forward(set, &x, &w, &epilogue, None, &mut y, &mut scratch);
+            assert!(y.chunks(2).all(|y| y == expected), "{set:?} {precision:?} {slope}");
+        }
+    }
+}
