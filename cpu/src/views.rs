@@ -73,7 +73,7 @@ pub fn nearest<T: Feature>(
 /// nearest first; see [`top_k`](sepal_core::neighbour::top_k).
 ///
 /// # Errors
-/// Rows of different lengths.
+/// Rows of different lengths, more places than memory has.
 ///
 /// ```
 /// use ndarray::array;
@@ -91,7 +91,11 @@ pub fn top_k<T: Feature>(
         return Err(ArenaError::Length { slot: bank.ncols(), host: queries.ncols() }.into());
     }
     let count = queries.nrows();
-    let mut out = vec![Nearest::NONE; count * k];
+    let (mut out, places) = (Vec::new(), count.saturating_mul(k));
+    let needed = places.saturating_mul(size_of::<Nearest>());
+    let missing = ArenaError::OutOfMemory { needed, given: 0 };
+    out.try_reserve_exact(places).map_err(|_| missing)?;
+    out.resize(places, Nearest::NONE);
     // The order of all neighbours does not look at labels.
     with_rows(queries, &vec![0; count], |queries| {
         with_rows(bank, &vec![0; bank.nrows()], |bank| {

@@ -420,3 +420,11 @@ proptest! {
         close("gradient", &got.1, &expected.1, EXACT);
     }
 }
+
+#[test]
+fn more_places_than_memory_are_an_error() {
+    let rows = ndarray::Array2::<f32>::zeros((2, 3));
+    for k in [usize::MAX, usize::MAX / 16] {
+        assert!(views::top_k(rows.view(), rows.view(), k).is_err());
+    }
+}
