@@ -17,6 +17,7 @@
 //!
 //! Vectors are of filters, but of places where channels lie in planes and eight filters or fewer are
 //! left: otherwise a vector would be filled in part.
+#![allow(clippy::needless_range_loop, reason = "indices of registers, known when compiled")]
 #![allow(unsafe_code)]
 
 use core::marker::PhantomData;
