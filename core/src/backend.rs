@@ -6,7 +6,7 @@
 //! The trait's required methods work on one layer; whole blocks have defaults that loop over the
 //! layers, so that a new layer works everywhere and a backend can fuse what it likes.
 
-use crate::arena::{ArenaError, Dtype, Slot, Word};
+use crate::arena::{ArenaError, Slot, Word};
 use crate::error::Error;
 use crate::layer::{Layer, Needs, Pass};
 use crate::loss::Score;
@@ -220,7 +220,7 @@ pub trait Backend {
     /// A slot past the arena's end.
     fn zero(&mut self, slot: Slot) -> Result<(), Error>;
 
-    /// Copies a slot to another of the same type and number of elements.
+    /// Copies a slot to another of the same type and shape, in the other's layout.
     ///
     /// # Errors
     /// Slots that overlap or differ.
@@ -412,24 +412,6 @@ pub fn plan_eval<B: Backend + ?Sized>(
         x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
     }
     Ok(plan)
-}
-
-/// How the output of a chain lies: shape, type and layout. Its place is not planned.
-///
-/// # Errors
-/// A layer that cannot take its input.
-pub fn output<B: Backend + ?Sized>(
-    backend: &B,
-    chain: &Chain<'_>,
-    input: Shape,
-    pass: Pass,
-) -> Result<Slot, PlanError> {
-    let mut x = Slot::new(0, input, Dtype::F32);
-    for i in 0..chain.len() {
-        let (_, needs) = needs(backend, chain, i, x, pass)?;
-        x = Slot { at: 0, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
-    }
-    Ok(x)
 }
 
 /// A backend's plan for training `chain` on the batch that lies at `input`, in a region from byte

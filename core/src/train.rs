@@ -15,7 +15,7 @@
 //! work: the prefix, some samples at a time, then the chain       the larger of both
 //! ```
 
-use crate::arena::{Dtype, Layout, Slot};
+use crate::arena::{Dtype, Slot};
 use crate::backend::{
     self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
 };
@@ -85,13 +85,7 @@ struct Fixed {
 }
 
 impl Fixed {
-    /// `layout` is that of what the prefix gives.
-    const fn new(
-        net: &Net<'_>,
-        stage: &Stage<'_>,
-        feed: Feed,
-        layout: Layout,
-    ) -> Result<Self, PlanError> {
+    const fn new(net: &Net<'_>, stage: &Stage<'_>, feed: Feed) -> Result<Self, PlanError> {
         let (first, last) = (stage.first as usize, stage.last as usize);
         let batch = stage.recipe.batch;
         if feed.depth > first || first >= last || last > net.layers.len() {
@@ -131,8 +125,9 @@ impl Fixed {
         };
         // Numbers that need no prefix are the chain's input where they are.
         let own = bytes || prefix.is_some();
-        let layout = if prefix.is_some() { layout } else { Layout::Nchw };
-        let x = Slot { layout, ..Slot::new(tri!(plan::past(pairs)), input, Dtype::F32) };
+        // In the reference's layout, whatever that of the prefix: what is kept of a prefix lies so
+        // too, and both give the same bits.
+        let x = Slot::new(tri!(plan::past(pairs)), input, Dtype::F32);
         let work = if own { tri!(plan::past(x)) } else { x.at };
         Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
     }
@@ -153,7 +148,7 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
+        let fixed = tri!(Fixed::new(net, stage, feed));
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = tri!(net.chain(depth, stage.first as usize));
@@ -180,12 +175,10 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let mut fixed = Fixed::new(net, stage, feed, Layout::Nchw)?;
+        let fixed = Fixed::new(net, stage, feed)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = net.chain(depth, usize::from(stage.first))?;
-                let output = backend::output(backend, &chain, input, feed.pass())?;
-                fixed = Fixed::new(net, stage, feed, output.layout)?;
                 Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
             }
             None => None,
