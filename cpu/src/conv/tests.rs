@@ -95,7 +95,7 @@ fn check(conv: Conv2d, shape: Shape) {
     let (mut dw, mut db) = (wide(&values(5, w.len())), wide(&values(6, b.len())));
     conv.backward(shape, &x, &w, &dy, Some(&mut dx), &mut dw, &mut db);
     for with in ways() {
-        for layout in [Layout::Nchw8c, Layout::Nchw] {
+        let results = [Layout::Nchw8c, Layout::Nchw].map(|layout| {
             let what = format!("{with:?} {layout:?} {shape} {conv:?}");
             let got = passes(with, conv, shape, layout);
             for (name, (got, expected)) in
@@ -103,7 +103,31 @@ fn check(conv: Conv2d, shape: Shape) {
             {
                 close(with.1, &format!("{name} {what}"), got, expected);
             }
-        }
+            got
+        });
+        // What is kept of a prefix lies otherwise than within a chain, and both give the same bits.
+        let [[y, ..], [own_y, ..]] = results;
+        assert!(y == own_y, "{with:?} {shape} {conv:?}");
+    }
+}
+
+/// The Winograd domain is taken where it is allowed and faster, and only there.
+#[test]
+fn the_caller_says_how_exactly() {
+    let of = |precision, conv, shape| {
+        let own = Conv::new(conv, shape, Layout::Nchw8c, precision).unwrap();
+        (own.transformed().is_some(), own.transformed_back().is_some())
+    };
+    let shape = Shape::new(8, 64, 16, 16);
+    let conv = Conv2d { pad: (1, 1), ..Conv2d::new(64, 3) };
+    assert_eq!(of(Precision::Fast, conv, shape), (true, true));
+    assert_eq!(of(Precision::Exact, conv, shape), (false, false));
+    assert_eq!(of(Precision::Fast, Conv2d::new(64, 5), shape), (false, false));
+    let [exact, fast] = [Precision::Exact, Precision::Fast]
+        .map(|precision| passes((Instructions::best(), precision), conv, shape, Layout::Nchw8c));
+    // Other roundings: the choice reaches the kernels of all three passes.
+    for pass in 0..3 {
+        assert!(exact[pass] != fast[pass], "{pass}");
     }
 }
 
