@@ -167,6 +167,14 @@ fn table(args: &Args) -> Result<(), Failure> {
     let asked = |filters: &[&String], name: &str| {
         filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))
     };
+    let all: Vec<String> = SIZES.into_iter().map(size).collect();
+    let backends: Vec<String> = Who::all(args.threads)?.iter().map(Who::name).collect();
+    for (filters, known) in [(&sizes, &all), (&names, &backends)] {
+        let unknown = filters.iter().find(|f| known.iter().all(|name| !name.contains(f.as_str())));
+        if let Some(filter) = unknown {
+            return Err(format!("{filter}: expected a part of one of {}", known.join(", ")).into());
+        }
+    }
     for shape in SIZES.into_iter().filter(|shape| asked(&sizes, &size(*shape))) {
         let set = Set::new(shape.0, shape.1);
         let operations = 2.0 * (shape.0 as f64).powi(2) * shape.1 as f64;

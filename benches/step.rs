@@ -3,9 +3,10 @@
 //!
 //! `cargo bench --bench step` prints all tables; `-- lenet vgg16 epoch` some of them. With
 //! `--serve lenet` or `--serve vgg16` it makes as many steps as each line of the standard input
-//! says and answers with CPU and wall seconds: `benches/peers/step.py` runs it beside others.
+//! says and answers with wall and CPU seconds: `benches/peers/step.py` runs it beside others.
 
 use std::io::{BufRead, Write};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
@@ -75,8 +76,17 @@ enum Served {
     Vgg16,
 }
 
-fn main() -> Result<(), Failure> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match print(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(args: &Args) -> Result<(), Failure> {
     if let Some(net) = args.serve {
         let work = match net {
             Served::Lenet => lenet(),
@@ -219,10 +229,12 @@ fn time(work: impl FnOnce() -> Result<(), Failure>) -> Result<(f64, f64), Failur
 
 fn serve(step: &mut dyn FnMut(usize) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
+    step(2)?;
+    writeln!(out, "ready")?;
     for line in std::io::stdin().lock().lines() {
         let steps = line?.trim().parse()?;
         let (cpu, wall) = time(|| step(steps))?;
-        writeln!(out, "{cpu} {wall}")?;
+        writeln!(out, "{wall} {cpu}")?;
         out.flush()?;
     }
     Ok(())

@@ -10,10 +10,8 @@ ours is than the best of the others, and which that is.
 """
 
 import argparse
-import os
-import subprocess
-import sys
-import time
+
+import rounds
 
 # N, C, H, W, K, kernel, padding
 ROWS = {
@@ -40,64 +38,16 @@ parser.add_argument("--rounds", type=int, default=7)
 parser.add_argument("--set", action="append", help="of our instruction sets [default: the best]")
 args = parser.parse_args()
 
-for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "RAYON"):
-    os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+rounds.threads(args.threads)
 
 import numpy as np
 
-
-def optional(name):
-    """A library, or nothing where it is not installed."""
-    try:
-        return __import__(name)
-    except ImportError as error:
-        print(f"without {name}: {error}", file=sys.stderr)
-        return None
-
-
-torch, onnx = optional("torch"), optional("onnx")
-onnxruntime = optional("onnxruntime") if onnx else None
-openvino = optional("openvino") if onnx else None
+torch, onnx = rounds.optional("torch"), rounds.optional("onnx")
+onnxruntime = rounds.optional("onnxruntime") if onnx else None
+openvino = rounds.optional("openvino") if onnx else None
 if torch:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-
-
-class Ours:
-    """The bench, which answers each line with its seconds."""
-
-    def __init__(self, row, which, instructions):
-        command = [args.bench, "--threads", str(args.threads)]
-        command += ["--serve", row, which, instructions]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        if self.process.stdout.readline().strip() != "ready":
-            sys.exit("the bench does not serve")
-
-    def round(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline().split()[1])
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-class Peer:
-    """A function of this process."""
-
-    def __init__(self, work):
-        self.work = work
-        work()
-
-    def round(self):
-        start = time.process_time()
-        self.work()
-        return time.process_time() - start
-
-    def close(self):
-        pass
 
 
 def model(x, w, y, pad):
@@ -173,15 +123,11 @@ for row in args.rows:
     operations = 2 * n * k * c * kernel[0] * kernel[1] * places
     for which in PASSES:
         sets = args.set or ["best"]
-        ours = {name: Ours(row, which, name) for name in sets}
-        others = {name: Peer(work) for name, work in peers(row, which)}
-        times = {name: [] for name in [*ours, *others]}
-        for _ in range(args.rounds):
-            for name, runner in [*ours.items(), *others.items()]:
-                times[name].append(runner.round())
-        for runner in ours.values():
-            runner.close()
-        rate = {name: operations / min(t) / 1e9 for name, t in times.items()}
+        command = [args.bench, "--threads", str(args.threads), "--serve", row, which]
+        ours = {name: rounds.Ours(*command, name) for name in sets}
+        others = {name: rounds.Peer(work) for name, work in peers(row, which)}
+        times = rounds.run(ours | others, args.rounds)
+        rate = {name: operations / min(cpu for _, cpu in t) / 1e9 for name, t in times.items()}
         own = " ".join(f"{name} {rate[name]:.1f}" for name in ours)
         listed = ", ".join(f"{name} {rate[name]:.1f}" for name in others)
         best = max(others, key=rate.get, default=None)

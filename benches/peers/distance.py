@@ -10,11 +10,9 @@ of another, the others the nearest of all (torch: both too, where it says so).
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import time
+
+import rounds
 
 SIZES = ["1000x64", "1000x1024", "1000x4096", "5000x64", "5000x1024", "10000x256"]
 
@@ -26,65 +24,16 @@ parser.add_argument("--rounds", type=int, default=7)
 parser.add_argument("--backend", action="append", help="of ours [default: the best set]")
 args = parser.parse_args()
 
-for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
-    os.environ.pop(name, None)
-for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "RAYON"):
-    os.environ[f"{name}_NUM_THREADS"] = str(args.threads)
+rounds.threads(args.threads)
 
 import numpy as np
 
-
-def optional(name):
-    """A library, or nothing where it is not installed."""
-    try:
-        return __import__(name)
-    except ImportError as error:
-        print(f"without {name}: {error}", file=sys.stderr)
-        return None
-
-
-faiss, torch, sklearn = optional("faiss"), optional("torch"), optional("sklearn.neighbors")
+faiss, torch, sklearn = map(rounds.optional, ("faiss", "torch", "sklearn.neighbors"))
 if faiss:
     faiss.omp_set_num_threads(args.threads)
 if torch:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-
-
-class Ours:
-    """The bench, which answers each line with its seconds."""
-
-    def __init__(self, size, backend):
-        command = [args.bench, "--threads", str(args.threads), "--serve", size, backend]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        if self.process.stdout.readline().strip() != "ready":
-            sys.exit("the bench does not serve")
-
-    def round(self):
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return tuple(map(float, self.process.stdout.readline().split()))
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-class Peer:
-    """A function of this process."""
-
-    def __init__(self, work):
-        self.work = work
-        work()
-
-    def round(self):
-        cpu, wall = time.process_time(), time.perf_counter()
-        self.work()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    def close(self):
-        pass
 
 
 def peers(m, d):
@@ -147,16 +96,12 @@ print(f"{args.threads} thread(s), {args.rounds} rounds, GFLOP per CPU-second (le
 for size in args.sizes:
     m, d = map(int, size.split("x"))
     backends = args.backend or ["cpu"]
-    ours = {f"sepal {name}": Ours(size, name) for name in backends}
-    all_of_them = ours | {name: Peer(work) for name, work in peers(m, d)}
-    times = {name: [] for name in all_of_them}
-    for _ in range(args.rounds):
-        for name, who in all_of_them.items():
-            times[name].append(who.round())
-    for who in all_of_them.values():
-        who.close()
+    command = [args.bench, "--threads", str(args.threads), "--serve", size]
+    ours = {f"sepal {name}": rounds.Ours(*command, name) for name in backends}
+    others = {name: rounds.Peer(work) for name, work in peers(m, d)}
+    times = rounds.run(ours | others, args.rounds)
     rate = {name: 2e-9 * m * m * d / min(cpu for _, cpu in t) for name, t in times.items()}
-    best = max((name for name in rate if name not in ours), key=rate.get)
+    best = max(others, key=rate.get)
     for name, t in times.items():
         wall = 1e3 * statistics.median(wall for wall, _ in t)
         mark = f"  {rate[name] / rate[best]:.2f} of {best}" if name in ours else ""

@@ -9,16 +9,14 @@ sepal is faster.
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import time
+
+import rounds
 
 THREADS = "1"
 # Batch, as in benches/step.rs, and steps of a round.
 WORKS = {"lenet": (128, 20), "vgg16": (32, 1)}
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = THREADS
+rounds.threads(THREADS)
 
 import torch
 from torch import nn
@@ -46,8 +44,8 @@ def vgg16():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)), (3, 32, 32)
 
 
-def peer(net, batch, channels_last):
-    """A function that makes so many steps and gives their CPU and wall seconds."""
+def peer(net, batch, count, channels_last):
+    """A function that makes so many steps."""
     model, shape = {"lenet": lenet, "vgg16": vgg16}[net]()
     x, y = torch.randn(batch, *shape), torch.randint(0, 10, (batch,))
     if channels_last:
@@ -55,29 +53,11 @@ def peer(net, batch, channels_last):
         x = x.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def steps(count):
-        cpu, wall = time.process_time(), time.perf_counter()
+    def steps():
         for _ in range(count):
             optimiser.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
-        return time.process_time() - cpu, time.perf_counter() - wall
-
-    return steps
-
-
-def own(bench, net):
-    """The same of the bench."""
-    command = [bench, "--serve", net, "--threads", THREADS]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-
-    def steps(count):
-        print(count, file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{bench} ended with status {process.wait()}")
-        return tuple(map(float, line.split()))
 
     return steps
 
@@ -91,17 +71,14 @@ def main():
     args = parser.parse_args()
     for net in args.nets:
         batch, count = WORKS[net]
+        command = [args.bench, "--serve", net, "--threads", THREADS]
         jobs = {
-            "sepal": own(args.bench, net),
-            "torch NCHW": peer(net, batch, False),
-            "torch channels-last": peer(net, batch, True),
+            "sepal": rounds.Ours(*command, line=count),
+            "torch NCHW": rounds.Peer(peer(net, batch, count, False)),
+            "torch channels-last": rounds.Peer(peer(net, batch, count, True)),
         }
-        for steps in jobs.values():
-            steps(2)
-        cpu = {name: [] for name in jobs}
-        for _ in range(args.rounds):
-            for name, steps in jobs.items():
-                cpu[name].append(steps(count)[0])
+        times = rounds.run(jobs, args.rounds)
+        cpu = {name: [cpu for _, cpu in t] for name, t in times.items()}
         print(f"\n{net}, batch {batch}, {args.rounds} rounds of {count} steps, {THREADS} thread")
         print(f"{'':20} {'images/CPU s':>12} {'least':>7} {'median':>7}   ratio of sepal to it")
         for name, times in cpu.items():

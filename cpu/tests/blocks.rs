@@ -393,6 +393,37 @@ impl<'a> Evaluation<'a> {
     }
 }
 
+/// What lies between layers that run together is never written.
+#[test]
+fn what_lies_between_is_left_out() {
+    let norm = Layer::BatchNorm(BatchNorm::new());
+    let pool = Layer::MaxPool(MaxPool::new(2));
+    let shape = Shape::new(3, 16, 6, 6);
+    // Under training: the norm's output, which the pool reads, is still what the memory held.
+    let layers = [norm, RELU, pool];
+    let block = Block::new(&Cpu::new(&mut []), &layers, (shape, Layout::Nchw8c));
+    let mut memory = nan(block.bytes);
+    let mut cpu = Cpu::new(&mut memory);
+    block.run(&mut cpu, &values(1, len(shape)));
+    let chain = block.block.chain;
+    let mut walk = block.block.plan.walk(block.block.x);
+    let needs = cpu.needs(&chain, 0, walk.x(), Pass::Train).unwrap();
+    let between = walk.step(needs).unwrap().y;
+    let mut numbers = vec![0.0; len(between.shape)];
+    cpu.read(between, HostMut::F32(&mut numbers)).unwrap();
+    assert!(numbers.iter().all(|x| x.is_nan()));
+    // Frozen: the convolution gives what the pool would, and the others only pass it on.
+    let conv = Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(8, 3) });
+    let layers = [conv, norm, RELU, pool];
+    let chain = Chain::new(&layers);
+    let mut x = Slot::new(0, shape, Dtype::F32);
+    for at in 0..layers.len() {
+        let needs = cpu.needs(&chain, at, x, Pass::Eval).unwrap();
+        assert_eq!((needs.out, needs.view), (Shape::new(3, 8, 3, 3), at > 0), "{at}");
+        x = Slot { shape: needs.out, layout: needs.layout, ..x };
+    }
+}
+
 /// Objectives over features that lie in blocks of eight channels.
 #[test]
 fn objectives() {

@@ -203,6 +203,22 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn wide(self) -> Self::Wide;
 }
 
+/// A set whose widest vectors are those of 8.
+impl<S: Narrow> Isa for S {
+    type Narrow = Self;
+    type Wide = Self;
+
+    #[inline(always)]
+    fn narrow(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn wide(self) -> Self {
+        self
+    }
+}
+
 /// What runs on one thread with one instruction set.
 pub(crate) trait Kernel {
     /// What it gives.

@@ -1,26 +1,11 @@
 //! Plain arrays, which the compiler turns into the vectors that it may use.
 #![allow(unsafe_code)]
 
-use super::{Isa, Narrow, Simd};
+use super::{Narrow, Simd};
 
 /// No instructions but those that the program was compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Portable;
-
-impl Isa for Portable {
-    type Narrow = Self;
-    type Wide = Self;
-
-    #[inline(always)]
-    fn narrow(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn wide(self) -> Self {
-        self
-    }
-}
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {

@@ -4,7 +4,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use crate::arch::{Isa, Kernel, Narrow, Simd};
+use crate::arch::{Kernel, Narrow, Simd};
 
 /// The proof that the machine has NEON, which every 64-bit Arm with a system has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,21 +23,6 @@ impl Neon {
         }
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { compiled(self, kernel) }
-    }
-}
-
-impl Isa for Neon {
-    type Narrow = Self;
-    type Wide = Self;
-
-    #[inline(always)]
-    fn narrow(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn wide(self) -> Self {
-        self
     }
 }
 

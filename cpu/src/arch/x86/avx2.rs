@@ -4,7 +4,7 @@
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-use crate::arch::{Isa, Kernel, Narrow, Simd};
+use crate::arch::{Kernel, Narrow, Simd};
 
 /// The proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,21 +32,6 @@ impl Avx2 {
         }
         // SAFETY: `self` is the proof that the machine has the instructions.
         unsafe { compiled(self, kernel) }
-    }
-}
-
-impl Isa for Avx2 {
-    type Narrow = Self;
-    type Wide = Self;
-
-    #[inline(always)]
-    fn narrow(self) -> Self {
-        self
-    }
-
-    #[inline(always)]
-    fn wide(self) -> Self {
-        self
     }
 }
 
