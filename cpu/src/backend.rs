@@ -21,7 +21,7 @@ use sepal_core::stage::{Loss, Objective};
 use crate::arch::Instructions;
 use crate::conv::Precision;
 use crate::fused::Group;
-use crate::{blocks, folded, fused, layers, objective, optim, search};
+use crate::{blocks, folded, fused, layers, objective, optim, search, soft};
 
 /// At least `bytes` of memory for an arena, all zero.
 pub fn words(bytes: usize) -> Vec<Word> {
@@ -347,7 +347,7 @@ impl Backend for Cpu<'_> {
             let (scratch, gradient) = (scratch.get::<f32>()?, gradient.get::<f32>()?);
             let score = match loss {
                 Loss::SoftNearest { temperature } => {
-                    objective::soft_nearest(rows, temperature, scratch, gradient)
+                    soft::nearest(instructions, rows, temperature, scratch, gradient)
                 }
                 _ => {
                     let margin = match loss {

@@ -44,6 +44,7 @@ mod objective;
 mod optim;
 mod pool;
 mod search;
+mod soft;
 mod sum;
 pub mod views;
 

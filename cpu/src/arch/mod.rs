@@ -26,6 +26,7 @@ mod aarch64;
 pub(crate) mod direct;
 pub(crate) mod distance;
 mod portable;
+pub(crate) mod products;
 pub(crate) mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -95,17 +95,17 @@ fn block(rows: usize, threads: usize) -> usize {
 const LINE: usize = 16;
 
 /// Memory that is cut from the front, each piece at the start of a cache line.
-struct Cut<'a>(&'a mut [f32]);
+pub(crate) struct Cut<'a>(&'a mut [f32]);
 
 impl<'a> Cut<'a> {
     /// Takes up to a line to begin at one.
-    fn new(memory: &'a mut [f32]) -> Self {
+    pub(crate) fn new(memory: &'a mut [f32]) -> Self {
         let past = memory.as_ptr().addr() / size_of::<f32>() % LINE;
         Self(memory.get_mut((LINE - past) % LINE..).unwrap_or_default())
     }
 
     /// The next `count` numbers.
-    fn take(&mut self, count: usize) -> &'a mut [f32] {
+    pub(crate) fn take(&mut self, count: usize) -> &'a mut [f32] {
         let (taken, rest) = std::mem::take(&mut self.0).split_at_mut(line(count));
         self.0 = rest;
         &mut taken[..count]
@@ -113,7 +113,7 @@ impl<'a> Cut<'a> {
 }
 
 /// Numbers of whole lines.
-fn line(count: usize) -> usize {
+pub(crate) const fn line(count: usize) -> usize {
     count.next_multiple_of(LINE)
 }
 
