@@ -19,7 +19,7 @@ use crate::blocks::{
 use crate::conv::{Clamp, Conv, Epilogue, Precision};
 use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
-use crate::{dense, folded, norm, pool};
+use crate::{dense, folded, norm, pool, unit};
 
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
@@ -363,15 +363,11 @@ pub(crate) fn forward(
             }
         }
         Layer::Flatten(_) => unblock(shape, x, y),
-        Layer::L2Normalise(l) => {
-            let (per, one) = (piece(flat), elements(flat, 1));
-            let pieces = y.par_chunks_mut(elements(flat, per));
-            pieces.zip(saved.get::<f32>()?.par_chunks_mut(per)).for_each(|(y, saved)| {
-                l.forward(flat.with_n((y.len() / one) as u32), y, saved);
-                if blocked {
-                    clear_padding(shape, y);
-                }
-            });
+        Layer::L2Normalise(_) => {
+            unit::forward(with, flat, y, saved.get()?);
+            if blocked {
+                clear_padding(shape, y);
+            }
         }
         Layer::Standardise(l) if blocked => {
             let (one, sample) = (shape.with_n(1), lying(place.x));
@@ -490,17 +486,13 @@ pub(crate) fn backward(
             let [dy, dx] = arena.lease([place.dy, place.dx])?;
             block(shape, dy.get::<f32>()?, dx.get::<f32>()?);
         }
-        Layer::L2Normalise(l) => {
+        Layer::L2Normalise(_) => {
             let [y, saved, g] = arena.lease([place.y, place.saved, place.dy])?;
-            let (y, saved, g) = (&*y.get::<f32>()?, &*saved.get::<f32>()?, g.get::<f32>()?);
-            let (per, one) = (piece(flat), elements(flat, 1));
-            let pieces = y.par_chunks(elements(flat, per)).zip(saved.par_chunks(per));
-            pieces.zip(g.par_chunks_mut(elements(flat, per))).for_each(|((y, saved), g)| {
-                l.backward(flat.with_n((y.len() / one) as u32), y, saved, g);
-                if blocked {
-                    clear_padding(shape, g);
-                }
-            });
+            let (y, saved, g) = (y.get()?, saved.get()?, g.get()?);
+            unit::backward(with, flat, y, saved, g);
+            if blocked {
+                clear_padding(shape, g);
+            }
         }
         Layer::Standardise(l) => {
             let [variance, g, scratch] = arena.lease([p.variance, place.dy, scratch])?;

@@ -46,6 +46,7 @@ mod pool;
 mod search;
 mod soft;
 mod sum;
+mod unit;
 pub mod views;
 
 #[cfg(test)]

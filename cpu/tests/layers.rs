@@ -149,8 +149,8 @@ fn layers_without_products() {
         ] {
             agree(Layer::Activation(layer), shape, EXACT);
         }
+        agree(Layer::L2Normalise(L2Normalise), shape, PRODUCTS);
         for layer in [
-            Layer::L2Normalise(L2Normalise),
             Layer::Standardise(Standardise),
             Layer::Dropout(Dropout { rate: 0.3 }),
             Layer::GlobalAvgPool(GlobalAvgPool),

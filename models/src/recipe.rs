@@ -1,6 +1,6 @@
 //! Recipes: how stages are trained, with the settings that are measured to work.
 
-use sepal_core::layer::{Flatten, L2Normalise, Layer};
+use sepal_core::layer::{L2Normalise, Layer};
 use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
 use sepal_core::stage::{Loss, Objective, Recipe, Stop};
@@ -8,7 +8,9 @@ use sepal_core::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen};
 
 /// The readout of every SI stage: all features of a sample, scaled to length 1. Distances then
 /// lie in 0 to 4 whatever the layer, and the loss cannot fall by growing the weights alone.
-pub const UNIT_FEATURES: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
+///
+/// Neither asks how features lie, so nothing brings them into the order of a dense layer's input.
+pub const UNIT_FEATURES: &[Layer] = &[Layer::L2Normalise(L2Normalise)];
 
 /// A block by SI: soft nearest neighbours at temperature 0.1, Adam from 1e-2 down to 0.
 ///
