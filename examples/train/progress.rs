@@ -10,8 +10,8 @@ use sepal::models::cache::{Choice, Prefix, Store};
 use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::file;
-use sepal::models::fit::{Event, Snapshot, Watch, WatchError, Wish};
-use sepal::net::{Model, Net};
+use sepal::models::fit::{Event, Now, Snapshot, Watch, WatchError, Wish};
+use sepal::net::{Model, Net, Weights};
 use sepal::stage::{Objective, Stage};
 use sepal::train::Step;
 use serde_json::{Value, json};
@@ -225,13 +225,15 @@ impl Watch for Progress<'_> {
         Ok(())
     }
 
-    fn judge(&mut self, model: &Model<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+    fn judge(&mut self, now: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
         let Some((held_out, device)) = &self.held_out else { return Ok(None) };
         if !matches!(stage.recipe.objective, Objective::Separation(_)) {
             return Ok(None);
         }
         let last = usize::from(stage.last);
-        let features = Features::new(*device, model, &mut &*held_out, last)?.unit();
+        let weights = now.weights()?;
+        let model = Model { net: self.net, weights: Weights::Flat(&weights) };
+        let features = Features::new(*device, &model, &mut &*held_out, last)?.unit();
         let si = features.si(*device)?.value().map(|si| si as f32);
         if let Some(si) = si {
             self.line(&format!("{}: held-out SI {:.1} %", self.stage, si * 100.0));

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use sepal_core::arena::ArenaError;
+use sepal_core::arena::{ArenaError, Word};
 use sepal_core::backend::Device;
 use sepal_core::error::Error;
 use sepal_core::net::Model;
@@ -286,6 +286,19 @@ impl Cache {
         budget: &Budget,
         seed: u64,
     ) -> Result<Option<Self>, FitError> {
+        Self::fill_in(device, &mut Vec::new(), model, source, last, budget, seed)
+    }
+
+    /// As [`fill`](Self::fill), the arena being `memory`, which grows where it is too small.
+    pub(crate) fn fill_in<D: Device, S: Source>(
+        device: &D,
+        memory: &mut Vec<Word>,
+        model: &Model<'_>,
+        source: &mut S,
+        last: usize,
+        budget: &Budget,
+        seed: u64,
+    ) -> Result<Option<Self>, FitError> {
         let shape = model.net.shape(last)?;
         let dim = shape.sample().unwrap_or(0) as usize;
         let choice = budget.choose(dim, source.len());
@@ -302,7 +315,7 @@ impl Cache {
         for copy in 0..choice.copies {
             let draw = Draw { seed, epoch: copy, step: 0 };
             let draw = (budget.keep != Keep::Plain).then_some(draw);
-            forward(device, model, source, last, draw, |numbers, own| {
+            forward(device, memory, model, source, last, draw, |numbers, own| {
                 if copy == 0 {
                     labels.extend_from_slice(own);
                 }

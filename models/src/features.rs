@@ -23,10 +23,24 @@ pub fn allocate(bytes: usize) -> Result<Vec<Word>, Error> {
     Ok(memory)
 }
 
+/// At least `bytes` of `memory`, which may hold anything: it grows where it is too small, and what
+/// follows finds pages that are there already.
+pub(crate) fn lend(memory: &mut Vec<Word>, bytes: usize) -> Result<&mut [Word], Error> {
+    let words = Word::count(bytes);
+    if memory.len() < words {
+        // Not both at once.
+        *memory = Vec::new();
+        *memory = allocate(bytes)?;
+    }
+    Ok(memory.get_mut(..words).unwrap_or_default())
+}
+
 /// Runs all samples of `source`, read in `draw`, through the layers from its depth up to `last`,
-/// and gives rows and labels to `sink`, some samples at a time, in their order.
+/// and gives rows and labels to `sink`, some samples at a time, in their order. `memory` becomes
+/// the arena.
 pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
     device: &D,
+    memory: &mut Vec<Word>,
     model: &Model<'_>,
     source: &mut S,
     last: usize,
@@ -42,8 +56,7 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
     let bytes = source.is_u8();
     let plan = Inference::new(&device.open(&mut []), model, (depth, last), chunk, bytes);
     let plan = plan.map_err(Error::from)?;
-    let mut memory = allocate(plan.bytes())?;
-    let mut backend = device.open(&mut memory);
+    let mut backend = device.open(lend(memory, plan.bytes())?);
     backend.prepare(model, depth, last)?;
     let mut rows = vec![0.0; plan.output().saturating_mul(chunk as usize)];
     let mut labels = vec![0; chunk as usize];
@@ -112,7 +125,7 @@ impl Features {
             let needed = numbers.saturating_mul(size_of::<f32>());
             return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
         }
-        forward(device, model, source, last, None, |rows, own| {
+        forward(device, &mut Vec::new(), model, source, last, None, |rows, own| {
             data.extend_from_slice(rows);
             labels.extend_from_slice(own);
             Ok::<_, Error>(())

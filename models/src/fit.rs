@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use sepal_core::arena::{ArenaError, Slot};
+use sepal_core::arena::{ArenaError, Slot, Word};
 use sepal_core::backend::{Backend, Device, Host, HostMut};
 use sepal_core::error::Error;
 use sepal_core::net::{Model, Net, Weights};
@@ -15,7 +15,7 @@ use sepal_core::strategy::Strategy;
 use sepal_core::train::{Feed, Progress, Session, StagePlan, Step};
 
 use crate::cache::{Budget, Cache, Choice, Prefix, Store};
-use crate::features::allocate;
+use crate::features::lend;
 use crate::file::FileError;
 
 /// What a run tells while it goes on.
@@ -101,17 +101,47 @@ pub trait Watch {
     }
 
     /// The held-out SI after a pass, where the watcher judges one; see
-    /// [`Stop`](sepal_core::stage::Stop). `model` is the net as it is now.
+    /// [`Stop`](sepal_core::stage::Stop). `now` gives the net as it is now.
     ///
     /// # Errors
     /// What went wrong: the run ends.
-    fn judge(&mut self, model: &Model<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
-        let _ = (model, stage);
+    fn judge(&mut self, now: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+        let _ = (now, stage);
         Ok(None)
     }
 }
 
 impl Watch for () {}
+
+/// The net as a stage has made it so far. Its weights are copied for whoever asks for them.
+pub struct Now<'a> {
+    net: Net<'a>,
+    weights: &'a [f32],
+    store: &'a mut dyn FnMut(&mut [f32]) -> Result<(), Error>,
+}
+
+impl Now<'_> {
+    /// The net's weights, flat: for a [`Model`] of the same net.
+    ///
+    /// # Errors
+    /// A backend that failed.
+    pub fn weights(self) -> Result<Vec<f32>, Error> {
+        let mut weights = self.weights.to_vec();
+        (self.store)(&mut weights)?;
+        Ok(weights)
+    }
+
+    /// The net.
+    pub const fn net(&self) -> Net<'_> {
+        self.net
+    }
+}
+
+impl std::fmt::Debug for Now<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Now").finish_non_exhaustive()
+    }
+}
 
 /// Why a run ended before its strategy did.
 #[derive(Debug)]
@@ -219,8 +249,8 @@ impl<'n> Fit<'n> {
     ///
     /// # Errors
     /// A step or the watcher failed, or it wished to stop; a file that the budget asks for cannot
-    /// be written or read. Stages that are over
-    /// are kept, and after a wish to stop the one under way too; a stage that failed begins anew.
+    /// be written or read. Stages that are over are kept, and after a wish to stop the one under
+    /// way too; a stage that failed begins anew.
     pub fn run<D: Device, S: Source, W: Watch>(
         &mut self,
         device: &D,
@@ -230,21 +260,21 @@ impl<'n> Fit<'n> {
         watch: &mut W,
     ) -> Result<(), FitError> {
         budget.check().map_err(FitError::Spill)?;
-        let mut cache: Option<Cache> = None;
+        let (mut cache, mut memory): (Option<Cache>, _) = (None, Vec::new());
         while let Some(stage) = strategy.next(&self.net, &self.outcomes) {
             let (began, first) = (Instant::now(), usize::from(stage.first));
-            self.refill(device, source, budget, &mut cache, first)?;
+            self.refill(device, &mut memory, source, budget, &mut cache, first)?;
             let depth = cache.as_ref().map_or(source.depth(), Source::depth);
             let choice = cache.as_ref().map_or(Choice::RECOMPUTED, Cache::choice);
             let prefix = Prefix { choice, depth, time: began.elapsed() };
             let prefix = (first > source.depth()).then_some(&prefix);
             match &mut cache {
                 Some(cache) => {
-                    let done =
-                        self.stage(device, stage, &mut Kept { cache, source }, prefix, watch);
+                    let mut kept = Kept { cache, source };
+                    let done = self.stage(device, &mut memory, stage, &mut kept, prefix, watch);
                     done.map_err(|e| explain(e, cache))?;
                 }
-                None => self.stage(device, stage, source, prefix, watch)?,
+                None => self.stage(device, &mut memory, stage, source, prefix, watch)?,
             }
         }
         Ok(())
@@ -282,6 +312,7 @@ impl<'n> Fit<'n> {
     fn refill<D: Device, S: Source>(
         &self,
         device: &D,
+        memory: &mut Vec<Word>,
         source: &mut S,
         budget: &Budget,
         cache: &mut Option<Cache>,
@@ -296,9 +327,9 @@ impl<'n> Fit<'n> {
         for &depth in depths.iter().skip(there.map_or(0, |at| at + 1)) {
             let (model, seed) = (self.model(), self.seed);
             *cache = match cache {
-                Some(from) => Cache::fill(device, &model, from, depth, budget, seed)
+                Some(from) => Cache::fill_in(device, memory, &model, from, depth, budget, seed)
                     .map_err(|e| explain(e, from))?,
-                None => Cache::fill(device, &model, source, depth, budget, seed)?,
+                None => Cache::fill_in(device, memory, &model, source, depth, budget, seed)?,
             };
         }
         Ok(())
@@ -307,6 +338,7 @@ impl<'n> Fit<'n> {
     fn stage<D: Device, S: Source, W: Watch>(
         &mut self,
         device: &D,
+        memory: &mut Vec<Word>,
         stage: Stage<'_>,
         source: &mut S,
         prefix: Option<&Prefix>,
@@ -317,8 +349,7 @@ impl<'n> Fit<'n> {
             let feed = Feed { chunk: device.chunk(), queue: backend.queue(), ..Feed::of(source) };
             StagePlan::new(&backend, &self.net, &stage, feed)?
         };
-        let mut memory = allocate(plan.bytes())?;
-        let mut backend = device.open(&mut memory);
+        let mut backend = device.open(lend(memory, plan.bytes())?);
         let index = self.outcomes.len();
         let mut session = Session::new(self.net, stage, plan, self.seed, index as u16);
         session.load(&mut backend, &self.model())?;
@@ -345,11 +376,9 @@ impl<'n> Fit<'n> {
             let step = session.step(&mut backend, &self.model(), source)?;
             time += began.elapsed();
             if let Step::Trained { epoch_ends: true, .. } = step {
-                // The net as it is now: what the stage has made of its layers so far.
-                let mut weights = self.weights.clone();
-                session.store(&mut backend, &mut weights)?;
-                let model = Model { net: self.net, weights: Weights::Flat(&weights) };
-                if let Some(si) = watch.judge(&model, &stage).map_err(FitError::Watch)? {
+                let store = &mut |weights: &mut [f32]| session.store(&mut backend, weights);
+                let now = Now { net: self.net, weights: &self.weights, store };
+                if let Some(si) = watch.judge(now, &stage).map_err(FitError::Watch)? {
                     session.judge(si);
                 }
             }
