@@ -1,12 +1,14 @@
 //! One trained model on both backends, from memory and from its file.
 #![cfg(all(feature = "cpu", feature = "models"))]
 
+use sepal::arena::Layout;
 use sepal::backend::Device;
 use sepal::cpu::OnCpu;
+use sepal::error::Error;
 use sepal::format::Meta;
-use sepal::models::cache::{Budget, Spill};
+use sepal::models::cache::{Budget, Cache, Spill};
 use sepal::models::data::{self, Dataset, Samples};
-use sepal::models::features::Features;
+use sepal::models::features::{Features, allocate};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Event, Fit, Watch, Wish};
 use sepal::models::vgg::VGG16;
@@ -14,8 +16,10 @@ use sepal::models::{lenet::LENET, recipe};
 use sepal::net::Model;
 use sepal::reference::OnReference;
 use sepal::shape::Shape;
-use sepal::stage::Recipe;
-use sepal::strategy::ForwardSi;
+use sepal::source::{Batch, Source};
+use sepal::stage::{Outcome, Recipe, Stage};
+use sepal::strategy::{ForwardSi, Strategy};
+use sepal::train::{Feed, Session, StagePlan};
 
 /// How far logits of one model may lie apart on two backends, for logits of a few units.
 const LOGITS: f32 = 1e-3;
@@ -67,8 +71,46 @@ fn where_features_are_kept_changes_no_bit() {
     assert_eq!(weights(&Budget { spill, ..none }), kept);
 }
 
+/// On the CPU in blocks of eight channels, which another backend does not take for its own.
+#[test]
+fn features_are_kept_as_they_lie() {
+    let mut train = data::bundled().train.head(32).unwrap();
+    let (fit, budget) = (Fit::new(LENET, 3).unwrap(), Budget::bytes(1 << 20));
+    let (cpu, model) = (OnCpu::new(), fit.model());
+    let cache = Cache::fill(&cpu, &model, &mut train, 4, &budget, 0).unwrap();
+    let mut cache = cache.expect("there is room");
+    assert_eq!((Source::layout(&cache), cache.shape()), (Layout::Nchw8c, Shape::new(1, 6, 14, 14)));
+    assert_eq!(cache.choice().bytes, 32 * 4 * 8 * 14 * 14);
+    let plain = Features::new(&cpu, &model, &mut train, 4).unwrap();
+    assert_eq!(Features::new(&cpu, &model, &mut cache, 4).unwrap(), plain);
+    let behind = Features::new(&cpu, &model, &mut cache, 8).unwrap();
+    assert_eq!(behind, Features::new(&cpu, &model, &mut train, 8).unwrap());
+    // Each sample's 6 channels and the two that fill the block, pixel by pixel.
+    let (mut rows, mut labels) = (vec![f32::NAN; 2 * 8 * 196], [0; 2]);
+    cache.read(&[3, 31], None, Batch::F32(&mut rows), &mut labels).unwrap();
+    assert_eq!(labels, [train.labels()[3], train.labels()[31]]);
+    for (at, number) in rows.iter().enumerate() {
+        let (sample, pixel, channel) = ([3, 31][at / 1568], at % 1568 / 8, at % 8);
+        let expected = match channel {
+            0..6 => plain.data()[sample * 1176 + channel * 196 + pixel],
+            _ => 0.0,
+        };
+        assert_eq!(*number, expected, "{at}");
+    }
+    let strategy = recipe::forward_si(1, 1);
+    let stage = strategy.next(&LENET, &[Outcome::default()]).unwrap();
+    let stage = Stage { recipe: Recipe { batch: 16, ..stage.recipe }, ..stage };
+    let plan = StagePlan::reference(&LENET, &stage, Feed::of(&cache)).unwrap();
+    let mut memory = allocate(plan.bytes()).unwrap();
+    let mut reference = OnReference.open(&mut memory);
+    let mut session = Session::new(LENET, stage, plan, 0, 1);
+    session.load(&mut reference, &model).unwrap();
+    let step = session.step(&mut reference, &model, &mut cache);
+    assert_eq!(step, Err(Error::Unsupported("copying to another layout")));
+}
+
 /// Notes the first layer of each stage, and the depth of what is kept in front of it.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Depths(Vec<(usize, Option<usize>)>);
 
 impl Watch for Depths {
@@ -90,14 +132,23 @@ fn vgg16_is_trained_block_by_block() {
     let ForwardSi { block, classifier, form } = recipe::forward_si(1, 1);
     let block = Recipe { batch, ..block };
     let strategy = ForwardSi { block, classifier: Recipe { batch, ..classifier }, form };
+    let mut set = set.unwrap();
     let (mut fit, mut depths) = (Fit::new(VGG16, 0).unwrap(), Depths::default());
     let drawn = fit.snapshot().weights;
-    fit.run(&OnCpu::new(), &strategy, &mut set.unwrap(), &Budget::default(), &mut depths).unwrap();
+    fit.run(&OnCpu::new(), &strategy, &mut set, &Budget::default(), &mut depths).unwrap();
     let firsts = (0..14).filter_map(|block| VGG16.block(block)).map(|(first, _)| first);
     let expected: Vec<_> = firsts.map(|first| (first, (first > 0).then_some(first))).collect();
     assert_eq!(depths.0, expected);
     // Every layer that has weights has moved.
     let weights = fit.snapshot().weights;
+    // Room for what the second block gives, not for what the third does: it runs for every batch,
+    // on what is kept.
+    let room = Budget { narrow: false, ..Budget::bytes(8 * 4 * 64 * 16 * 16) };
+    let (mut fit, mut depths) = (Fit::new(VGG16, 0).unwrap(), Depths::default());
+    fit.run(&OnCpu::new(), &strategy, &mut set, &room, &mut depths).unwrap();
+    let [_, second, third, fourth, ..] = depths.0[..] else { panic!("{depths:?}") };
+    assert_eq!([second.1, third.1, fourth.1], [Some(0), Some(third.0), Some(third.0)]);
+    assert_eq!(fit.snapshot().weights, weights);
     for (layer, _) in VGG16.layers.iter().enumerate() {
         let place = VGG16.params(layer).unwrap()..VGG16.params(layer + 1).unwrap();
         assert!(place.is_empty() || weights[place.clone()] != drawn[place], "{layer}");

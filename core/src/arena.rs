@@ -157,6 +157,11 @@ impl Slot {
         self.elements() == 0
     }
 
+    /// The same elements in a row, padding of the layout included: as they lie.
+    pub const fn flat(self) -> Self {
+        Self::vector(self.at, self.elements() as u32, self.dtype)
+    }
+
     /// The first `n` samples.
     pub const fn head(self, n: u32) -> Self {
         Self { shape: self.shape.with_n(n), ..self }

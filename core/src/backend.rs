@@ -6,12 +6,12 @@
 //! The trait's required methods work on one layer; whole blocks have defaults that loop over the
 //! layers, so that a new layer works everywhere and a backend can fuse what it likes.
 
-use crate::arena::{ArenaError, Slot, Word};
+use crate::arena::{ArenaError, Dtype, Layout, Slot, Word};
 use crate::error::Error;
 use crate::layer::{Layer, Needs, Pass};
 use crate::loss::Score;
 use crate::neighbour::{Nearest, Pair, Rows};
-use crate::net::{Model, Normalisation, Stored};
+use crate::net::{Model, Net, Normalisation, Stored};
 use crate::optim::Rule;
 use crate::plan::{self, Chain, ParamSlots, Place, PlanError};
 use crate::shape::Shape;
@@ -393,7 +393,8 @@ fn step(
     walk.step(tensors)
 }
 
-/// A backend's plan for running `chain` on inputs of shape `input`, in a region from byte `at`.
+/// A backend's plan for running `chain` on inputs of shape `input` that lie in `layout`, in a
+/// region from byte `at`.
 ///
 /// # Errors
 /// A layer that cannot take its input, or sizes past the address space.
@@ -401,10 +402,10 @@ pub fn plan_eval<B: Backend + ?Sized>(
     backend: &B,
     at: usize,
     chain: &Chain<'_>,
-    input: Shape,
+    (input, layout): (Shape, Layout),
     pass: Pass,
 ) -> Result<plan::Eval, PlanError> {
-    let mut plan = plan::Eval::new(at, input)?;
+    let mut plan = plan::Eval::new(at, input, layout)?;
     let mut x = plan.input();
     for i in 0..chain.len() {
         let (_, needs) = needs(backend, chain, i, x, pass)?;
@@ -412,6 +413,24 @@ pub fn plan_eval<B: Backend + ?Sized>(
         x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
     }
     Ok(plan)
+}
+
+/// How a backend lays what reaches layer `layer` of a net, the layers before it frozen.
+///
+/// # Errors
+/// As [`plan_eval`], and a layer outside the net.
+pub fn layout<B: Backend + ?Sized>(
+    backend: &B,
+    net: &Net<'_>,
+    layer: usize,
+) -> Result<Layout, PlanError> {
+    let chain = net.chain(0, layer)?;
+    let mut x = Slot::new(0, net.input.shape.with_n(1), Dtype::F32);
+    for at in 0..chain.len() {
+        let (_, needs) = needs(backend, &chain, at, x, Pass::Eval)?;
+        x = Slot { shape: needs.out, dtype: needs.dtype, layout: needs.layout, ..x };
+    }
+    Ok(x.layout)
 }
 
 /// A backend's plan for training `chain` on the batch that lies at `input`, in a region from byte

@@ -1,6 +1,6 @@
 //! Running a trained net.
 
-use crate::arena::{Dtype, Slot};
+use crate::arena::{Dtype, Layout, Slot};
 use crate::backend::{self, Backend, EvalBlock, EvalParams, HostMut};
 use crate::error::Error;
 use crate::layer::Pass;
@@ -93,13 +93,28 @@ impl<'m> Inference<'m> {
         n: u32,
         bytes: bool,
     ) -> Result<Self, PlanError> {
-        let net = model.net;
         let bytes = bytes && first == 0;
+        let this = Self::lying(backend, model, (first, last), n, Layout::Nchw)?;
+        let room = if bytes { raw(&model.net, first, n).bytes() } else { 0 };
+        Ok(Self { bytes, plan: this.plan.before(room)?, ..this })
+    }
+
+    /// As [`new`](Self::new) for numbers that lie in `layout`, with its padding.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn lying<B: Backend + ?Sized>(
+        backend: &B,
+        model: &Model<'m>,
+        (first, last): (usize, usize),
+        n: u32,
+        layout: Layout,
+    ) -> Result<Self, PlanError> {
+        let net = model.net;
         let pass = if model.weights.is_narrow() { Pass::Narrow } else { Pass::Eval };
-        let chain = net.chain(first, last)?;
-        let plan = backend::plan_eval(backend, 0, &chain, net.shape(first)?.with_n(n), pass)?;
-        let plan = if bytes { plan.before(raw(&net, first, n).bytes())? } else { plan };
-        Ok(Self { net, first, last, pass, bytes, plan })
+        let (chain, input) = (net.chain(first, last)?, net.shape(first)?.with_n(n));
+        let plan = backend::plan_eval(backend, 0, &chain, (input, layout), pass)?;
+        Ok(Self { net, first, last, pass, bytes: false, plan })
     }
 
     /// The arena's size in bytes that a run needs: exact.
@@ -155,7 +170,7 @@ impl<'m> Inference<'m> {
         }
         let x = x.head(n);
         let raw = if self.bytes { raw(&self.net, self.first, n) } else { x };
-        backend.fill(raw, &mut fill)?;
+        backend.fill(raw.flat(), &mut fill)?;
         if self.first == 0 {
             backend.widen(raw, &self.net.input.normalisation, x)?;
         }

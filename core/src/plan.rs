@@ -219,14 +219,15 @@ pub struct Eval {
 }
 
 impl Eval {
-    /// Begins a plan for inputs of shape `input`, in a region from byte `at` on.
+    /// Begins a plan for inputs of shape `input` that lie in `layout`, in a region from byte `at`
+    /// on.
     ///
     /// # Errors
     /// An input of 2^32 elements or more.
-    pub const fn new(at: usize, input: Shape) -> Result<Self, PlanError> {
-        let bytes = tri!(room(input, Layout::Nchw, Dtype::F32, 0));
+    pub const fn new(at: usize, input: Shape, layout: Layout) -> Result<Self, PlanError> {
+        let bytes = tri!(room(input, layout, Dtype::F32, 0));
         tri!(add(at, bytes, 0));
-        Ok(Self { at, bytes, input: Slot::new(at, input, Dtype::F32) })
+        Ok(Self { at, bytes, input: Slot { at, shape: input, dtype: Dtype::F32, layout } })
     }
 
     /// The plan of a chain on the reference backend.
@@ -239,7 +240,7 @@ impl Eval {
         input: Shape,
         pass: Pass,
     ) -> Result<Self, PlanError> {
-        let mut plan = tri!(Self::new(at, input));
+        let mut plan = tri!(Self::new(at, input, Layout::Nchw));
         let mut shape = input;
         let mut i = 0;
         while i < chain.len() {
@@ -734,7 +735,7 @@ mod tests {
         for (bytes, fits) in [(SCRATCH, true), (SCRATCH + 1, false), (usize::MAX, false)] {
             let forward = Needs { forward_scratch: bytes, ..needs };
             let backward = Needs { backward_scratch: bytes, ..needs };
-            let eval = Eval::new(0, x).unwrap();
+            let eval = Eval::new(0, x, Layout::Nchw).unwrap();
             let eval = eval.push(0, x, Layout::Nchw, Dtype::F32, forward);
             for plan in [Train::new(0, slot).push(forward), Train::new(0, slot).push(backward)] {
                 assert_eq!((plan.is_ok(), eval.is_ok()), (fits, fits), "{bytes}");
@@ -764,8 +765,11 @@ mod tests {
     #[test]
     fn a_region_past_the_address_space_is_refused() {
         let x = Shape::rows(1, 4);
-        assert_eq!(Eval::new(usize::MAX - 15, x), Err(PlanError::Overflow { layer: 0 }));
-        let eval = Eval::new(usize::MAX - 31, x).unwrap();
+        assert_eq!(
+            Eval::new(usize::MAX - 15, x, Layout::Nchw),
+            Err(PlanError::Overflow { layer: 0 })
+        );
+        let eval = Eval::new(usize::MAX - 31, x, Layout::Nchw).unwrap();
         assert_eq!(eval.before(16), Err(PlanError::Overflow { layer: 0 }));
     }
 }

@@ -102,6 +102,9 @@ impl Backend for Reference<'_> {
     }
 
     fn copy(&mut self, from: Slot, to: Slot) -> Result<(), Error> {
+        if from.layout != to.layout {
+            return Err(Error::Unsupported("copying to another layout"));
+        }
         let [from, to] = self.arena.lease([from, to])?;
         let (from, to) = (from.bytes(), to.bytes());
         if from.len() != to.len() {

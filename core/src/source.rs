@@ -1,5 +1,6 @@
 //! Where samples come from.
 
+use crate::arena::Layout;
 use crate::rng::Permutation;
 use crate::shape::Shape;
 
@@ -93,6 +94,12 @@ pub trait Source {
     /// 0 for raw samples, more for a cache of a frozen prefix.
     fn depth(&self) -> usize {
         0
+    }
+
+    /// How the numbers that layers gave lie, each sample with the padding of its layout. Raw
+    /// samples lie as the reference's.
+    fn layout(&self) -> Layout {
+        Layout::Nchw
     }
 
     /// Chooses samples of the batch `draw`, which has `batch` places: those of the places from

@@ -15,7 +15,7 @@
 //! work: the prefix, some samples at a time, then the chain       the larger of both
 //! ```
 
-use crate::arena::{Dtype, Slot};
+use crate::arena::{Dtype, Layout, Slot};
 use crate::backend::{
     self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
 };
@@ -43,15 +43,19 @@ pub struct Feed {
     pub queue: u32,
     /// Whether frozen weights are stored in a narrower type than f32.
     pub narrow: bool,
+    /// How what the layers gave lies; see [`Source::layout`].
+    pub layout: Layout,
 }
 
 impl Feed {
     /// Raw bytes, one sample at a time through the prefix, one batch in flight.
-    pub const BYTES: Self = Self { depth: 0, bytes: true, chunk: 1, queue: 1, narrow: false };
+    pub const BYTES: Self =
+        Self { depth: 0, bytes: true, chunk: 1, queue: 1, narrow: false, layout: Layout::Nchw };
 
     /// What a source gives.
     pub fn of(source: &impl Source) -> Self {
-        Self { depth: source.depth(), bytes: source.is_u8(), ..Self::BYTES }
+        let (depth, bytes, layout) = (source.depth(), source.is_u8(), source.layout());
+        Self { depth, bytes, layout, ..Self::BYTES }
     }
 
     const fn pass(self) -> Pass {
@@ -85,7 +89,13 @@ struct Fixed {
 }
 
 impl Fixed {
-    const fn new(net: &Net<'_>, stage: &Stage<'_>, feed: Feed) -> Result<Self, PlanError> {
+    /// `layout` is how the chain's input lies.
+    const fn new(
+        net: &Net<'_>,
+        stage: &Stage<'_>,
+        feed: Feed,
+        layout: Layout,
+    ) -> Result<Self, PlanError> {
         let (first, last) = (stage.first as usize, stage.last as usize);
         let batch = stage.recipe.batch;
         if feed.depth > first || first >= last || last > net.layers.len() {
@@ -100,6 +110,7 @@ impl Fixed {
         // What layers give is never bytes.
         let bytes = feed.bytes && feed.depth == 0;
         let given = tri!(net.shape(feed.depth));
+        let given_layout = if feed.depth == 0 { Layout::Nchw } else { feed.layout };
         let input = tri!(net.shape(first)).with_n(batch);
         let chain = tri!(net.chain(first, last));
         let chain = Chain { head: stage.recipe.head, ..chain };
@@ -108,26 +119,25 @@ impl Fixed {
         let none = Slot::EMPTY;
         let (mut labels, mut raw) = ([none; 2], [none; 2]);
         let dtype = if bytes { Dtype::U8 } else { Dtype::F32 };
-        let mut at = params.bytes();
+        let mut end = params.bytes();
         let mut i = 0;
         while i < feed.queue as usize {
-            labels[i] = Slot::vector(at, batch, Dtype::U16);
-            raw[i] = Slot::new(tri!(plan::past(labels[i])), given.with_n(batch), dtype);
-            at = tri!(plan::past(raw[i]));
+            labels[i] = Slot::vector(end, batch, Dtype::U16);
+            let at = tri!(plan::past(labels[i]));
+            raw[i] = Slot { at, shape: given.with_n(batch), dtype, layout: given_layout };
+            end = tri!(plan::past(raw[i]));
             i += 1;
         }
         let pairs = if stage.recipe.objective.pairs() { batch } else { 0 };
-        let pairs = Slot::vector(at, pairs, Dtype::Pair);
+        let pairs = Slot::vector(end, pairs, Dtype::Pair);
         let prefix = if feed.depth < first {
             Some((feed.depth, given.with_n(if feed.chunk < batch { feed.chunk } else { batch })))
         } else {
             None
         };
-        // Numbers that need no prefix are the chain's input where they are.
-        let own = bytes || prefix.is_some();
-        // In the reference's layout, whatever that of the prefix: what is kept of a prefix lies so
-        // too, and both give the same bits.
-        let x = Slot::new(tri!(plan::past(pairs)), input, Dtype::F32);
+        // Numbers that need no prefix and lie as the chain's input does are that.
+        let own = bytes || prefix.is_some() || given_layout as u8 != layout as u8;
+        let x = Slot { at: tri!(plan::past(pairs)), shape: input, dtype: Dtype::F32, layout };
         let work = if own { tri!(plan::past(x)) } else { x.at };
         Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
     }
@@ -148,7 +158,7 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let fixed = tri!(Fixed::new(net, stage, feed));
+        let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = tri!(net.chain(depth, stage.first as usize));
@@ -175,17 +185,19 @@ impl StagePlan {
         stage: &Stage<'_>,
         feed: Feed,
     ) -> Result<Self, PlanError> {
-        let fixed = Fixed::new(net, stage, feed)?;
+        let first = usize::from(stage.first);
+        // As the whole prefix gives it, whatever of it is kept: both give the same bits.
+        let layout = backend::layout(backend, net, first)?;
+        let fixed = Fixed::new(net, stage, feed, layout)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
-                let chain = net.chain(depth, usize::from(stage.first))?;
+                let (chain, input) = (net.chain(depth, first)?, (input, Layout::Nchw));
                 Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
             }
             None => None,
         };
-        // What has no slot of its own lies as the host gives it.
-        let shape = net.shape(usize::from(stage.first))?.with_n(stage.recipe.batch);
-        let input = Slot { shape, dtype: Dtype::F32, ..fixed.x };
+        let shape = net.shape(first)?.with_n(stage.recipe.batch);
+        let input = Slot { at: fixed.x.at, shape, dtype: Dtype::F32, layout };
         let (chain, objective) = (chain(net, stage)?, &stage.recipe.objective);
         let train = backend::plan_train(backend, fixed.work, &chain, input, objective)?;
         Ok(fixed.finish(prefix, train, feed))
@@ -817,7 +829,7 @@ impl<'m> Session<'m> {
             let mut own = [0; PIECE];
             let own = own.get_mut(..count as usize).unwrap_or_default();
             let draw = choose(source, first, indices);
-            backend.fill(raw.samples(first, count), &mut |host| {
+            backend.fill(raw.samples(first, count).flat(), &mut |host| {
                 let batch = match host {
                     HostMut::F32(x) => Batch::F32(x),
                     HostMut::U8(x) => Batch::U8(x),
@@ -846,6 +858,8 @@ impl<'m> Session<'m> {
             let x = if self.plan.x.is_empty() { raw } else { self.plan.x.head(n) };
             if self.plan.feed.depth == 0 {
                 backend.widen(raw, norm, x)?;
+            } else if x.at != raw.at {
+                backend.copy(raw, x)?;
             }
             return Ok(x);
         };

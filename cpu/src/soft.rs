@@ -17,7 +17,7 @@ use sepal_core::real::Real;
 use crate::arch::Instructions;
 use crate::arch::direct::Field;
 use crate::arch::distance::Pack;
-use crate::arch::products::{Columns, Mix, PANEL, Products};
+use crate::arch::products::{Columns, Mix, PANEL, Products, STRIP};
 use crate::search::{Cut, line, shift};
 use crate::sum::sum;
 
@@ -85,7 +85,7 @@ impl Split {
     /// Numbers that a task packs into: two blocks, or one where there is one, and in the end some
     /// columns of all rows.
     fn lane(&self) -> usize {
-        line(self.packed() * self.blocks.min(2)).max(line(self.m * PANEL))
+        line(self.packed() * self.blocks.min(2)).max(line(self.m * STRIP))
     }
 
     /// Blocks of pair `at`, the first not after the second.
@@ -295,7 +295,7 @@ impl Split {
 
     /// Columns of the gradient that a task computes.
     const fn range(&self) -> usize {
-        self.dim.div_ceil(LANES).next_multiple_of(PANEL)
+        self.dim.div_ceil(LANES).next_multiple_of(STRIP)
     }
 
     /// Each row's sum by weight, in the columns of some tasks.
@@ -318,11 +318,11 @@ impl Split {
         }
         let Sums { with, rows, mean, weights } = *sums;
         let (mut out, first) = (out, tasks.start * self.range());
-        let panel = lanes.get_mut(..self.m * PANEL).unwrap_or_default();
-        for from in (0..out.dim()[2]).step_by(PANEL) {
-            let panel = &mut *panel;
-            with.run(Columns { rows, dim: self.dim, shift: mean, from: first + from, panel });
-            with.run(Mix { weights, panel, out: &mut out, from });
+        let strip = lanes.get_mut(..self.m * STRIP).unwrap_or_default();
+        for from in (0..out.dim()[2]).step_by(STRIP) {
+            let strip = &mut *strip;
+            with.run(Columns { rows, dim: self.dim, shift: mean, from: first + from, strip });
+            with.run(Mix { weights, strip, out: &mut out, from });
         }
     }
 }

@@ -370,7 +370,8 @@ struct Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     fn new(backend: &dyn Backend, chain: &Chain<'a>, shape: Shape) -> Self {
         let params = plan::Params::new(0, *chain, shape, 0).unwrap();
-        let plan = plan_eval(backend, params.bytes(), chain, shape, Pass::Eval).unwrap();
+        let plan =
+            plan_eval(backend, params.bytes(), chain, (shape, Layout::Nchw), Pass::Eval).unwrap();
         Self { chain: *chain, params, plan, bytes: params.bytes() + plan.bytes() }
     }
 

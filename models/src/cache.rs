@@ -17,6 +17,9 @@
 //! and all frozen layers run again. Beside its bytes a cache takes 2 for each label; the arena of
 //! the stage comes on top.
 //!
+//! Numbers are kept as they lie on the device, so that nothing is reordered when they are read
+//! again. On the CPU that is in blocks of eight channels: 6 channels take the room of 8.
+//!
 //! f16 changes what a stage learns, and so do fixed copies of augmented samples; f32, a file and
 //! computing again do not. A resumed run fills the same caches from each other as the run that it
 //! goes on with, and has its bits, if it is given the same budget.
@@ -29,13 +32,14 @@ use std::time::Duration;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use sepal_core::arena::{ArenaError, Word};
-use sepal_core::backend::Device;
+use sepal_core::arena::{ArenaError, Layout, Word};
+use sepal_core::backend::{self, Device};
 use sepal_core::error::Error;
 use sepal_core::net::Model;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
 
+use crate::features::Rows::Lying;
 use crate::features::{forward, numbers};
 use crate::file::FileError;
 use crate::fit::FitError;
@@ -91,7 +95,7 @@ impl Budget {
         Self { keep: Keep::Plain, memory, narrow: true, spill: None }
     }
 
-    /// What is done with `samples` of `dim` numbers each.
+    /// What is done with `samples` of `dim` numbers each, padding of their layout included.
     pub fn choose(&self, dim: usize, samples: u32) -> Choice {
         let copies = match self.keep {
             Keep::Nothing => return Choice::RECOMPUTED,
@@ -264,6 +268,7 @@ pub struct Prefix {
 pub struct Cache {
     depth: usize,
     shape: Shape,
+    layout: Layout,
     choice: Choice,
     labels: Vec<u16>,
     rows: Rows,
@@ -300,7 +305,8 @@ impl Cache {
         seed: u64,
     ) -> Result<Option<Self>, FitError> {
         let shape = model.net.shape(last)?;
-        let dim = shape.sample().unwrap_or(0) as usize;
+        let layout = backend::layout(&device.open(&mut []), &model.net, last)?;
+        let dim = layout.elements(shape).unwrap_or(0) as usize;
         let choice = budget.choose(dim, source.len());
         let place = match (choice.store, &budget.spill) {
             (Store::Memory(_), _) => Place::Memory(reserve(choice.bytes)?),
@@ -315,14 +321,14 @@ impl Cache {
         for copy in 0..choice.copies {
             let draw = Draw { seed, epoch: copy, step: 0 };
             let draw = (budget.keep != Keep::Plain).then_some(draw);
-            forward(device, memory, model, source, last, draw, |numbers, own| {
+            forward(device, memory, model, source, last, draw, Lying, |numbers, own| {
                 if copy == 0 {
                     labels.extend_from_slice(own);
                 }
                 rows.append(numbers).map_err(FitError::Spill)
             })?;
         }
-        Ok(Some(Self { depth: last, shape, choice, labels, rows, failed: None }))
+        Ok(Some(Self { depth: last, shape, layout, choice, labels, rows, failed: None }))
     }
 
     /// Where it is kept, and how much that takes.
@@ -351,6 +357,10 @@ impl Source for Cache {
 
     fn depth(&self) -> usize {
         self.depth
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
     }
 
     fn read(
@@ -655,6 +665,7 @@ mod tests {
             let mut cache = Cache {
                 depth: 1,
                 shape: Shape::rows(1, 4),
+                layout: Layout::Nchw,
                 choice,
                 labels: vec![0; 10],
                 rows,
@@ -694,7 +705,8 @@ mod tests {
         rows.append(&[1.0; 8]).unwrap();
         let choice = Choice { store: Store::Memory(Precision::F32), copies: 1, bytes: 32 };
         let (shape, labels) = (Shape::rows(1, 4), vec![0; 2]);
-        let mut cache = Cache { depth: 1, shape, choice, labels, rows, failed: None };
+        let layout = Layout::Nchw;
+        let mut cache = Cache { depth: 1, shape, layout, choice, labels, rows, failed: None };
         let (mut out, mut label) = ([0.0; 4], [0]);
         let error = cache.read(&[2], None, Batch::F32(&mut out), &mut label);
         assert_eq!(error, Err(SourceError::Index { index: 2, len: 2 }));

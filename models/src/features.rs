@@ -1,6 +1,6 @@
 //! What frozen layers make of a data set, kept in memory.
 
-use sepal_core::arena::{ArenaError, Word};
+use sepal_core::arena::{ArenaError, Layout, Word};
 use sepal_core::backend::{Backend, Device, HostMut};
 use sepal_core::error::Error;
 use sepal_core::infer::Inference;
@@ -35,6 +35,13 @@ pub(crate) fn lend(memory: &mut Vec<Word>, bytes: usize) -> Result<&mut [Word], 
     Ok(memory.get_mut(..words).unwrap_or_default())
 }
 
+/// How rows are given: as the reference's, or as they lie on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    Plain,
+    Lying,
+}
+
 /// Runs all samples of `source`, read in `draw`, through the layers from its depth up to `last`,
 /// and gives rows and labels to `sink`, some samples at a time, in their order. `memory` becomes
 /// the arena.
@@ -45,6 +52,7 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
     source: &mut S,
     last: usize,
     draw: Option<Draw>,
+    given: Rows,
     mut sink: impl FnMut(&[f32], &[u16]) -> Result<(), E>,
 ) -> Result<(), E> {
     let depth = source.depth();
@@ -53,19 +61,22 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
         return Err(Error::Sample { expected, got: source.shape() }.into());
     }
     let (samples, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
-    let bytes = source.is_u8();
-    let plan = Inference::new(&device.open(&mut []), model, (depth, last), chunk, bytes);
+    let (planner, layers) = (device.open(&mut []), (depth, last));
+    let plan = match source.layout() {
+        Layout::Nchw => Inference::new(&planner, model, layers, chunk, source.is_u8()),
+        layout => Inference::lying(&planner, model, layers, chunk, layout),
+    };
     let plan = plan.map_err(Error::from)?;
+    drop(planner);
     let mut backend = device.open(lend(memory, plan.bytes())?);
     backend.prepare(model, depth, last)?;
-    let mut rows = vec![0.0; plan.output().saturating_mul(chunk as usize)];
+    let mut rows = Vec::new();
     let mut labels = vec![0; chunk as usize];
     let mut indices: Vec<u32> = (0..chunk).collect();
     let mut first = 0;
     while first < samples {
         indices.truncate((samples - first) as usize);
         labels.truncate(indices.len());
-        rows.truncate(plan.output().saturating_mul(indices.len()));
         let slot = plan.run_slot(&mut backend, model, indices.len() as u32, |host| {
             let batch = match host {
                 HostMut::F32(x) => Batch::F32(x),
@@ -74,6 +85,8 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
             };
             Ok(source.read(&indices, draw, batch, &mut labels)?)
         })?;
+        let slot = if given == Rows::Lying { slot.flat() } else { slot };
+        rows.resize(slot.shape.len().unwrap_or(0) as usize, 0.0);
         backend.read(slot, HostMut::F32(&mut rows))?;
         sink(&rows, &labels)?;
         first += indices.len() as u32;
@@ -125,7 +138,7 @@ impl Features {
             let needed = numbers.saturating_mul(size_of::<f32>());
             return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
         }
-        forward(device, &mut Vec::new(), model, source, last, None, |rows, own| {
+        forward(device, &mut Vec::new(), model, source, last, None, Rows::Plain, |rows, own| {
             data.extend_from_slice(rows);
             labels.extend_from_slice(own);
             Ok::<_, Error>(())

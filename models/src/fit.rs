@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use sepal_core::arena::{ArenaError, Slot, Word};
-use sepal_core::backend::{Backend, Device, Host, HostMut};
+use sepal_core::arena::{ArenaError, Layout, Slot, Word};
+use sepal_core::backend::{self, Backend, Device, Host, HostMut};
 use sepal_core::error::Error;
 use sepal_core::net::{Model, Net, Weights};
 use sepal_core::plan::PlanError;
@@ -282,8 +282,9 @@ impl<'n> Fit<'n> {
 
     /// The depths of the caches that lead to the one in front of layer `first`, each filled from
     /// the one before. All stages so far say which, so that a resumed run takes the same way.
-    fn depths<S: Source>(
+    fn depths<D: Device, S: Source>(
         &self,
+        device: &D,
         source: &S,
         budget: &Budget,
         first: usize,
@@ -295,7 +296,8 @@ impl<'n> Fit<'n> {
             if caches.last().is_some_and(|&(depth, _)| depth > first) {
                 caches.clear();
             }
-            let dim = self.net.shape(first)?.sample().unwrap_or(0) as usize;
+            let layout = backend::layout(&device.open(&mut []), &self.net, first)?;
+            let dim = layout.elements(self.net.shape(first)?).unwrap_or(0) as usize;
             let choice = budget.choose(dim, source.len());
             let there = caches.last().map_or(source.depth(), |&(depth, _)| depth);
             if first > there && choice.store != Store::Recomputed {
@@ -318,7 +320,7 @@ impl<'n> Fit<'n> {
         cache: &mut Option<Cache>,
         first: usize,
     ) -> Result<(), FitError> {
-        let depths = self.depths(source, budget, first)?;
+        let depths = self.depths(device, source, budget, first)?;
         let there = cache.as_ref().map(Source::depth);
         let there = depths.iter().position(|&depth| Some(depth) == there);
         if there.is_none() {
@@ -430,6 +432,10 @@ impl<S: Source> Source for Kept<'_, S> {
 
     fn depth(&self) -> usize {
         self.cache.depth()
+    }
+
+    fn layout(&self) -> Layout {
+        Source::layout(self.cache)
     }
 
     fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {

@@ -9,8 +9,12 @@
 use super::direct::Field;
 use super::{Isa, Kernel, Simd};
 
-/// Rows of a panel of [`Products`], and columns of a panel of [`Mix`]: whole vectors of every set.
+/// Rows of a panel of [`Products`]: whole vectors of every set.
 pub(crate) const PANEL: usize = 32;
+
+/// Columns of a strip of [`Mix`]: whole vectors of every set, and whole cache lines that lie behind
+/// each other in a row, for rows lie far apart.
+pub(crate) const STRIP: usize = 64;
 
 /// Adds the products of each row of a with each row of b to `out`, feature by feature.
 ///
@@ -87,7 +91,7 @@ impl Products<'_> {
     }
 }
 
-/// Packs [`PANEL`] columns of each row, less the shift; what lies past the rows' ends is 0.
+/// Packs [`STRIP`] columns of each row, less the shift; what lies past the rows' ends is 0.
 pub(crate) struct Columns<'a> {
     /// The rows, one after the other.
     pub(crate) rows: &'a [f32],
@@ -95,8 +99,8 @@ pub(crate) struct Columns<'a> {
     pub(crate) shift: &'a [f32],
     /// The first column.
     pub(crate) from: usize,
-    /// [`PANEL`] numbers for each row.
-    pub(crate) panel: &'a mut [f32],
+    /// [`STRIP`] numbers for each row.
+    pub(crate) strip: &'a mut [f32],
 }
 
 impl Kernel for Columns<'_> {
@@ -104,14 +108,14 @@ impl Kernel for Columns<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let (s, Self { rows, dim, shift, from, panel }) = (isa.wide(), self);
-        let count = dim.saturating_sub(from).min(PANEL);
+        let (s, Self { rows, dim, shift, from, strip }) = (isa.wide(), self);
+        let count = dim.saturating_sub(from).min(STRIP);
         let shift = &shift[from..from + count];
         let rows = rows.chunks_exact(dim.max(1));
-        for (row, to) in rows.zip(panel.as_chunks_mut::<PANEL>().0) {
+        for (row, to) in rows.zip(strip.as_chunks_mut::<STRIP>().0) {
             let row = &row[from..from + count];
-            if count == PANEL {
-                for v in (0..PANEL).step_by(I::Wide::LANES) {
+            if count == STRIP {
+                for v in (0..STRIP).step_by(I::Wide::LANES) {
                     s.store(s.sub(s.load(&row[v..]), s.load(&shift[v..])), &mut to[v..]);
                 }
             } else {
@@ -128,8 +132,8 @@ impl Kernel for Columns<'_> {
 pub(crate) struct Mix<'a, 'y> {
     /// For each sum a weight of each row.
     pub(crate) weights: &'a [f32],
-    /// [`PANEL`] columns of each row.
-    pub(crate) panel: &'a [f32],
+    /// [`STRIP`] columns of each row.
+    pub(crate) strip: &'a [f32],
     /// The sums: samples of one block each.
     pub(crate) out: &'a mut Field<'y>,
     /// Their first column that is written; what lies past the last is left out.
@@ -165,18 +169,18 @@ impl Mix<'_, '_> {
     /// The sums `at..at + MR`.
     #[inline(always)]
     fn tile<S: Simd, const MR: usize, const NV: usize>(&mut self, s: S, at: usize) {
-        let rows = self.panel.len() / PANEL;
+        let rows = self.strip.len() / STRIP;
         let weights = &self.weights[at * rows..(at + MR) * rows];
-        for column in (0..PANEL).step_by(NV * S::LANES) {
+        for column in (0..STRIP).step_by(NV * S::LANES) {
             let mut sums = [[s.zero(); NV]; MR];
             for k in 0..rows {
-                // SAFETY: each row has a weight in each of MR sums, and `PANEL` columns, which are
+                // SAFETY: each row has a weight in each of MR sums, and `STRIP` columns, which are
                 // whole tiles.
                 unsafe {
                     let mut columns = [s.zero(); NV];
                     for v in 0..NV {
-                        let at = k * PANEL + column + v * S::LANES;
-                        columns[v] = s.load_ptr(self.panel.as_ptr().add(at));
+                        let at = k * STRIP + column + v * S::LANES;
+                        columns[v] = s.load_ptr(self.strip.as_ptr().add(at));
                     }
                     for i in 0..MR {
                         let weight = s.splat(*weights.as_ptr().add(i * rows + k));
@@ -193,7 +197,7 @@ impl Mix<'_, '_> {
                     if rest.len() >= S::LANES {
                         s.store(*sum, rest);
                     } else {
-                        let mut lanes = [0.0; PANEL];
+                        let mut lanes = [0.0; STRIP];
                         s.store(*sum, &mut lanes);
                         rest.iter_mut().zip(lanes).for_each(|(to, x)| *to = x);
                     }
@@ -251,23 +255,25 @@ mod tests {
 
     #[test]
     fn sums_by_weight_of_any_size() {
-        for (m, rows, dim) in [(1, 1, 1), (3, 5, 31), (8, 8, 32), (13, 16, 33), (16, 9, 100)] {
+        for (m, rows, dim) in
+            [(1, 1, 1), (3, 5, 31), (8, 8, 32), (13, 16, 33), (16, 9, 100), (7, 4, 64)]
+        {
             let (weights, data) = (values(1, m * rows), values(2, rows * dim));
             let shift = values(3, dim);
             for set in Instructions::all() {
                 let mut out = vec![f32::NAN; m * dim];
                 let mut field = Field::new(&mut out, m, 1, dim);
-                for from in (0..dim).step_by(PANEL) {
-                    let mut panel = vec![f32::NAN; rows * PANEL];
-                    set.run(Columns { rows: &data, dim, shift: &shift, from, panel: &mut panel });
-                    for (at, x) in panel.iter().enumerate() {
-                        let (row, column) = (at / PANEL, from + at % PANEL);
+                for from in (0..dim).step_by(STRIP) {
+                    let mut strip = vec![f32::NAN; rows * STRIP];
+                    set.run(Columns { rows: &data, dim, shift: &shift, from, strip: &mut strip });
+                    for (at, x) in strip.iter().enumerate() {
+                        let (row, column) = (at / STRIP, from + at % STRIP);
                         let there = |&column: &usize| column < dim;
                         let there = Some(column).filter(there);
                         let x_in = there.map_or(0.0, |at| data[row * dim + at] - shift[at]);
                         assert_eq!(*x, x_in);
                     }
-                    set.run(Mix { weights: &weights, panel: &panel, out: &mut field, from });
+                    set.run(Mix { weights: &weights, strip: &strip, out: &mut field, from });
                 }
                 for (at, sum) in out.iter().enumerate() {
                     let column = |row: &[f32]| row[at % dim] - shift[at % dim];
