@@ -302,6 +302,11 @@ fn on_cpu(what: Objective, set: &Set, threads: usize) -> (Score, Vec<f32>, Vec<P
     objective(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory), what, set)
 }
 
+fn with(instructions: Instructions, what: Objective, set: &Set) -> (Score, Vec<f32>, Vec<Pair>) {
+    let mut memory = nan(place(&Cpu::new(&mut []), what, set).1);
+    objective(&mut Cpu::new(&mut memory).with_instructions(instructions), what, set)
+}
+
 fn on_reference(what: Objective, set: &Set) -> (Score, Vec<f32>, Vec<Pair>) {
     let mut memory = nan(place(&Reference::new(&mut []), what, set).1);
     objective(&mut Reference::new(&mut memory), what, set)
@@ -361,15 +366,17 @@ fn other_objectives_are_the_reference_s() {
 
 #[test]
 fn threads_change_no_bit() {
-    let set = far_from_zero(300, 520);
+    let (set, wide) = (far_from_zero(300, 520), far_from_zero(40, 4100));
     for loss in
         [Loss::Triplet, Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 0.1 }]
     {
         let what = Objective::Separation(loss);
-        let one = on_cpu(what, &set, 1);
-        for threads in 2..=4 {
-            let many = on_cpu(what, &set, threads);
-            assert!(many == one, "{loss:?} with {threads} threads");
+        for set in [&set, &wide] {
+            let one = on_cpu(what, set, 1);
+            for threads in 2..=4 {
+                let many = on_cpu(what, set, threads);
+                assert!(many == one, "{loss:?} with {threads} threads");
+            }
         }
     }
     let of = |threads| {
@@ -380,6 +387,40 @@ fn threads_change_no_bit() {
     let one = of(1);
     for threads in [2, 5] {
         assert!(of(threads) == one, "{threads} threads");
+    }
+}
+
+/// Either side of blocks of rows, strips of columns, and parts of the features.
+#[test]
+fn the_soft_loss_of_any_size() {
+    let what = Objective::Separation(Loss::SoftNearest { temperature: 0.5 });
+    for rows in [1, 2, 3, 8, 9, 31, 32, 33, 127, 128, 129, 257] {
+        for dim in [1, 15, 63, 64, 65, 130] {
+            soft_loss(what, rows, dim);
+        }
+    }
+    for dim in [255, 257, 1023, 1025, 4097, 9000] {
+        soft_loss(what, 12, dim);
+        soft_loss(what, 130, dim.min(1025));
+    }
+}
+
+fn soft_loss(what: Objective, rows: usize, dim: usize) {
+    // About as far apart whatever their number.
+    let scale = (dim as f32).sqrt().recip();
+    let data = values(dim as u64, rows * dim).iter().map(|x| 3.0 + scale * x).collect();
+    let set = Set::new(data, dim, 3);
+    let expected = on_reference(what, &set);
+    for instructions in Instructions::all() {
+        let got = with(instructions, what, &set);
+        let name = format!("{rows} x {dim}, {instructions:?}");
+        assert_eq!(
+            (got.0.anchors, got.0.correct),
+            (expected.0.anchors, expected.0.correct),
+            "{name}"
+        );
+        close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
+        close(&name, &got.1, &expected.1, DISTANCES);
     }
 }
 
