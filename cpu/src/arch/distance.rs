@@ -12,8 +12,9 @@ use core::ops::Range;
 
 use super::{Instructions, Isa, Kernel, Narrow, Simd};
 
-/// Features that one pass over a block multiplies at most.
-const DEPTH: usize = 256;
+/// Features that one pass over a block multiplies at most: a panel of them takes half of a cache of
+/// the first level, so that it stays there while all rows of a block pass by.
+pub(crate) const DEPTH: usize = 128;
 
 /// Rows of the widest panel.
 pub(crate) const WIDEST: usize = 48;
@@ -332,12 +333,15 @@ impl<L: Sink> Block<'_, L> {
                         place += MR * width;
                         let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
                         let from = if first { None } else { Some(kept.cast_const()) };
+                        // From these rows to the next.
+                        let inside = (row + MR) % width != 0;
+                        let next = if inside { MR } else { width * depth + MR - width };
                         // Vectors of columns that no row of the tile comes before.
                         let behind = (row + 1).saturating_sub(column) / S::LANES;
                         match if SYMMETRIC { behind } else { 0 } {
-                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, from, to),
-                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, from, to),
-                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, from, to),
+                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, next, from, to),
+                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, next, from, to),
+                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, next, from, to),
                         }
                         if !last {
                             continue;
@@ -416,7 +420,8 @@ impl<L: Sink> Block<'_, L> {
 }
 
 /// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features:
-/// writes a tile, on top of what is `kept` of the features before.
+/// writes a tile, on top of what is `kept` of the features before. Asks for the rows that lie
+/// `next` numbers on: few of each panel's numbers are read at once, which no machine foresees.
 ///
 /// # Safety
 /// `b` is valid for reads of `depth` panel widths, and so is what lies from `a` on but for the
@@ -428,6 +433,7 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usiz
     mut a: *const f32,
     mut b: *const f32,
     depth: usize,
+    next: usize,
     kept: Option<*const f32>,
     to: *mut f32,
 ) {
@@ -440,6 +446,7 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usiz
             for v in BEHIND..NV {
                 columns[v] = s.load_ptr(b.add(v * S::LANES));
             }
+            s.prefetch(a.wrapping_add(next));
             for i in 0..MR {
                 let x = s.splat(*a.add(i));
                 for v in BEHIND..NV {
