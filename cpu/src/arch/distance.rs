@@ -30,6 +30,12 @@ struct Tile([f32; TILE]);
 /// set's panel, the largest first.
 pub(crate) const BLOCKS: [usize; 4] = [384, 192, 96, 48];
 
+/// Numbers of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// Features that measuring asks for ahead of those that it is at: rows are met in no order.
+const AHEAD: usize = 64;
+
 /// Pairs that are measured side by side.
 pub(crate) const TOGETHER: usize = 8;
 
@@ -151,6 +157,8 @@ impl<T: Element> Kernel for Pack<'_, T> {
                         let shift = [s.load_ptr(shift), s.load_ptr(shift.add(8))];
                         let mut blocks = [[s.zero(); 8]; 2];
                         for i in 0..8 {
+                            // Of the next eight rows, which nothing else foresees.
+                            s.prefetch(at(i, done).wrapping_add(8 * self.dim).cast());
                             blocks[0][i] = s.sub(widened(s, at(i, done)), shift[0]);
                             blocks[1][i] = s.sub(widened(s, at(i, done + 8)), shift[1]);
                         }
@@ -315,8 +323,10 @@ impl<L: Sink> Block<'_, L> {
         for (at, depth) in passes(dim) {
             let (first, last) = (at == 0, at + depth == dim);
             let mut place = 0;
+            // What each tile asks for of the next columns, so that they are there in time.
+            let share = (width * depth).div_ceil(LINE).div_ceil((from_rows.len() / MR).max(1));
             for column in from_columns.clone().step_by(width) {
-                for row in from_rows.clone().step_by(MR) {
+                for (tiles, row) in from_rows.clone().step_by(MR).enumerate() {
                     if below(row, column) {
                         break;
                     }
@@ -329,6 +339,9 @@ impl<L: Sink> Block<'_, L> {
                         let a = a.add(row - panel);
                         let b = columns.panels.as_ptr();
                         let b = b.add(at * columns.low.len() + column * depth);
+                        for line in tiles * share..(tiles + 1) * share {
+                            s.prefetch(b.wrapping_add(width * depth + line * LINE));
+                        }
                         let kept = products.as_mut_ptr().add(place);
                         place += MR * width;
                         let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
@@ -633,7 +646,10 @@ impl<T: Element> Kernel for Direct<'_, T> {
             for (square, (a, b)) in squares.iter_mut().zip(self.pairs) {
                 // SAFETY: each row has 8 features from `done` on.
                 let difference = unsafe {
-                    s.sub(widened(s, a.as_ptr().add(done)), widened(s, b.as_ptr().add(done)))
+                    let (a, b) = (a.as_ptr().add(done), b.as_ptr().add(done));
+                    s.prefetch(a.wrapping_add(AHEAD).cast());
+                    s.prefetch(b.wrapping_add(AHEAD).cast());
+                    s.sub(widened(s, a), widened(s, b))
                 };
                 *square = s.mul(difference, difference);
             }

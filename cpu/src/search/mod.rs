@@ -27,7 +27,7 @@ use sepal_core::neighbour::{Nearest, Pair, Rows};
 
 use crate::arch::Instructions;
 use crate::arch::distance::{
-    BLOCKS, DEPTH, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes,
+    BLOCKS, DEPTH, Direct, Element, LINE, Pack, Packed, TOGETHER, WIDEST, passes,
 };
 pub(crate) use pairs::{batch, batch_numbers};
 
@@ -92,9 +92,6 @@ fn block(rows: usize, threads: usize) -> usize {
     let [.., least] = BLOCKS;
     BLOCKS.into_iter().find(enough).unwrap_or(least)
 }
-
-/// Numbers of a cache line.
-const LINE: usize = 16;
 
 /// Memory that is cut from the front, each piece at the start of a cache line.
 struct Cut<'a>(&'a mut [f32]);
