@@ -347,8 +347,8 @@ impl<L: Sink> Block<'_, L> {
                         let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
                         let from = if first { None } else { Some(kept.cast_const()) };
                         // From these rows to the next.
-                        let inside = (row + MR) % width != 0;
-                        let next = if inside { MR } else { width * depth + MR - width };
+                        let ends = (row + MR).is_multiple_of(width);
+                        let next = if ends { width * depth + MR - width } else { MR };
                         // Vectors of columns that no row of the tile comes before.
                         let behind = (row + 1).saturating_sub(column) / S::LANES;
                         match if SYMMETRIC { behind } else { 0 } {
