@@ -55,7 +55,7 @@ fn named() -> Vec<(&'static str, Set)> {
     for rows in [1, 2, 7, 8, 9, 23, 24, 25, 47, 48, 49, 95, 96, 97, 255, 256, 257, 300, 513] {
         sets.push(("rows", Set::new(values(rows as u64, rows * 5), 5, 3)));
     }
-    for dim in [1, 7, 8, 9, 16, 17, 33, 255, 256, 257, 511, 512, 513, 1100] {
+    for dim in [1, 7, 8, 9, 16, 17, 33, 127, 128, 129, 255, 256, 257, 511, 512, 513, 1100] {
         sets.push(("dim", Set::new(values(dim as u64, 40 * dim), dim, 3)));
     }
     sets.push(("far from zero", far_from_zero(300, 512)));

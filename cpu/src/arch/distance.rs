@@ -12,8 +12,9 @@ use core::ops::Range;
 
 use super::{Instructions, Isa, Kernel, Narrow, Simd};
 
-/// Features that one pass over a block multiplies at most.
-const DEPTH: usize = 256;
+/// Features that one pass over a block multiplies at most: a panel of them takes half of a cache of
+/// the first level, so that it stays there while all rows of a block pass by.
+pub(crate) const DEPTH: usize = 128;
 
 /// Rows of the widest panel.
 pub(crate) const WIDEST: usize = 48;
@@ -28,6 +29,12 @@ struct Tile([f32; TILE]);
 /// Rows of the blocks that keep their products in a cache of the second level: multiples of every
 /// set's panel, the largest first.
 pub(crate) const BLOCKS: [usize; 4] = [384, 192, 96, 48];
+
+/// Numbers of a cache line.
+pub(crate) const LINE: usize = 16;
+
+/// Features that measuring asks for ahead of those that it is at: rows are met in no order.
+const AHEAD: usize = 64;
 
 /// Pairs that are measured side by side.
 pub(crate) const TOGETHER: usize = 8;
@@ -150,6 +157,8 @@ impl<T: Element> Kernel for Pack<'_, T> {
                         let shift = [s.load_ptr(shift), s.load_ptr(shift.add(8))];
                         let mut blocks = [[s.zero(); 8]; 2];
                         for i in 0..8 {
+                            // Of the next eight rows, which nothing else foresees.
+                            s.prefetch(at(i, done).wrapping_add(8 * self.dim).cast());
                             blocks[0][i] = s.sub(widened(s, at(i, done)), shift[0]);
                             blocks[1][i] = s.sub(widened(s, at(i, done + 8)), shift[1]);
                         }
@@ -314,8 +323,10 @@ impl<L: Sink> Block<'_, L> {
         for (at, depth) in passes(dim) {
             let (first, last) = (at == 0, at + depth == dim);
             let mut place = 0;
+            // What each tile asks for of the next columns, so that they are there in time.
+            let share = (width * depth).div_ceil(LINE).div_ceil((from_rows.len() / MR).max(1));
             for column in from_columns.clone().step_by(width) {
-                for row in from_rows.clone().step_by(MR) {
+                for (tiles, row) in from_rows.clone().step_by(MR).enumerate() {
                     if below(row, column) {
                         break;
                     }
@@ -328,16 +339,22 @@ impl<L: Sink> Block<'_, L> {
                         let a = a.add(row - panel);
                         let b = columns.panels.as_ptr();
                         let b = b.add(at * columns.low.len() + column * depth);
+                        for line in tiles * share..(tiles + 1) * share {
+                            s.prefetch(b.wrapping_add(width * depth + line * LINE));
+                        }
                         let kept = products.as_mut_ptr().add(place);
                         place += MR * width;
                         let to = if last && !seed { tile.0.as_mut_ptr() } else { kept };
                         let from = if first { None } else { Some(kept.cast_const()) };
+                        // From these rows to the next.
+                        let ends = (row + MR).is_multiple_of(width);
+                        let next = if ends { width * depth + MR - width } else { MR };
                         // Vectors of columns that no row of the tile comes before.
                         let behind = (row + 1).saturating_sub(column) / S::LANES;
                         match if SYMMETRIC { behind } else { 0 } {
-                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, from, to),
-                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, from, to),
-                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, from, to),
+                            2 => multiply::<S, MR, NV, 2>(s, a, b, depth, next, from, to),
+                            1 => multiply::<S, MR, NV, 1>(s, a, b, depth, next, from, to),
+                            _ => multiply::<S, MR, NV, 0>(s, a, b, depth, next, from, to),
                         }
                         if !last {
                             continue;
@@ -416,7 +433,8 @@ impl<L: Sink> Block<'_, L> {
 }
 
 /// MR rows of a panel by another panel, but for its first BEHIND vectors, over `depth` features:
-/// writes a tile, on top of what is `kept` of the features before.
+/// writes a tile, on top of what is `kept` of the features before. Asks for the rows that lie
+/// `next` numbers on: few of each panel's numbers are read at once, which no machine foresees.
 ///
 /// # Safety
 /// `b` is valid for reads of `depth` panel widths, and so is what lies from `a` on but for the
@@ -428,6 +446,7 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usiz
     mut a: *const f32,
     mut b: *const f32,
     depth: usize,
+    next: usize,
     kept: Option<*const f32>,
     to: *mut f32,
 ) {
@@ -440,6 +459,7 @@ unsafe fn multiply<S: Simd, const MR: usize, const NV: usize, const BEHIND: usiz
             for v in BEHIND..NV {
                 columns[v] = s.load_ptr(b.add(v * S::LANES));
             }
+            s.prefetch(a.wrapping_add(next));
             for i in 0..MR {
                 let x = s.splat(*a.add(i));
                 for v in BEHIND..NV {
@@ -626,7 +646,10 @@ impl<T: Element> Kernel for Direct<'_, T> {
             for (square, (a, b)) in squares.iter_mut().zip(self.pairs) {
                 // SAFETY: each row has 8 features from `done` on.
                 let difference = unsafe {
-                    s.sub(widened(s, a.as_ptr().add(done)), widened(s, b.as_ptr().add(done)))
+                    let (a, b) = (a.as_ptr().add(done), b.as_ptr().add(done));
+                    s.prefetch(a.wrapping_add(AHEAD).cast());
+                    s.prefetch(b.wrapping_add(AHEAD).cast());
+                    s.sub(widened(s, a), widened(s, b))
                 };
                 *square = s.mul(difference, difference);
             }

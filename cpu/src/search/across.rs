@@ -3,10 +3,8 @@
 use rayon::prelude::*;
 use sepal_core::neighbour::Nearest;
 
-use super::{
-    Cut, LINE, Sides, block, is_hard, line, pack, packed_numbers, part, shift, with_memory,
-};
-use crate::arch::distance::{Block, Element, Packed, Sink, scratch};
+use super::{Cut, Sides, block, is_hard, line, pack, packed_numbers, part, shift, with_memory};
+use crate::arch::distance::{Block, Element, LINE, Packed, Sink, scratch};
 
 /// Fewer queries than these are measured against every row.
 const FEW: usize = 8;

@@ -26,7 +26,9 @@ use rayon::prelude::*;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 
 use crate::arch::Instructions;
-use crate::arch::distance::{BLOCKS, Direct, Element, Pack, Packed, TOGETHER, WIDEST, passes};
+use crate::arch::distance::{
+    BLOCKS, DEPTH, Direct, Element, LINE, Pack, Packed, TOGETHER, WIDEST, passes,
+};
 pub(crate) use pairs::{batch, batch_numbers};
 
 /// Rows whose medians give the shift.
@@ -48,12 +50,12 @@ const KEPT: usize = 1 << 23;
 /// one.
 ///
 /// With u the rounding of one operation, a sum of n products is off by n u times the sum of their
-/// sizes. Products and squared lengths are summed in passes of at most 256 features, which are
-/// added up: 256 + D / 64 roundings, once for the lengths, and once for the product, whose double
+/// sizes. Products and squared lengths are summed in passes of at most [`DEPTH`] features, which are
+/// added up: DEPTH + D / 64 roundings, once for the lengths, and once for the product, whose double
 /// is at most their sum. The direct distance is one sum of D squares, and at most twice the sum of
 /// the lengths: 2 D. The shift adds 4, the rest is for what follows on the bound itself.
 fn error(dim: usize) -> f32 {
-    let pass = dim.min(256) as f32;
+    let pass = dim.min(DEPTH) as f32;
     (2.0 * pass + dim as f32 * (2.0 + 1.0 / 32.0) + 64.0) * (f32::EPSILON / 2.0) * 1.0625
 }
 
@@ -90,9 +92,6 @@ fn block(rows: usize, threads: usize) -> usize {
     let [.., least] = BLOCKS;
     BLOCKS.into_iter().find(enough).unwrap_or(least)
 }
-
-/// Numbers of a cache line.
-const LINE: usize = 16;
 
 /// Memory that is cut from the front, each piece at the start of a cache line.
 pub(crate) struct Cut<'a>(&'a mut [f32]);

@@ -7,11 +7,9 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 
-use super::{
-    Cut, LINE, Queue, ROWS, Sides, across, block, is_hard, line, pack, packed_numbers, shift,
-};
+use super::{Cut, Queue, ROWS, Sides, across, block, is_hard, line, pack, packed_numbers, shift};
 use crate::arch::Instructions;
-use crate::arch::distance::{Block, Element, Packed, Sink, WIDEST, scratch};
+use crate::arch::distance::{Block, Element, LINE, Packed, Sink, WIDEST, scratch};
 
 /// Candidates that a row keeps of one kind.
 const CANDIDATES: usize = 4;
