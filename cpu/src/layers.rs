@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot, Word};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
-use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
+use sepal_core::layer::{BatchNorm, Dropout, KMaxPool, Layer, Needs, Pass, Tensors};
 use sepal_core::plan::Chain;
 use sepal_core::reference::{self, layer_seed, stored};
 use sepal_core::rng::{Purpose, Rng};
@@ -589,19 +589,12 @@ pub(crate) fn backward(
             let [places, dy, dx, scratch] =
                 arena.lease([place.saved, place.dy, place.dx, scratch])?;
             let (places, dy, dx) = (&*places.get::<u16>()?, &*dy.get::<f32>()?, dx.get::<f32>()?);
-            let moved = moves(place.x);
-            let own = match moved {
-                true => scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default(),
-                false => &mut *dx,
-            };
-            let (per, one) = (piece(shape), elements(shape, 1));
-            let pieces =
-                dy.par_chunks(elements(out, per)).zip(places.par_chunks(elements(out, per)));
-            pieces.zip(own.par_chunks_mut(elements(shape, per))).for_each(|((dy, places), dx)| {
-                l.backward(shape.with_n((dx.len() / one) as u32), places, dy, dx);
-            });
-            if moved {
+            if moves(place.x) {
+                let own = scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default();
+                back_k_max(*l, shape, out, places, dy, own);
                 block(shape, own, dx);
+            } else {
+                back_k_max(*l, shape, out, places, dy, dx);
             }
         }
         Layer::AvgPool(_)
@@ -626,6 +619,22 @@ pub(crate) fn backward(
         _ => return reference::backward(arena, call),
     }
     Ok(())
+}
+
+/// [`KMaxPool::backward`] on pieces of a batch.
+fn back_k_max(
+    layer: KMaxPool,
+    shape: Shape,
+    out: Shape,
+    places: &[u16],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    let (per, one) = (piece(shape), elements(shape, 1));
+    let pieces = dy.par_chunks(elements(out, per)).zip(places.par_chunks(elements(out, per)));
+    pieces.zip(dx.par_chunks_mut(elements(shape, per))).for_each(|((dy, places), dx)| {
+        layer.backward(shape.with_n((dx.len() / one) as u32), places, dy, dx);
+    });
 }
 
 /// Runs the reference's backward pass of a layer that reads dy alone on pieces of a batch.

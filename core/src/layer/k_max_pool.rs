@@ -161,8 +161,10 @@ mod tests {
             let ties: Vec<f64> = x.iter().map(|x| (x * 1.5).round()).collect();
             assert_eq!(run(pool, s, &ties), brute(pool, s, &ties));
             // NaN is not equal to itself: the places say which was taken.
-            let hard: Vec<f64> =
-                x.iter().map(|x| [f64::NAN, f64::NEG_INFINITY, *x][(x.abs() * 3.0) as usize]).collect();
+            let hard: Vec<f64> = x
+                .iter()
+                .map(|x| [f64::NAN, f64::NEG_INFINITY, *x][(x.abs() * 3.0) as usize])
+                .collect();
             assert_eq!(run(pool, s, &hard).1, brute(pool, s, &hard).1);
         }
     }
