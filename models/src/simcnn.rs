@@ -12,9 +12,7 @@
 //! cross-entropy: here [`simcnn_readout`] is the auxiliary net with unit features in place of the
 //! dense layer. The net's own classifier is the auxiliary net of its last block.
 
-use sepal_core::layer::{
-    AvgPoolTo, BatchNorm, Dense, Downsample, Flatten, L2Normalise, Layer, RELU,
-};
+use sepal_core::layer::{AvgPoolTo, BatchNorm, Dense, Downsample, Flatten, L2Normalise, Layer};
 use sepal_core::net::{Input, Net, Normalisation};
 use sepal_core::shape::Shape;
 
@@ -146,6 +144,7 @@ pub const SIMCNN3: Net<'static> = simcnn3(&simcnn3_layers(10), COLOUR_32);
 mod tests {
     use super::*;
     use crate::table::tests::{check_blocks, conv_weights, macs};
+    use sepal_core::layer::RELU;
 
     #[test]
     fn sizes_are_those_of_the_code() {

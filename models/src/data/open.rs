@@ -352,6 +352,19 @@ mod tests {
         says(&open(folder.path()).unwrap_err(), &["optdigits.tes", "row 1", "`10`"]);
     }
 
+    #[test]
+    fn texts_also_one_level_below() {
+        let folder = Folder::new();
+        folder.file("ag_news_csv/train.csv", b"\"2\",\"Cup\",\"won\"\n\"1\",\"Rain\",\"\"\n");
+        folder.file("ag_news_csv/test.csv", b"\"1\",\"Sun\",\"\"\n");
+        says(&open(folder.path()).unwrap_err(), &["no data set", "classes.txt"]);
+        folder.file("ag_news_csv/classes.txt", b"World\nSports\n");
+        let split = open(folder.path()).unwrap();
+        assert_eq!((split.train.labels(), split.test.labels()), (&[1, 0][..], &[0][..]));
+        assert_eq!((split.train.shape(), split.train.is_u8()), (Shape::new(1, 1, 1, 1024), true));
+        assert_eq!(split.test.names(), ["World", "Sports"]);
+    }
+
     #[cfg(feature = "images")]
     #[test]
     fn class_folders() {
