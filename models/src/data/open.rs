@@ -361,7 +361,7 @@ mod tests {
         folder.file("ag_news_csv/classes.txt", b"World\nSports\n");
         let split = open(folder.path()).unwrap();
         assert_eq!((split.train.labels(), split.test.labels()), (&[1, 0][..], &[0][..]));
-        assert_eq!((split.train.shape(), split.train.is_u8()), (Shape::new(1, 1, 1, 1024), true));
+        assert_eq!(split.train.shape(), Shape::new(1, 1, 1, 1024));
         assert_eq!(split.test.names(), ["World", "Sports"]);
     }
 
