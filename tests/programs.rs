@@ -756,7 +756,7 @@ fn training_refuses_what_it_cannot_keep() {
 fn training_takes_other_nets_of_any_width() {
     let folder = Folder::new("nets");
     let save = folder.path("narrow.sepal");
-    let narrow = ["--model", "alexnet", "--width", "3", "--save", &save];
+    let narrow = ["--model", "alexnet", "--width", "3", "--json", "--save", &save];
     run("train", &[&SHORT[..], &narrow].concat()).good();
     let model = Loaded::open(Path::new(&save)).unwrap();
     // 3 percent of 256 filters, and of the weights of no class.
@@ -777,9 +777,9 @@ fn training_reads_text() {
     std::fs::write(folder.path("classes.txt"), "weather\nsport\n").unwrap();
     let data = folder.path("");
     let text = ["--data", &data, "--batch", "8", "--epochs", "1", "--head-epochs", "1"];
-    let narrow = ["--model", "vdcnn9", "--width", "3", "--no-control"];
+    let narrow = ["--model", "vdcnn9", "--width", "3", "--no-control", "--json"];
     let out = run("train", &[&text[..], &narrow].concat()).good();
-    assert!(out.contains("16 training"), "{out}");
+    assert_eq!(json(out.lines().last().unwrap())["train"], 16);
     run("train", &[&text[..], &narrow, &["--flip"]].concat()).refused(&["--flip", "text"]);
     let image = ["--model", "lenet"];
     run("train", &[&text[..], &image].concat()).refused(&["Lenet", "1x1x1x1024"]);
