@@ -752,6 +752,39 @@ fn training_refuses_what_it_cannot_keep() {
     run("train", &[&SHORT[..], &["--model", "vgg16"]].concat()).refused(&["Vgg16", "1x28x28"]);
 }
 
+#[test]
+fn training_takes_other_nets_of_any_width() {
+    let folder = Folder::new("nets");
+    let save = folder.path("narrow.sepal");
+    let narrow = ["--model", "alexnet", "--width", "3", "--json", "--save", &save];
+    run("train", &[&SHORT[..], &narrow].concat()).good();
+    let model = Loaded::open(Path::new(&save)).unwrap();
+    // 3 percent of 256 filters, and of the weights of no class.
+    assert_eq!(model.model().net.shape(18).unwrap().to_string(), "1x8x4x4");
+    assert_eq!(model.model().net.output().unwrap().to_string(), "1x10x1x1");
+    run("evaluate", &[&save]).good();
+    let refused = run("train", &[&SHORT[..], &["--width", "0"]].concat());
+    assert_eq!(refused.status, 2, "{}", refused.err);
+}
+
+#[test]
+fn training_reads_text() {
+    let folder = Folder::new("text");
+    let line = |i: u32| format!("{},title {i},{}\n", i % 2 + 1, ["rain ", "goal "][i as usize % 2]);
+    for name in ["train.csv", "test.csv"] {
+        std::fs::write(folder.path(name), (0..16).map(line).collect::<String>()).unwrap();
+    }
+    std::fs::write(folder.path("classes.txt"), "weather\nsport\n").unwrap();
+    let data = folder.path("");
+    let text = ["--data", &data, "--batch", "8", "--epochs", "1", "--head-epochs", "1"];
+    let narrow = ["--model", "vdcnn9", "--width", "3", "--no-control", "--json"];
+    let out = run("train", &[&text[..], &narrow].concat()).good();
+    assert_eq!(json(out.lines().last().unwrap())["train"], 16);
+    run("train", &[&text[..], &narrow, &["--flip"]].concat()).refused(&["--flip", "text"]);
+    let image = ["--model", "lenet"];
+    run("train", &[&text[..], &image].concat()).refused(&["Lenet", "1x1x1x1024"]);
+}
+
 /// Files of the program may not grow past 4 kB, as on a full disk.
 #[cfg(unix)]
 #[test]

@@ -11,6 +11,7 @@ use crate::shape::Shape;
 /// * convolution: weights from N(0, 2 / fan-in) (He et al. 2015), biases from
 ///   U(-1, 1) / sqrt(fan-in);
 /// * dense: weights and biases from U(-1, 1) / sqrt(fan-in);
+/// * embedding: N(0, 1);
 /// * normalisation: scale 1, shift 0, mean 0, variance 1.
 ///
 /// Each tensor's numbers depend on the seed, the layer's place and the element's place alone.
@@ -58,6 +59,7 @@ pub(crate) fn tensor(layer: &Layer, x: Shape, role: Role, mut rng: Rng, out: &mu
             let deviation = Real::sqrt(2.0 / fan_in.max(1) as f32);
             out.iter_mut().for_each(|w| *w = rng.normal() * deviation);
         }
+        (Layer::Embedding(_), _) => out.iter_mut().for_each(|w| *w = rng.normal()),
         (Layer::Conv2d(_) | Layer::Dense(_), _) => {
             out.iter_mut().for_each(|w| *w = (rng.uniform() * 2.0 - 1.0) * bound);
         }

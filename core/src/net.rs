@@ -23,6 +23,14 @@ impl Normalisation {
     /// Nothing but the scale of bytes.
     pub const NONE: Self = Self { mean: [0.0; 4], std: [1.0; 4] };
 
+    /// Bytes as the numbers that they are, 0 to 255, such as an
+    /// [`Embedding`](crate::layer::Embedding) reads; numbers are multiplied by 255.
+    ///
+    /// ```
+    /// assert_eq!(sepal_core::net::Normalisation::BYTES.affine(0, 1, true), (1.0, 0.0));
+    /// ```
+    pub const BYTES: Self = Self::scalar(0.0, 1.0 / 255.0);
+
     /// The same mean and deviation for all channels.
     pub const fn scalar(mean: f32, std: f32) -> Self {
         Self { mean: [mean; 4], std: [std; 4] }

@@ -399,6 +399,9 @@ fn evaluate(
         Layer::AvgPoolTo(l) => l.forward(shape, x, y),
         Layer::ChannelStd(l) => l.forward(shape, x, y),
         Layer::Project(l) => l.forward(shape, x, y),
+        Layer::Embedding(l) => l.forward(shape, x, p.weight, y),
+        Layer::KMaxPool(l) => l.forward(shape, x, y, None),
+        Layer::Downsample(l) => l.forward(shape, x, y),
     }
     Ok(())
 }
@@ -429,6 +432,7 @@ fn train(
             l.update(shape, saved, share, mean, variance);
         }
         (Layer::MaxPool(l), _) => l.forward(shape, x, y, Some(saved.get()?)),
+        (Layer::KMaxPool(l), _) => l.forward(shape, x, y, Some(saved.get()?)),
         (Layer::Dropout(l), Phase::Train { seed, update }) => {
             l.forward(shape, y, layer_seed(seed, index), update);
         }
@@ -466,7 +470,9 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, Slot::EMPTY];
     let none = Slot::EMPTY;
     let slots = match layer {
-        Layer::Conv2d(_) | Layer::Dense(_) | Layer::ChannelStd(_) => moves(place.x, none),
+        Layer::Conv2d(_) | Layer::Dense(_) | Layer::ChannelStd(_) | Layer::Embedding(_) => {
+            moves(place.x, none)
+        }
         Layer::BatchNorm(_) => in_place(place.x, none),
         Layer::Activation(_) | Layer::L2Normalise(_) => in_place(none, place.y),
         Layer::Dropout(_) | Layer::Flatten(_) | Layer::Standardise(_) => in_place(none, none),
@@ -482,6 +488,7 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::Conv2d(l) => l.backward(shape, x, weight, dy, dx, dweight, dbias),
         Layer::Dense(l) => l.backward(shape, x, weight, dy, dx, dweight, dbias),
         Layer::BatchNorm(l) => l.backward(shape, x, weight, saved.get()?, dy, dweight, dbias),
+        Layer::Embedding(l) => l.backward(shape, x, dy, dx, dweight),
         Layer::Activation(l) => l.backward(y, dy),
         Layer::L2Normalise(l) => l.backward(shape, y, saved.get()?, dy),
         Layer::Standardise(l) => l.backward(shape, variance.get()?, dy),
@@ -497,11 +504,17 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
                 l.backward(shape, saved.get()?, dy, dx);
             }
         }
+        Layer::KMaxPool(l) => {
+            if let Some(dx) = dx {
+                l.backward(shape, saved.get()?, dy, dx);
+            }
+        }
         Layer::AvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::GlobalAvgPool(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::AvgPoolTo(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::ChannelStd(l) => dx.into_iter().for_each(|dx| l.backward(shape, x, dy, dx)),
         Layer::Project(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+        Layer::Downsample(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use sepal_core::error::Error;
 use sepal_core::infer::Inference;
 use sepal_core::init;
 use sepal_core::layer::{
-    Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Flatten, L2Normalise,
-    Layer, MaxPool, Project, RELU, Standardise, Window,
+    Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout, Embedding,
+    Flatten, KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
@@ -90,6 +90,22 @@ const STAYING: Net<'static> = Net {
     features: 1,
 };
 
+/// Text: places that are kept are two bytes each.
+const TEXT: Net<'static> = Net {
+    input: Input { shape: Shape::new(1, 1, 2, 12), normalisation: Normalisation::BYTES },
+    layers: &[
+        Layer::Embedding(Embedding { tokens: 90, dim: 3 }),
+        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), bias: false, ..Conv2d::new(5, 1) }),
+        NORM,
+        RELU,
+        Layer::KMaxPool(KMaxPool { k: 3 }),
+        Layer::Dense(Dense { units: 3, bias: true }),
+    ],
+    blocks: &[6, 7],
+    features: 1,
+};
+
 struct Running {
     name: &'static str,
     net: Net<'static>,
@@ -105,7 +121,7 @@ const fn running(name: &'static str, net: Net<'static>, n: u32) -> Running {
 }
 
 /// The sizes of inference: constants of the program.
-const RUNNINGS: [Running; 8] = [
+const RUNNINGS: [Running; 9] = [
     running("LeNet", LENET, 1),
     running("LeNet, 5 samples", LENET, 5),
     running("one layer", ONE_LAYER, 1),
@@ -114,6 +130,7 @@ const RUNNINGS: [Running; 8] = [
     running("MLP", MLP, 1),
     running("MLP, 4 samples", MLP, 4),
     running("staying", STAYING, 1),
+    running("text", TEXT, 2),
 ];
 
 const HEAD: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
@@ -170,7 +187,7 @@ const READOUT: &[Layer] = &[
     Layer::L2Normalise(L2Normalise),
 ];
 
-const TRAININGS: [Training; 16] = [
+const TRAININGS: [Training; 18] = [
     training("LeNet 1", LENET, (0, 4), recipe(HEAD, MARGIN, Rule::adam()), Feed::BYTES),
     training("LeNet 2", LENET, (4, 8), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("LeNet 2, wide", LENET, (4, 8), recipe(HEAD, MARGIN, MOMENTUM), WIDE),
@@ -187,6 +204,8 @@ const TRAININGS: [Training; 16] = [
     training("MLP 2", MLP, (3, 5), recipe(HEAD, SOFT, Rule::adam()), QUEUED),
     training("MLP 3", MLP, (5, 6), recipe(&[], ENTROPY, Rule::adam()), WIDE),
     training("staying", STAYING, (0, 4), recipe(&[], SOFT, Rule::sgd()), Feed::BYTES),
+    training("text", TEXT, (0, 6), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
+    training("text, whole", TEXT, (0, 7), recipe(&[], ENTROPY, Rule::adam()), QUEUED),
 ];
 
 // The sizes are constants, so a board's limit is checked when the program is built.

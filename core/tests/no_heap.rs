@@ -8,7 +8,8 @@ use sepal_core::arena::Word;
 use sepal_core::backend::{Backend, Bank};
 use sepal_core::infer::Inference;
 use sepal_core::layer::{
-    BatchNorm, Conv2d, Dense, Dropout, Flatten, L2Normalise, Layer, MaxPool, RELU, Standardise,
+    BatchNorm, Conv2d, Dense, Downsample, Dropout, Embedding, Flatten, KMaxPool, L2Normalise,
+    Layer, MaxPool, RELU, Standardise,
 };
 use sepal_core::neighbour::{Pair, Rows};
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
@@ -75,6 +76,21 @@ const NET: Net<'static> = Net {
     features: 1,
 };
 
+/// The same 64 bytes as text in two rows.
+const TEXT: Net<'static> = Net {
+    input: Input { shape: Shape::new(1, 1, 2, 32), normalisation: Normalisation::BYTES },
+    layers: &[
+        Layer::Embedding(Embedding { tokens: 200, dim: 3 }),
+        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), ..Conv2d::new(4, 1) }),
+        RELU,
+        Layer::KMaxPool(KMaxPool { k: 3 }),
+        Layer::Dense(Dense { units: 2, bias: true }),
+    ],
+    blocks: &[5, 6],
+    features: 1,
+};
+
 const RECIPE: Recipe<'static> = Recipe {
     head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
     objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
@@ -97,7 +113,7 @@ const STRATEGY: ForwardSi<'static> = ForwardSi {
     form: Classifier::Whole,
 };
 
-struct Stripes;
+struct Stripes(Shape);
 
 impl Source for Stripes {
     fn len(&self) -> u32 {
@@ -105,7 +121,7 @@ impl Source for Stripes {
     }
 
     fn shape(&self) -> Shape {
-        NET.input.shape
+        self.0
     }
 
     fn is_u8(&self) -> bool {
@@ -131,11 +147,6 @@ impl Source for Stripes {
     }
 }
 
-const INFERENCE: Inference<'static> = match Inference::reference(NET, 2) {
-    Ok(plan) => plan,
-    Err(_) => panic!("the layers do not fit each other"),
-};
-
 #[test]
 fn the_watch_sees_an_allocation() {
     let seen = std::panic::catch_unwind(|| without_heap(|| vec![0u8; 100].len()));
@@ -144,33 +155,41 @@ fn the_watch_sees_an_allocation() {
 
 #[test]
 fn training_all_stages_and_inference_need_no_heap() {
+    for net in [NET, TEXT] {
+        train_and_infer(net);
+    }
+}
+
+fn train_and_infer(net: Net<'static>) {
     let mut memory = vec![Word::NAN; 1 << 14];
-    let mut weights = vec![0.0; NET.params(NET.layers.len()).unwrap()];
+    let mut weights = vec![0.0; net.params(net.layers.len()).unwrap()];
+    let mut stripes = Stripes(net.input.shape);
     let mut outcomes = [Default::default(); 4];
     let mut done = 0;
     let mut logits = [f32::NAN; 4];
     without_heap(|| {
-        assert!(sepal_core::init::weights(&NET, 7, &mut weights));
+        assert!(sepal_core::init::weights(&net, 7, &mut weights));
         let mut trained = [0.0; 1024];
         let trained = &mut trained[..weights.len()];
-        while let Some(stage) = STRATEGY.next(&NET, &outcomes[..done]) {
-            let plan = StagePlan::reference(&NET, &stage, Feed::BYTES).unwrap();
+        while let Some(stage) = STRATEGY.next(&net, &outcomes[..done]) {
+            let plan = StagePlan::reference(&net, &stage, Feed::BYTES).unwrap();
             let mut backend = Reference::new(&mut memory);
-            let model = Model { net: NET, weights: Weights::Flat(&weights) };
-            let mut session = Session::new(NET, stage, plan, 7, done as u16);
+            let model = Model { net, weights: Weights::Flat(&weights) };
+            let mut session = Session::new(net, stage, plan, 7, done as u16);
             session.load(&mut backend, &model).unwrap();
-            outcomes[done] = session.run(&mut backend, &model, &mut Stripes, |_| ()).unwrap();
+            outcomes[done] = session.run(&mut backend, &model, &mut stripes, |_| ()).unwrap();
             trained.copy_from_slice(&weights);
             session.store(&mut backend, trained).unwrap();
             weights.copy_from_slice(trained);
             done += 1;
         }
-        let model = Model { net: NET, weights: Weights::Flat(&weights) };
+        let model = Model { net, weights: Weights::Flat(&weights) };
         let mut backend = Reference::new(&mut memory);
         let fill = |raw: &mut [u8]| {
-            Stripes.read(&[3, 4], None, Batch::U8(raw), &mut [0; 2]).unwrap();
+            stripes.read(&[3, 4], None, Batch::U8(raw), &mut [0; 2]).unwrap();
         };
-        INFERENCE.run(&mut backend, &model, 2, fill, &mut logits).unwrap();
+        let plan = Inference::reference(net, 2).unwrap();
+        plan.run(&mut backend, &model, 2, fill, &mut logits).unwrap();
     });
     assert_eq!(done, 2);
     assert!(outcomes[..2].iter().all(|outcome| outcome.updates == 8));

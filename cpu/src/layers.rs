@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot, Word};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
-use sepal_core::layer::{BatchNorm, Dropout, Layer, Needs, Pass, Tensors};
+use sepal_core::layer::{BatchNorm, Dropout, KMaxPool, Layer, Needs, Pass, Tensors};
 use sepal_core::plan::Chain;
 use sepal_core::reference::{self, layer_seed, stored};
 use sepal_core::rng::{Purpose, Rng};
@@ -111,7 +111,15 @@ fn forward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
             Conv::new(*l, x.shape, x.layout, precision).map_or(0, |conv| conv.forward_scratch(None))
         }
         Layer::BatchNorm(_) => norm::forward_scratch(x),
-        Layer::Dense(_) | Layer::Project(_) if moves(x) => plain(x),
+        Layer::Dense(_)
+        | Layer::Project(_)
+        | Layer::Embedding(_)
+        | Layer::KMaxPool(_)
+        | Layer::Downsample(_)
+            if moves(x) =>
+        {
+            plain(x)
+        }
         Layer::Standardise(_) if is_blocked(x) => 2 * lying(x),
         _ => 0,
     }
@@ -125,7 +133,11 @@ fn backward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
         }
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         Layer::Dense(_) if moves(x) => plain(x).saturating_mul(2),
-        Layer::Project(_) if moves(x) => plain(x),
+        Layer::Project(_) | Layer::Embedding(_) | Layer::KMaxPool(_) | Layer::Downsample(_)
+            if moves(x) =>
+        {
+            plain(x)
+        }
         Layer::Standardise(_) if is_blocked(x) => lying(x),
         _ => 0,
     }
@@ -398,6 +410,27 @@ pub(crate) fn forward(
             let x = if moves(place.x) { reordered(shape, x, scratch) } else { x };
             moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y));
         }
+        Layer::Embedding(l) => {
+            let x = if moves(place.x) { reordered(shape, x, scratch) } else { x };
+            moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, weight, y));
+        }
+        Layer::KMaxPool(l) => {
+            let x = if moves(place.x) { reordered(shape, x, scratch) } else { x };
+            if eval {
+                moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y, None));
+                return Ok(());
+            }
+            let (per, one) = (piece(shape), elements(shape, 1));
+            let places = saved.get::<u16>()?.par_chunks_mut(elements(out, per));
+            let pieces = x.par_chunks(elements(shape, per)).zip(places);
+            pieces.zip(y.par_chunks_mut(elements(out, per))).for_each(|((x, places), y)| {
+                l.forward(shape.with_n((x.len() / one) as u32), x, y, Some(places));
+            });
+        }
+        Layer::Downsample(l) => {
+            let x = if moves(place.x) { reordered(shape, x, scratch) } else { x };
+            moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y));
+        }
         Layer::AvgPool(l) => moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y)),
         Layer::GlobalAvgPool(l) => moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y)),
         Layer::AvgPoolTo(l) => moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y)),
@@ -535,14 +568,39 @@ pub(crate) fn backward(
                 l.backward(shape.with_n((dx.len() / one) as u32), x, dy, dx);
             });
         }
-        Layer::AvgPool(_) | Layer::GlobalAvgPool(_) | Layer::AvgPoolTo(_) | Layer::Project(_) => {
+        Layer::Embedding(l) => {
+            let [x, dw, dy, dx, scratch] =
+                arena.lease([place.x, p.dweight, place.dy, place.dx, scratch])?;
+            let (x, dw, dy) = (&*x.get::<f32>()?, dw.get::<f32>()?, &*dy.get::<f32>()?);
+            let x = if moves(place.x) { reordered(shape, x, scratch.get()?) } else { x };
+            // One after the other: each row of the table is summed in one order.
+            l.backward(shape, x, dy, None, dw);
+            dx.get::<f32>()?.fill(0.0);
+        }
+        Layer::KMaxPool(l) => {
+            let [places, dy, dx, scratch] =
+                arena.lease([place.saved, place.dy, place.dx, scratch])?;
+            let (places, dy, dx) = (&*places.get::<u16>()?, &*dy.get::<f32>()?, dx.get::<f32>()?);
+            if moves(place.x) {
+                let own = scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default();
+                back_k_max(*l, shape, out, places, dy, own);
+                block(shape, own, dx);
+            } else {
+                back_k_max(*l, shape, out, places, dy, dx);
+            }
+        }
+        Layer::AvgPool(_)
+        | Layer::GlobalAvgPool(_)
+        | Layer::AvgPoolTo(_)
+        | Layer::Project(_)
+        | Layer::Downsample(_) => {
             let [dy, dx, scratch] = arena.lease([place.dy, place.dx, scratch])?;
             let (dy, dx) = (&*dy.get::<f32>()?, dx.get::<f32>()?);
             match layer {
                 Layer::AvgPool(l) if blocked => pool::mean::backward(*l, shape, dy, dx),
                 Layer::GlobalAvgPool(_) if blocked => pool::mean::backward_global(shape, dy, dx),
                 Layer::AvgPoolTo(l) if blocked => pool::mean::backward_bins(*l, shape, dy, dx),
-                Layer::Project(_) if moves(place.x) => {
+                Layer::Project(_) | Layer::Downsample(_) if moves(place.x) => {
                     let own = scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default();
                     back(layer, shape, out, dy, own);
                     block(shape, own, dx);
@@ -555,7 +613,23 @@ pub(crate) fn backward(
     Ok(())
 }
 
-/// Runs the reference's backward pass of a pool or a projection on pieces of a batch.
+/// [`KMaxPool::backward`] on pieces of a batch.
+fn back_k_max(
+    layer: KMaxPool,
+    shape: Shape,
+    out: Shape,
+    places: &[u16],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    let (per, one) = (piece(shape), elements(shape, 1));
+    let pieces = dy.par_chunks(elements(out, per)).zip(places.par_chunks(elements(out, per)));
+    pieces.zip(dx.par_chunks_mut(elements(shape, per))).for_each(|((dy, places), dx)| {
+        layer.backward(shape.with_n((dx.len() / one) as u32), places, dy, dx);
+    });
+}
+
+/// Runs the reference's backward pass of a layer that reads dy alone on pieces of a batch.
 fn back(layer: &Layer, shape: Shape, out: Shape, dy: &[f32], dx: &mut [f32]) {
     let (per, one) = (piece(shape), elements(shape, 1));
     let pieces = dy.par_chunks(elements(out, per));
@@ -566,6 +640,7 @@ fn back(layer: &Layer, shape: Shape, out: Shape, dy: &[f32], dx: &mut [f32]) {
             Layer::GlobalAvgPool(l) => l.backward(shape, dy, dx),
             Layer::AvgPoolTo(l) => l.backward(shape, dy, dx),
             Layer::Project(l) => l.backward(shape, dy, dx),
+            Layer::Downsample(l) => l.backward(shape, dy, dx),
             _ => {}
         }
     });

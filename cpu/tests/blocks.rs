@@ -102,6 +102,18 @@ fn layers_that_leave_the_blocks() {
         ] {
             agree(layer, shape, PRODUCTS);
         }
+        let one = Shape { c: 1, ..shape };
+        agree(Layer::Embedding(Embedding { tokens: 2, dim: 3 }), one, PRODUCTS);
+        for layer in [1, 2, 8].map(|k| Layer::KMaxPool(KMaxPool { k })) {
+            if layer.output(shape).is_some() {
+                agree(layer, shape, EXACT);
+            }
+        }
+        for layer in [1, 2, 3].map(|factor| Layer::Downsample(Downsample { factor })) {
+            if layer.output(shape).is_some() {
+                agree(layer, shape, EXACT);
+            }
+        }
     }
 }
 
@@ -178,6 +190,8 @@ fn threads_change_no_bit() {
         Layer::L2Normalise(L2Normalise),
         Layer::Dense(Dense::new(7)),
         Layer::Project(Project { dim: 5, seed: 3 }),
+        Layer::KMaxPool(KMaxPool { k: 4 }),
+        Layer::Downsample(Downsample { factor: 1 }),
     ];
     let x = (shape, Layout::Nchw8c);
     for layer in layers {

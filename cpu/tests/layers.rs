@@ -214,6 +214,34 @@ fn readouts() {
     }
 }
 
+#[test]
+fn layers_of_text() {
+    for shape in shapes().filter(|s| s.w > 2) {
+        for k in [1, 3, 8] {
+            let layer = Layer::KMaxPool(KMaxPool { k });
+            if layer.output(shape).is_some() {
+                agree(layer, shape, EXACT);
+            }
+        }
+        let shape = Shape { c: 1, ..shape };
+        // Numbers in (-1, 1) read row 0 or 1: long sums.
+        agree(Layer::Embedding(Embedding { tokens: 5, dim: 3 }), shape, EXACT);
+        agree(Layer::Embedding(Embedding { tokens: 1, dim: 16 }), shape, EXACT);
+    }
+}
+
+#[test]
+fn permutations() {
+    for shape in shapes() {
+        for factor in [1, 2, 4, 5] {
+            let layer = Layer::Downsample(Downsample { factor });
+            if layer.output(shape).is_some() {
+                agree(layer, shape, EXACT);
+            }
+        }
+    }
+}
+
 /// Weights in a model, as f32 in place and as bytes with scales, which are widened into scratch.
 #[test]
 fn stored_weights() {
@@ -224,8 +252,13 @@ fn stored_weights() {
         Layer::Dense(Dense::new(10)),
         Layer::BatchNorm(BatchNorm { affine: true, ..BatchNorm::new() }),
         Layer::Standardise(Standardise),
+        Layer::Embedding(Embedding { tokens: 6, dim: 5 }),
     ];
     for layer in layers {
+        let shape = match layer {
+            Layer::Embedding(_) => Shape { c: 1, ..shape },
+            _ => shape,
+        };
         let input = Input::new(&layer, shape, 9);
         let bytes_of: [Vec<u8>; 4] =
             input.params.each_ref().map(|p| p.iter().flat_map(|v| v.to_le_bytes()).collect());
@@ -268,6 +301,9 @@ fn threads_change_no_bit() {
         (Layer::Dense(Dense::new(120)), Shape::rows(128, 400)),
         (Layer::BatchNorm(BatchNorm::new()), Shape::new(37, 6, 28, 28)),
         (Layer::L2Normalise(L2Normalise), Shape::rows(128, 1176)),
+        (Layer::Embedding(Embedding { tokens: 71, dim: 16 }), Shape::new(37, 1, 1, 1024)),
+        (Layer::KMaxPool(KMaxPool { k: 8 }), Shape::new(37, 64, 1, 128)),
+        (Layer::Downsample(Downsample { factor: 2 }), Shape::new(37, 3, 32, 32)),
     ];
     for (layer, shape) in layers {
         let input = Input::new(&layer, shape, 1);

@@ -8,7 +8,9 @@ use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use sepal::layer::Layer;
 use sepal::models::cache::{Budget, Keep, Spill};
-use sepal::models::{lenet, recipe, vgg};
+use sepal::models::simcnn::{of_depth, simcnn_readout};
+use sepal::models::width::scaled;
+use sepal::models::{alexnet, lenet, recipe, simcnn, vdcnn, vgg};
 use sepal::net::{Input, Net};
 use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Strategy};
@@ -18,7 +20,8 @@ use sepal::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Strategy};
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// Folder of a data set: IDX (gzip or not), CIFAR binary, or class folders of images
+    /// Folder of a data set: IDX (gzip or not), CIFAR binary, AG's News or DBPedia, or class folders
+    /// of images
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 
@@ -37,6 +40,10 @@ pub struct Args {
     /// The architecture
     #[arg(long, value_enum, default_value_t = Model::Lenet)]
     pub model: Model,
+
+    /// Filters, hidden units and embedding dimensions, in percent of the architecture's
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub width: u32,
 
     /// How it learns
     #[arg(long, value_enum, default_value_t = Way::Si)]
@@ -166,6 +173,42 @@ pub enum Model {
     Lenet5,
     /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
     Vgg16,
+    /// The same with 16 convolutions
+    Vgg19,
+    /// Five convolutions, dense 4096-4096-classes
+    Alexnet,
+    /// Five 3x3 convolutions from 256 filters; space to depth halves the image
+    Simcnn1,
+    /// Four from 128 filters, each behind it with an auxiliary net of one more
+    Simcnn2,
+    /// Four from 128 filters, each behind it with an auxiliary net of two more
+    Simcnn3,
+    /// For text: embedded characters, 9 convolutions, dense 2048-2048-classes
+    Vdcnn9,
+    /// The same with 17 convolutions
+    Vdcnn17,
+    /// The same with 29 convolutions
+    Vdcnn29,
+}
+
+/// What the largest auxiliary net of SimCNN makes of a block under training by SI.
+const READOUT: [Layer; 9] = simcnn_readout(128);
+
+impl Model {
+    /// Whether it reads characters.
+    pub const fn reads_text(self) -> bool {
+        matches!(self, Self::Vdcnn9 | Self::Vdcnn17 | Self::Vdcnn29)
+    }
+
+    /// What is laid over a block while it learns by SI.
+    const fn head(self) -> &'static [Layer] {
+        match self {
+            Self::Simcnn1 => of_depth(1, &READOUT),
+            Self::Simcnn2 => of_depth(2, &READOUT),
+            Self::Simcnn3 => of_depth(3, &READOUT),
+            _ => recipe::UNIT_FEATURES,
+        }
+    }
 }
 
 /// A strategy.
@@ -224,6 +267,7 @@ impl Args {
                 Stand::Soft => Loss::SoftNearest { temperature: 0.1 },
                 Stand::Triplet => Loss::Triplet,
             }),
+            head: self.model.head(),
             rate: self.rate,
             batch: self.batch,
             stop,
@@ -281,10 +325,19 @@ impl Args {
 
     /// The layers of the net, for a number of classes.
     pub fn layers(&self, classes: u32) -> Vec<Layer> {
+        let width = self.width;
         match self.model {
-            Model::Lenet => lenet::lenet_layers(classes).to_vec(),
-            Model::Lenet5 => lenet::lenet5_layers(classes).to_vec(),
-            Model::Vgg16 => vgg::vgg16_layers(classes).to_vec(),
+            Model::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
+            Model::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
+            Model::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
+            Model::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
+            Model::Alexnet => scaled(alexnet::alexnet_layers(classes), width).to_vec(),
+            Model::Simcnn1 => scaled(simcnn::simcnn1_layers(classes), width).to_vec(),
+            Model::Simcnn2 => scaled(simcnn::simcnn2_layers(classes), width).to_vec(),
+            Model::Simcnn3 => scaled(simcnn::simcnn3_layers(classes), width).to_vec(),
+            Model::Vdcnn9 => scaled(vdcnn::vdcnn9_layers(classes), width).to_vec(),
+            Model::Vdcnn17 => scaled(vdcnn::vdcnn17_layers(classes), width).to_vec(),
+            Model::Vdcnn29 => scaled(vdcnn::vdcnn29_layers(classes), width).to_vec(),
         }
     }
 
@@ -294,6 +347,14 @@ impl Args {
             Model::Lenet => lenet::lenet(layers, input),
             Model::Lenet5 => lenet::lenet5(layers, input),
             Model::Vgg16 => vgg::vgg16(layers, input),
+            Model::Vgg19 => vgg::vgg19(layers, input),
+            Model::Alexnet => alexnet::alexnet(layers, input),
+            Model::Simcnn1 => simcnn::simcnn1(layers, input),
+            Model::Simcnn2 => simcnn::simcnn2(layers, input),
+            Model::Simcnn3 => simcnn::simcnn3(layers, input),
+            Model::Vdcnn9 => vdcnn::vdcnn9(layers, input),
+            Model::Vdcnn17 => vdcnn::vdcnn17(layers, input),
+            Model::Vdcnn29 => vdcnn::vdcnn29(layers, input),
         }
     }
 }

@@ -56,7 +56,10 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let moments = train.moments();
     let scale = if train.is_u8() { 255.0 } else { 1.0 };
     let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
-    let normalisation = Normalisation::scalar((moments.mean / scale) as f32, std as f32);
+    let normalisation = match args.model.reads_text() {
+        true => Normalisation::BYTES,
+        false => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
+    };
     let layers = args.layers(classes);
     let input = Input { shape: train.shape(), normalisation };
     let net = args.net(&layers, input);
@@ -67,6 +70,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let budget = args.budget();
     if args.copies.is_some() && !args.augments() {
         return Err("--copies: expected --flip, --shift or --cutout beside it".into());
+    }
+    if args.model.reads_text() && args.augments() {
+        return Err("--flip, --shift and --cutout change images, not text".into());
     }
     let kept = kept(net, &budget, train.len())?;
     let run_identity = (chosen, args.flip, args.shift, args.cutout, kept);

@@ -92,11 +92,7 @@ pub const LENET5: Net<'static> = lenet5(&lenet5_layers(10), GRAY_28);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn macs(net: &Net<'_>) -> u64 {
-        let of = |(at, layer): (usize, &Layer)| layer.macs(net.shape(at).unwrap());
-        net.layers.iter().enumerate().map(of).sum()
-    }
+    use crate::table::tests::macs;
 
     #[test]
     fn sizes_are_the_published_ones() {

@@ -9,6 +9,7 @@
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod alexnet;
 #[cfg(feature = "std")]
 pub mod cache;
 #[cfg(feature = "std")]
@@ -23,4 +24,8 @@ pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;
 pub mod recipe;
+pub mod simcnn;
+mod table;
+pub mod vdcnn;
 pub mod vgg;
+pub mod width;

@@ -11,15 +11,16 @@ use super::error::FormatError;
 use super::record::Fields;
 use crate::arena::Dtype;
 use crate::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Flatten,
-    GlobalAvgPool, L2Normalise, Layer, MaxPool, Project, Role, Standardise, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
+    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Role,
+    Standardise, Window,
 };
 
 macro_rules! tags {
     ($($name:ident = $number:literal, $text:literal;)*) => {
         $(#[doc = concat!("The tag of `", $text, "`.")] pub const $name: u16 = $number;)*
 
-        /// Every tag with the layer's name, [`Layer::name`]; the last is reserved.
+        /// Every tag with the layer's name, [`Layer::name`]; [`RESIDUAL`] is reserved.
         pub const TABLE: &[(u16, &str)] = &[$(($name, $text)),*];
     };
 }
@@ -43,6 +44,9 @@ tags! {
     CHANNEL_STD = 16, "channel_std";
     PROJECT = 17, "project";
     RESIDUAL = 18, "residual addition";
+    EMBEDDING = 19, "embedding";
+    K_MAX_POOL = 20, "k_max_pool";
+    DOWNSAMPLE = 21, "downsample";
 }
 
 /// The tag of a layer.
@@ -65,6 +69,9 @@ pub const fn of(layer: &Layer) -> u16 {
         Layer::AvgPoolTo(_) => AVG_POOL_TO,
         Layer::ChannelStd(_) => CHANNEL_STD,
         Layer::Project(_) => PROJECT,
+        Layer::Embedding(_) => EMBEDDING,
+        Layer::KMaxPool(_) => K_MAX_POOL,
+        Layer::Downsample(_) => DOWNSAMPLE,
     }
 }
 
@@ -92,6 +99,9 @@ impl Serialize for Tagged<'_> {
             Layer::Dropout(Dropout { rate }) => (tag, rate).serialize(s),
             Layer::AvgPoolTo(AvgPoolTo { h, w }) => (tag, h, w).serialize(s),
             Layer::Project(Project { dim, seed }) => (tag, dim, seed).serialize(s),
+            Layer::Embedding(Embedding { tokens, dim }) => (tag, tokens, dim).serialize(s),
+            Layer::KMaxPool(KMaxPool { k }) => (tag, k).serialize(s),
+            Layer::Downsample(Downsample { factor }) => (tag, factor).serialize(s),
             Layer::Activation(Activation::Relu | Activation::Relu6 | Activation::Tanh)
             | Layer::GlobalAvgPool(GlobalAvgPool)
             | Layer::Flatten(Flatten)
@@ -132,6 +142,9 @@ pub(super) fn layer(f: &mut Fields<'_>) -> Result<Layer, FormatError> {
         AVG_POOL_TO => Layer::AvgPoolTo(AvgPoolTo { h: f.next()?, w: f.next()? }),
         CHANNEL_STD => Layer::ChannelStd(ChannelStd),
         PROJECT => Layer::Project(Project { dim: f.next()?, seed: f.next()? }),
+        EMBEDDING => Layer::Embedding(Embedding { tokens: f.next()?, dim: f.next()? }),
+        K_MAX_POOL => Layer::KMaxPool(KMaxPool { k: f.next()? }),
+        DOWNSAMPLE => Layer::Downsample(Downsample { factor: f.next()? }),
         tag => return Err(FormatError::Unknown { field: "layer tag", found: u64::from(tag) }),
     })
 }
@@ -162,7 +175,7 @@ mod tests {
     use crate::format::record::Raw;
 
     const WINDOW: Window = Window { kernel: (1, 2), stride: (3, 4), pad: (5, 6) };
-    const LAYERS: [Layer; 17] = [
+    const LAYERS: [Layer; 20] = [
         Layer::Conv2d(Conv2d {
             filters: 300,
             kernel: (1, 2),
@@ -187,11 +200,15 @@ mod tests {
         Layer::AvgPoolTo(AvgPoolTo { h: 1, w: 2 }),
         Layer::ChannelStd(ChannelStd),
         Layer::Project(Project { dim: 3, seed: u64::MAX }),
+        Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
+        Layer::KMaxPool(KMaxPool { k: 8 }),
+        Layer::Downsample(Downsample { factor: 2 }),
     ];
 
     #[test]
     fn every_layer_has_its_own_tag_and_comes_back() {
-        for (layer, &(tag, name)) in LAYERS.iter().zip(TABLE) {
+        let tags = TABLE.iter().filter(|(tag, _)| *tag != RESIDUAL);
+        for (layer, &(tag, name)) in LAYERS.iter().zip(tags) {
             let mut bytes = [0; 64];
             let written = postcard::to_slice(&Tagged(layer), &mut bytes).unwrap();
             assert_eq!((u16::from(written[0]), of(layer), layer.name()), (tag, tag, name));
@@ -212,6 +229,7 @@ mod tests {
         }
         assert_eq!(of(&LAYERS[0]), 1);
         assert_eq!(of(&LAYERS[16]), 17);
+        assert_eq!(of(&LAYERS[17]), 19);
     }
 
     #[test]

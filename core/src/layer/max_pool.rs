@@ -118,7 +118,8 @@ fn planes(x: Shape, y: Shape) -> (usize, usize) {
     (x.plane().max(1) as usize, y.plane().max(1) as usize)
 }
 
-fn beats<T: Real>(x: T, best: T) -> bool {
+/// Whether x is larger: a NaN is larger than every number.
+pub(super) fn beats<T: Real>(x: T, best: T) -> bool {
     x > best || (x.is_nan() && !best.is_nan())
 }
 

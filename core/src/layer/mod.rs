@@ -19,9 +19,12 @@ mod channel_std;
 pub(crate) mod check;
 mod conv2d;
 mod dense;
+mod downsample;
 mod dropout;
+mod embedding;
 mod flatten;
 mod global_avg_pool;
+mod k_max_pool;
 mod l2_normalise;
 mod max_pool;
 mod project;
@@ -36,9 +39,12 @@ pub use batch_norm::BatchNorm;
 pub use channel_std::ChannelStd;
 pub use conv2d::Conv2d;
 pub use dense::Dense;
+pub use downsample::Downsample;
 pub use dropout::Dropout;
+pub use embedding::Embedding;
 pub use flatten::Flatten;
 pub use global_avg_pool::GlobalAvgPool;
+pub use k_max_pool::KMaxPool;
 pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
 pub use project::Project;
@@ -148,6 +154,9 @@ pub enum Layer {
     AvgPoolTo(AvgPoolTo),
     ChannelStd(ChannelStd),
     Project(Project),
+    Embedding(Embedding),
+    KMaxPool(KMaxPool),
+    Downsample(Downsample),
 }
 
 /// Rectified linear units: the layer that most nets name most often.
@@ -227,6 +236,9 @@ impl Layer {
             Self::AvgPoolTo(_) => "avg_pool_to",
             Self::ChannelStd(_) => "channel_std",
             Self::Project(_) => "project",
+            Self::Embedding(_) => "embedding",
+            Self::KMaxPool(_) => "k_max_pool",
+            Self::Downsample(_) => "downsample",
         }
     }
 
@@ -247,6 +259,9 @@ impl Layer {
             Self::AvgPoolTo(l) => l.output(x),
             Self::ChannelStd(l) => l.output(x),
             Self::Project(l) => l.output(x),
+            Self::Embedding(l) => l.output(x),
+            Self::KMaxPool(l) => l.output(x),
+            Self::Downsample(l) => l.output(x),
         }
     }
 
@@ -257,6 +272,7 @@ impl Layer {
             Self::BatchNorm(l) => l.tensors(x),
             Self::Dense(l) => l.tensors(x),
             Self::Standardise(l) => l.tensors(x),
+            Self::Embedding(l) => l.tensors(x),
             _ => Some(Tensors::NONE),
         }
     }
@@ -298,6 +314,10 @@ impl Layer {
                 Some(len) => Needs { saved: (len, Dtype::U8), ..moving },
                 None => return None,
             },
+            Self::KMaxPool(_) if train => match out.len() {
+                Some(len) => Needs { saved: (len, Dtype::U16), ..moving },
+                None => return None,
+            },
             Self::Conv2d(_)
             | Self::MaxPool(_)
             | Self::AvgPool(_)
@@ -305,7 +325,10 @@ impl Layer {
             | Self::Dense(_)
             | Self::AvgPoolTo(_)
             | Self::ChannelStd(_)
-            | Self::Project(_) => moving,
+            | Self::Project(_)
+            | Self::Embedding(_)
+            | Self::KMaxPool(_)
+            | Self::Downsample(_) => moving,
         })
     }
 }

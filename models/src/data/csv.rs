@@ -309,7 +309,7 @@ impl<'a> Table<'a> {
 }
 
 /// What the CSV reader refused.
-fn broken(path: &Path, error: ::csv::Error) -> DataError {
+pub(super) fn broken(path: &Path, error: ::csv::Error) -> DataError {
     let row = |pos: &Option<::csv::Position>| match pos {
         Some(pos) => format!("row {}", pos.line()),
         None => "a row".to_owned(),

@@ -5,6 +5,7 @@
 //! | MNIST, Fashion-MNIST and relatives | [`idx`] | IDX, gzip or not |
 //! | CIFAR-10, CIFAR-100 | [`cifar`] | the binary version |
 //! | tables | [`csv`] | CSV, classes or numbers to predict |
+//! | AG's News, DBPedia | [`text`] | CSV of classes and texts, as characters |
 //! | NumPy arrays | [`npy`] | NPY 1.0 and 2.0 |
 //! | class folders of PNG or JPEG | `folder` (feature `images`) | |
 //!
@@ -38,6 +39,7 @@ pub mod idx;
 mod input;
 pub mod npy;
 mod open;
+pub mod text;
 
 pub use augment::Augment;
 pub use balanced::ClassBalanced;

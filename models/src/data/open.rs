@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use sepal_core::shape::Shape;
 
 use super::input::Input;
-use super::{DataError, Dataset, cifar, csv, idx, owned};
+use super::{DataError, Dataset, cifar, csv, idx, owned, text};
+use crate::vdcnn::LENGTH;
 
 /// The classes of Fashion-MNIST, in the order of their labels.
 pub const FASHION_MNIST: [&str; 10] = [
@@ -72,10 +73,11 @@ pub struct Options {
 /// | `data_batch_1.bin` .. `data_batch_5.bin`, `test_batch.bin` | CIFAR-10 |
 /// | `train.bin`, `test.bin` | CIFAR-100, fine labels |
 /// | `optdigits.tra`, `optdigits.tes` | optical digits of UCI, as 1x8x8 images |
+/// | `train.csv`, `test.csv`, `classes.txt` | AG's News, DBPedia and relatives, the first 1,024 characters of a text |
 /// | `train` or `Train`, and `test`, `Test` or `TestA`, each with class folders | images (feature `images`) |
 ///
-/// The folders `cifar-10-batches-bin`, `cifar-100-binary` and `optdigits` are also found one
-/// level below. Fashion-MNIST gets its class names; it is known from MNIST by its labels.
+/// The folders `cifar-10-batches-bin`, `cifar-100-binary`, `optdigits`, `ag_news_csv` and
+/// `dbpedia_csv` are also found one level below. Fashion-MNIST gets its class names; it is known from MNIST by its labels.
 ///
 /// # Errors
 /// A folder with none of these, a file of a set that is missing, and the errors of the loaders.
@@ -94,7 +96,9 @@ pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Split, Data
     if !metadata.is_dir() {
         return Err(DataError::content(path, "file type", "a file", "a data set's folder"));
     }
-    for below in ["", "cifar-10-batches-bin", "cifar-100-binary", "optdigits"] {
+    for below in
+        ["", "cifar-10-batches-bin", "cifar-100-binary", "optdigits", "ag_news_csv", "dbpedia_csv"]
+    {
         let folder = if below.is_empty() { path.to_owned() } else { path.join(below) };
         if let Some(split) = recognise(&folder, options)? {
             return Ok(split);
@@ -105,7 +109,8 @@ pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Split, Data
         "folder",
         "no data set known by its files",
         "train-images-idx3-ubyte[.gz] (MNIST, Fashion-MNIST), data_batch_1.bin (CIFAR-10), \
-         train.bin (CIFAR-100), optdigits.tra, or class folders in train/ and test/ \
+         train.bin (CIFAR-100), optdigits.tra, classes.txt beside train.csv (AG's News, DBPedia), \
+         or class folders in train/ and test/ \
          (feature `images`)",
     ))
 }
@@ -133,6 +138,14 @@ fn recognise(folder: &Path, options: Options) -> Result<Option<Split>, DataError
         };
         let train = csv::load(&folder.join("optdigits.tra"), &digits)?;
         return Ok(Some(Split { train, test: csv::load(&folder.join("optdigits.tes"), &digits)? }));
+    }
+    if folder.join("train.csv").is_file() && folder.join("classes.txt").is_file() {
+        let names = text::names(&folder.join("classes.txt"))?;
+        let train = text::load(&folder.join("train.csv"), &names, LENGTH)?;
+        return Ok(Some(Split {
+            train,
+            test: text::load(&folder.join("test.csv"), &names, LENGTH)?,
+        }));
     }
     #[cfg(feature = "images")]
     {
@@ -337,6 +350,19 @@ mod tests {
         assert_eq!(split.train.shape(), Shape::new(1, 1, 8, 8));
         folder.file("optdigits.tes", (row(10)).as_bytes());
         says(&open(folder.path()).unwrap_err(), &["optdigits.tes", "row 1", "`10`"]);
+    }
+
+    #[test]
+    fn texts_also_one_level_below() {
+        let folder = Folder::new();
+        folder.file("ag_news_csv/train.csv", b"\"2\",\"Cup\",\"won\"\n\"1\",\"Rain\",\"\"\n");
+        folder.file("ag_news_csv/test.csv", b"\"1\",\"Sun\",\"\"\n");
+        says(&open(folder.path()).unwrap_err(), &["no data set", "classes.txt"]);
+        folder.file("ag_news_csv/classes.txt", b"World\nSports\n");
+        let split = open(folder.path()).unwrap();
+        assert_eq!((split.train.labels(), split.test.labels()), (&[1, 0][..], &[0][..]));
+        assert_eq!(split.train.shape(), Shape::new(1, 1, 1, 1024));
+        assert_eq!(split.test.names(), ["World", "Sports"]);
     }
 
     #[cfg(feature = "images")]

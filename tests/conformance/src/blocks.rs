@@ -4,8 +4,9 @@
 use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::backend::{self, Backend, EvalBlock, EvalParams, Phase, TrainBlock};
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Flatten,
-    GlobalAvgPool, L2Normalise, Layer, MaxPool, Pass, Project, RELU, Role, Standardise, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
+    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, RELU,
+    Role, Standardise, Window,
 };
 use sepal_core::plan::{self, Chain};
 use sepal_core::shape::Shape;
@@ -258,6 +259,28 @@ pub fn deviation_and_projection(with: With) {
     check(with, &[conv(5), RELU, deviation, L2], shape);
     check(with, &[conv(5), deviation, TANH, project, L2], shape);
     check(with, &[conv(5), TANH, FLATTEN, project, L2, dense(3)], shape);
+}
+
+/// Tokens, convolutions and pools along rows, the largest places of each, and what follows them.
+pub fn text(with: With) {
+    let embedding = Layer::Embedding(Embedding { tokens: 3, dim: 4 });
+    let along =
+        |filters| Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), ..Conv2d::new(filters, 1) });
+    let pool =
+        Layer::MaxPool(MaxPool { window: Window { kernel: (1, 3), stride: (1, 2), pad: (0, 1) } });
+    let largest = Layer::KMaxPool(KMaxPool { k: 3 });
+    let shape = Shape::new(4, 1, 1, 13);
+    check(with, &[embedding, along(5), NORM, RELU, pool, along(9), RELU, largest, dense(2)], shape);
+    check(with, &[embedding, along(17), NORM, TANH, largest, L2], shape);
+    check(with, &[embedding, largest, FLATTEN, dense(3)], shape);
+}
+
+/// Planes that become channels, in front of convolutions and behind them.
+pub fn planes_to_channels(with: With) {
+    let down = Layer::Downsample(Downsample { factor: 2 });
+    let shape = Shape::new(3, 2, 4, 8);
+    check(with, &[down, conv(5), NORM, RELU, down, conv(9), RELU, FLATTEN, dense(2)], shape);
+    check(with, &[conv(3), down, TANH, L2], shape);
 }
 
 /// Gradients that change ends at each layer.

@@ -3,8 +3,9 @@
 use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::backend::{self, Backend, Call, EvalBlock, EvalParams, Param, Phase, TrainBlock};
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Flatten,
-    GlobalAvgPool, L2Normalise, Layer, MaxPool, Pass, Project, Role, Standardise, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
+    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Role,
+    Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::plan::{self, Chain, ParamSlots};
@@ -84,6 +85,9 @@ cases! {
     l2_normalise: planes(Layer::L2Normalise(L2Normalise)), Tolerance::NORMALISED;
     channel_std: planes(Layer::ChannelStd(ChannelStd)), Tolerance::NORMALISED;
     project: projections(), Tolerance::SUM;
+    embedding: embeddings(), Tolerance::SUM;
+    k_max_pool: k_max_pools(), Tolerance::EXACT;
+    downsample: downsamples(), Tolerance::EXACT;
 }
 
 /// Shapes of one element, odd ones, either side of a vector, and of one row.
@@ -214,7 +218,26 @@ fn projections() -> Cases {
     possible(all.map(|(s, project)| (s, Layer::Project(project))), 20)
 }
 
-/// Inputs in (-8, 8) in steps of 1/4: ties within windows, zeros, and both ends of `Relu6`.
+fn embeddings() -> Cases {
+    let sizes = [(1, 1), (5, 3), (9, 16)];
+    let shapes = SHAPES.into_iter().map(|s| Shape { c: 1, ..s });
+    let all = shapes.flat_map(|s| sizes.map(|(tokens, dim)| (s, Embedding { tokens, dim })));
+    all.map(|(s, embedding)| (s, Layer::Embedding(embedding))).collect()
+}
+
+fn k_max_pools() -> Cases {
+    let all = SHAPES.into_iter().flat_map(|s| [1, 2, 3, 7].map(|k| (s, KMaxPool { k })));
+    possible(all.map(|(s, pool)| (s, Layer::KMaxPool(pool))), 15)
+}
+
+fn downsamples() -> Cases {
+    let shapes = SHAPES.into_iter().chain([Shape::new(3, 9, 4, 6), Shape::new(1, 2, 6, 3)]);
+    let all = shapes.flat_map(|s| [1, 2, 3].map(|factor| (s, Downsample { factor })));
+    possible(all.map(|(s, down)| (s, Layer::Downsample(down))), 14)
+}
+
+/// Inputs in (-8, 8) in steps of 1/4: ties within windows and rows, zeros, both ends of `Relu6`,
+/// tokens with and without a row, and numbers between tokens.
 fn input(shape: Shape, seed: u64) -> Vec<f32> {
     values(seed, len(shape)).into_iter().map(|x| (x * 32.0).round() / 4.0).collect()
 }

@@ -123,13 +123,13 @@ macro_rules! suite {
             $crate::layer_tests! {
                 conv2d, batch_norm, relu, relu6, leaky_relu, tanh, max_pool, avg_pool,
                 global_avg_pool, avg_pool_to, dense, dropout, flatten, standardise, l2_normalise,
-                channel_std, project
+                channel_std, project, embedding, k_max_pool, downsample
             }
             $crate::tests! { blocks {
                 convolution_norm_pool, convolution_tanh_pool, dense_dropout, relu_over_tanh,
                 unit_length_over_relu, relu_over_dropout, first_layer_in_place, views_in_a_row,
-                norms_in_a_row, deviation_and_projection, pools_in_a_row, everything_in_place,
-                two_dropouts_differ, gradients_accumulate
+                norms_in_a_row, deviation_and_projection, text, planes_to_channels,
+                pools_in_a_row, everything_in_place, two_dropouts_differ, gradients_accumulate
             } }
             $crate::tests! { objectives {
                 random, images, single_sample, one_class, class_of_one, duplicates, ties,

@@ -42,6 +42,7 @@ pub struct Forward {
     params: [Vec<f64>; 4],
     saved: Vec<f64>,
     winners: Vec<u8>,
+    places: Vec<u16>,
     /// The output.
     pub y: Vec<f64>,
 }
@@ -71,6 +72,7 @@ impl Forward {
             params: params.each_ref().map(|p| wide(p)),
             saved: vec![f64::NAN; n.max(2 * c)],
             winners: vec![],
+            places: vec![],
             y: vec![f64::NAN; len(out)],
         };
         if own.x.len() == own.y.len() {
@@ -125,6 +127,12 @@ impl Forward {
             }
             Layer::ChannelStd(l) => l.forward(shape, x, y),
             Layer::Project(l) => l.forward(shape, x, y),
+            Layer::Embedding(l) => l.forward(shape, x, w, y),
+            Layer::KMaxPool(l) => {
+                self.places = vec![0; y.len()];
+                l.forward(shape, x, y, Some(&mut self.places));
+            }
+            Layer::Downsample(l) => l.forward(shape, x, y),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
     }
@@ -165,6 +173,9 @@ impl Forward {
             Layer::L2Normalise(l) => l.backward(shape, y, saved, &mut dx),
             Layer::ChannelStd(l) => l.backward(shape, x, dy, &mut dx),
             Layer::Project(l) => l.backward(shape, dy, &mut dx),
+            Layer::Embedding(l) => l.backward(shape, x, dy, Some(&mut dx), &mut dw),
+            Layer::KMaxPool(l) => l.backward(shape, &self.places, dy, &mut dx),
+            Layer::Downsample(l) => l.backward(shape, dy, &mut dx),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
         Backward { dx, dparams: [dw, db] }

@@ -1,0 +1,162 @@
+//! Every architecture, narrow and on small inputs: it learns block by block and as a whole, on both
+//! backends, and is the same net when it comes back from a file.
+#![cfg(all(feature = "cpu", feature = "models"))]
+
+use sepal::backend::Device;
+use sepal::cpu::OnCpu;
+use sepal::format::Meta;
+use sepal::layer::{Layer, Role};
+use sepal::models::alexnet::{alexnet, alexnet_layers};
+use sepal::models::cache::Budget;
+use sepal::models::data::{Dataset, Samples};
+use sepal::models::features::Features;
+use sepal::models::file::{self, Loaded};
+use sepal::models::fit::Fit;
+use sepal::models::lenet::{lenet, lenet_layers, lenet5, lenet5_layers};
+use sepal::models::recipe;
+use sepal::models::simcnn::*;
+use sepal::models::vdcnn::*;
+use sepal::models::vgg::{vgg16, vgg16_layers, vgg19, vgg19_layers};
+use sepal::models::width::scaled;
+use sepal::net::{Input, Net, Normalisation};
+use sepal::reference::OnReference;
+use sepal::shape::Shape;
+use sepal::stage::{Objective, Recipe};
+use sepal::strategy::{EndToEnd, ForwardSi, Strategy};
+
+const CLASSES: u32 = 2;
+const BATCH: u32 = 8;
+const SAMPLES: u32 = 24;
+
+/// How far logits of one model may lie apart on two backends, beside the largest.
+const LOGITS: f32 = 1e-3;
+
+/// Samples of two classes: bytes of one are small, of the other large. As tokens they are known.
+fn set(shape: Shape) -> Dataset {
+    let len = shape.sample().unwrap();
+    let byte = |sample: u32, at: u32| {
+        let noise = sample.wrapping_mul(2_654_435_761).wrapping_add(at.wrapping_mul(40_503)) >> 9;
+        (noise % 40 + sample % 2 * 30) as u8
+    };
+    let bytes = (0..SAMPLES).flat_map(|sample| (0..len).map(move |at| byte(sample, at)));
+    let labels = (0..SAMPLES).map(|sample| (sample % 2) as u16).collect();
+    let names = vec!["small".to_owned(), "large".to_owned()];
+    Dataset::new(shape, Samples::U8(bytes.collect()), labels, names).unwrap()
+}
+
+const fn image(channels: u32, size: u32) -> Input {
+    let normalisation = Normalisation::scalar(0.14, 0.07);
+    Input { shape: Shape::new(1, channels, size, size), normalisation }
+}
+
+const fn text(length: u32) -> Input {
+    Input { shape: Shape::new(1, 1, 1, length), normalisation: Normalisation::BYTES }
+}
+
+fn forward_si(block: Recipe<'static>) -> ForwardSi<'static> {
+    let ForwardSi { classifier, form, .. } = recipe::forward_si(1, 1);
+    let classifier = Recipe { batch: BATCH, ..classifier };
+    ForwardSi { block: Recipe { batch: BATCH, ..block }, classifier, form }
+}
+
+fn end_to_end() -> EndToEnd<'static> {
+    let recipe = recipe::end_to_end(1, 1e-2).recipe;
+    EndToEnd { recipe: Recipe { batch: BATCH, ..recipe } }
+}
+
+/// Trains, and checks that all that is trained moved, that both backends read the model alike, and
+/// that a file changes no bit.
+#[track_caller]
+fn learns<D: Device>(device: &D, net: Net<'_>, strategy: &impl Strategy) {
+    assert_eq!(net.check(), Ok(()));
+    let samples = set(net.input.shape);
+    let mut fit = Fit::new(net, 5).unwrap();
+    let drawn = fit.snapshot().weights;
+    fit.run(device, strategy, &mut &samples, &Budget::default(), &mut ()).unwrap();
+    assert!(fit.outcomes().iter().all(|o| o.updates == SAMPLES / BATCH && o.loss.is_finite()));
+    let weights = fit.snapshot().weights;
+    for (at, layer) in net.layers.iter().enumerate() {
+        let first = net.params(at).unwrap();
+        let tensors = layer.tensors(net.shape(at).unwrap()).unwrap();
+        let place = first..first + tensors.len(Role::Weight) as usize;
+        assert!(place.is_empty() || weights[place.clone()] != drawn[place], "layer {at} stays");
+    }
+
+    let logits = |loaded: &sepal::net::Model<'_>, on_cpu: bool| {
+        let last = net.layers.len();
+        let features = match on_cpu {
+            true => Features::new(&OnCpu::new(), loaded, &mut &samples, last),
+            false => Features::new(&OnReference, loaded, &mut &samples, last),
+        };
+        features.unwrap().data().to_vec()
+    };
+    let [on_reference, on_cpu] = [false, true].map(|on_cpu| logits(&fit.model(), on_cpu));
+    let largest = on_reference.iter().fold(1.0f32, |most, logit| most.max(logit.abs()));
+    for (a, b) in on_reference.iter().zip(&on_cpu) {
+        assert!((a - b).abs() <= LOGITS * largest, "{a} and {b}, the largest is {largest}");
+    }
+    assert!(on_reference.iter().any(|logit| *logit != on_reference[0]), "all logits are one");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.sepal");
+    file::save(&path, &fit.model(), &Meta::NONE).unwrap();
+    let loaded = Loaded::open(&path).unwrap();
+    assert_eq!(loaded.model().net, net);
+    assert_eq!(logits(&loaded.model(), false), on_reference);
+    assert_eq!(logits(&loaded.model(), true), on_cpu);
+}
+
+fn check(net: Net<'_>) {
+    let by_block = forward_si(recipe::block(1));
+    learns(&OnReference, net, &by_block);
+    learns(&OnReference, net, &end_to_end());
+    learns(&OnCpu::new(), net, &by_block);
+    learns(&OnCpu::new(), net, &end_to_end());
+}
+
+#[test]
+fn lenets() {
+    check(lenet(&scaled(lenet_layers(CLASSES), 50), image(1, 14)));
+    check(lenet5(&scaled(lenet5_layers(CLASSES), 50), image(3, 16)));
+}
+
+#[test]
+fn alexnets() {
+    check(alexnet(&scaled(alexnet_layers(CLASSES), 5), image(1, 9)));
+}
+
+#[test]
+fn vggs() {
+    check(vgg16(&scaled(vgg16_layers(CLASSES), 5), image(3, 32)));
+    check(vgg19(&scaled(vgg19_layers(CLASSES), 5), image(1, 32)));
+}
+
+#[test]
+fn simcnns() {
+    check(simcnn1(&scaled(simcnn1_layers(CLASSES), 3), image(3, 8)));
+    check(simcnn2(&scaled(simcnn2_layers(CLASSES), 5), image(3, 8)));
+    check(simcnn3(&scaled(simcnn3_layers(CLASSES), 5), image(1, 8)));
+}
+
+/// Each block with its auxiliary net, by SI and, as in the source, by cross-entropy.
+#[test]
+fn simcnns_with_their_auxiliary_nets() {
+    const READOUT: [Layer; 9] = simcnn_readout(6);
+    const HEAD: [Layer; 10] = simcnn_head(6, CLASSES);
+    let layers = scaled(simcnn3_layers(CLASSES), 5);
+    let net = simcnn3(&layers, image(3, 8));
+    for k in 1..=3 {
+        let by_si = Recipe { head: of_depth(k, &READOUT), ..recipe::block(1) };
+        let objective = Objective::CrossEntropy { smoothing: 0.0 };
+        let greedy = Recipe { head: of_depth(k, &HEAD), objective, ..recipe::block(1) };
+        learns(&OnReference, net, &forward_si(greedy));
+        learns(&OnCpu::new(), net, &forward_si(by_si));
+    }
+}
+
+#[test]
+fn vdcnns() {
+    check(vdcnn9(&scaled(vdcnn9_layers(CLASSES), 5), text(64)));
+    check(vdcnn17(&scaled(vdcnn17_layers(CLASSES), 5), text(57)));
+    check(vdcnn29(&scaled(vdcnn29_layers(CLASSES), 5), text(60)));
+}
