@@ -287,7 +287,12 @@ impl Multiply<'_, '_, '_> {
                             at += 2 * lanes;
                         }
                         while at + lanes <= end {
-                            self.rows_of_28::<_, SPACING>(isa.wide(), &part, at);
+                            // Short rows fill the registers in pairs.
+                            if self.range.1.len() <= 14 {
+                                self.pairs_of_14::<_, SPACING>(isa.wide(), &part, at);
+                            } else {
+                                self.rows_of_28::<_, SPACING>(isa.wide(), &part, at);
+                            }
                             at += lanes;
                         }
                         while lanes > BLOCK && at < end {
@@ -491,9 +496,10 @@ struct Part {
     units: Range<usize>,
 }
 
-/// Methods that take all places of all rows: tiles of at most so many places by so many vectors.
+/// Methods that take all places of all rows: tiles of so many rows, of at most so many places of
+/// each, by so many vectors.
 macro_rules! rows {
-    ($name:ident, $n:literal, $sizes:tt) => {
+    ($name:ident, $rows:literal, $n:literal, $sizes:tt) => {
         impl Multiply<'_, '_, '_> {
             #[inline(always)]
             unsafe fn $name<S: Simd, const SPACING: usize>(
@@ -505,12 +511,21 @@ macro_rules! rows {
                 let (rows, places) = &self.range;
                 let mut at = places.start;
                 macro_rules! tile {
-                    ($m:literal) => {
-                        for row in rows.clone() {
+                    ($m:literal) => {{
+                        let mut row = rows.start;
+                        while row + $rows <= rows.end {
                             // SAFETY: the caller's promise; all places are in the range.
-                            unsafe { self.tile::<S, $m, $n, SPACING>(s, part, filter, row, at) }
+                            unsafe {
+                                self.tile::<S, $rows, $m, $n, SPACING>(s, part, filter, row, at);
+                            }
+                            row += $rows;
                         }
-                    };
+                        while row < rows.end {
+                            // SAFETY: as above.
+                            unsafe { self.tile::<S, 1, $m, $n, SPACING>(s, part, filter, row, at) }
+                            row += 1;
+                        }
+                    }};
                 }
                 tiles!(at, places.end, $sizes, tile);
             }
@@ -518,16 +533,23 @@ macro_rules! rows {
     };
 }
 
-rows!(rows_of_14, 2, [14, 12, 10, 8, 6, 4, 2, 1]);
-rows!(rows_of_28, 1, [28, 24, 20, 16, 12, 8, 4, 2, 1]);
-rows!(rows_of_6, 2, [6, 5, 4, 3, 2, 1]);
-rows!(rows_of_12, 1, [12, 10, 8, 6, 4, 2, 1]);
-rows!(rows_of_4, 1, [4, 2, 1]);
+rows!(rows_of_14, 1, 2, [14, 12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_28, 1, 1, [28, 24, 20, 16, 12, 8, 4, 2, 1]);
+rows!(pairs_of_14, 2, 1, [14, 12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_6, 1, 2, [6, 5, 4, 3, 2, 1]);
+rows!(rows_of_12, 1, 1, [12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_4, 1, 1, [4, 2, 1]);
 
 impl Multiply<'_, '_, '_> {
-    /// `M` places of a row from `at` on, by `N` vectors of filters from `filter` on.
+    /// `M` places from `at` on of `R` rows from `row` on, by `N` vectors of filters from `filter` on.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize, const SPACING: usize>(
+    unsafe fn tile<
+        S: Simd,
+        const R: usize,
+        const M: usize,
+        const N: usize,
+        const SPACING: usize,
+    >(
         &self,
         s: S,
         part: &Part,
@@ -537,7 +559,7 @@ impl Multiply<'_, '_, '_> {
     ) {
         let (strip, width) = (&self.strip, part.filters.len());
         let (down, across) = (&self.taps.0, &self.taps.1);
-        let mut sums = [[s.zero(); N]; M];
+        let mut sums = [[[s.zero(); N]; M]; R];
         // SAFETY: as `run` checked, every place reads its taps inside of x, a block has a row of
         // `width` weights for each tap and channel, and places lie inside of the field.
         unsafe {
@@ -571,10 +593,13 @@ impl Multiply<'_, '_, '_> {
                     for (j, weights) in weights.iter_mut().enumerate() {
                         *weights = s.load_ptr(w.add(j * S::LANES));
                     }
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let x = s.splat(*x.add(i * SPACING));
-                        for (sum, weights) in sums.iter_mut().zip(weights) {
-                            *sum = s.fma(x, weights, *sum);
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = x.wrapping_add(r * strip.pitch);
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            let x = s.splat(*x.add(i * SPACING));
+                            for (sum, weights) in sums.iter_mut().zip(weights) {
+                                *sum = s.fma(x, weights, *sum);
+                            }
                         }
                     }
                     x = x.wrapping_add(step);
@@ -615,10 +640,13 @@ impl Multiply<'_, '_, '_> {
             };
             let jump = S::LANES / BLOCK * self.y.block;
             if self.adds || part.units.start > 0 {
-                for (sums, offset) in sums.iter_mut().zip(offsets()) {
-                    for (j, sum) in sums.iter_mut().enumerate() {
-                        let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
-                        *sum = s.add(*sum, before);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let y = y.add(r * self.places.row);
+                    for (sums, offset) in sums.iter_mut().zip(offsets()) {
+                        for (j, sum) in sums.iter_mut().enumerate() {
+                            let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
+                            *sum = s.add(*sum, before);
+                        }
                     }
                 }
             }
@@ -628,28 +656,39 @@ impl Multiply<'_, '_, '_> {
                 for (j, to) in shifts.iter_mut().enumerate() {
                     *to = s.load_ptr(shift.as_ptr().add(filter + j * S::LANES));
                 }
-                for sums in &mut sums {
+                for sums in sums.as_flattened_mut() {
                     for (sum, shift) in sums.iter_mut().zip(shifts) {
                         *sum = s.add(*sum, shift);
                     }
                 }
                 if let Some((slope, top)) = clamp {
-                    for sum in sums.as_flattened_mut() {
+                    for sum in sums.as_flattened_mut().as_flattened_mut() {
                         *sum = limit(s, *sum, slope, top);
                     }
                 }
             }
-            if samples == 1 && column == BLOCK {
-                for (i, sums) in sums.iter().enumerate() {
-                    for (j, sum) in sums.iter().enumerate() {
-                        let y = y.add((at + i) * BLOCK + j * jump);
-                        s.store_blocks_ptr(*sum, y, self.y.block);
+            for (r, sums) in sums.iter().enumerate() {
+                let y = y.add(r * self.places.row);
+                if samples == 1 && column == BLOCK {
+                    let y = y.add(at * BLOCK);
+                    let (pairs, rest) = sums.as_chunks::<2>();
+                    for (i, [left, right]) in pairs.iter().enumerate() {
+                        for j in 0..N {
+                            let y = y.add(2 * i * BLOCK + j * jump);
+                            s.store_pairs_ptr(left[j], right[j], y, self.y.block);
+                        }
                     }
-                }
-            } else {
-                for (sums, offset) in sums.iter().zip(offsets()) {
-                    for (j, sum) in sums.iter().enumerate() {
-                        s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                    for sums in rest {
+                        for (j, sum) in sums.iter().enumerate() {
+                            let y = y.add((M - 1) * BLOCK + j * jump);
+                            s.store_blocks_ptr(*sum, y, self.y.block);
+                        }
+                    }
+                } else {
+                    for (sums, offset) in sums.iter().zip(offsets()) {
+                        for (j, sum) in sums.iter().enumerate() {
+                            s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                        }
                     }
                 }
             }
