@@ -494,10 +494,9 @@ impl Multiply<'_, '_, '_> {
                             }
                         }
                     }
-                    let own = &filters[..F.min(self.filters)];
                     match self.places.plane {
                         None => self.store_block(s, filters, y, place),
-                        Some(plane) => self.store_planes(s, own, y, plane, place),
+                        Some(plane) => self.store_planes(s, filters, y, plane, place),
                     }
                 }
             }
@@ -537,28 +536,31 @@ impl Multiply<'_, '_, '_> {
         }
     }
 
-    /// The same into the planes of some filters.
+    /// The same into the planes of those filters that are no padding.
     #[inline(always)]
     unsafe fn store_planes<S: Narrow>(
         &self,
         s: S,
-        filters: &[S::V],
+        filters: [S::V; BLOCK],
         y: *mut f32,
         plane: usize,
         place: usize,
     ) {
         let Places { samples, column, .. } = self.places;
         let count = (self.range.1.end - place).min(BLOCK);
-        for (f, sums) in filters.iter().enumerate() {
+        for (f, sums) in filters.into_iter().enumerate() {
+            if f >= self.filters {
+                break;
+            }
             // SAFETY: as `run` checked, the row's places lie inside of the field for each filter.
             unsafe {
                 let y = y.add(f * plane);
                 if count == BLOCK && samples == 1 && column == 1 {
-                    s.store_ptr(*sums, y.add(place));
+                    s.store_ptr(sums, y.add(place));
                     continue;
                 }
                 let mut own = [0.0; BLOCK];
-                s.store(*sums, &mut own);
+                s.store(sums, &mut own);
                 let (mut n, mut q) = (place % samples, place / samples);
                 for sum in &own[..count] {
                     *y.add(n * self.y.sample + q * column) = *sum;

@@ -411,7 +411,7 @@ mod tests {
             assert_eq!((*loaded, stored[at]), (numbers[at], numbers[at]));
         }
         assert_eq!(stored.iter().filter(|x| **x == -1.0).count(), 32 - n);
-        let mut pairs = [-1.0; 40];
+        let mut pairs = [-5.0; 40];
         // SAFETY: at most two pairs of blocks, of which the second begins at number 20.
         unsafe { s.store_pairs_ptr(a, b, pairs.as_mut_ptr(), 20) };
         for i in 0..n {
@@ -419,7 +419,7 @@ mod tests {
             let bits = [pairs[at], pairs[at + 8]].map(f32::to_bits);
             assert_eq!(bits, [A[i], B[i]].map(f32::to_bits));
         }
-        assert_eq!(pairs.iter().filter(|x| **x == -1.0).count(), 40 - 2 * n);
+        assert_eq!(pairs.iter().filter(|x| **x == -5.0).count(), 40 - 2 * n);
         let bytes: Vec<u8> = (0..=255).rev().collect();
         for from in bytes.windows(n) {
             let numbers = s.load_bytes(from);

@@ -373,7 +373,7 @@ impl Direct {
     fn turns(&self) -> bool {
         let blocks = self.groups == 1 || self.channels.is_multiple_of(BLOCK);
         let strides = self.rows.stride == 1 && self.columns.stride == 1;
-        self.planes && !self.plain.0 && blocks && strides
+        self.planes && !self.plain.0 && blocks && strides && self.taps() > 0
     }
 
     /// Samples, rows and columns of a strip, at most.
