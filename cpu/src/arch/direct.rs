@@ -11,7 +11,6 @@
 //! |---|---|
 //! | [`Multiply`] | y of the places of a strip, for a panel of filters |
 //! | [`Correlate`] | the gradient of the weights, of the places of a strip |
-//! | [`Unfold`] | for few channels: what each place reads, one after the other |
 //! | [`CorrelateFew`] | the gradient of the weights for few channels and few filters |
 //! | [`Each`], [`CorrelateEach`] | both where each filter reads one channel alone |
 //!
@@ -35,6 +34,9 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) const fn together<I: Isa>() -> usize {
     if I::Wide::REGISTERS < 16 { BLOCK } else { 2 * I::Wide::LANES }
 }
+
+/// Numbers of the widest vectors, which may reach past a strip's last place by as many.
+pub(crate) const SLACK: usize = 16;
 
 /// Bytes of weights that stay in the first-level cache where tiles are small.
 const WEIGHTS: usize = 16 << 10;
@@ -118,6 +120,9 @@ pub(crate) struct Places {
     pub(crate) row: usize,
     /// Numbers from one column to the next.
     pub(crate) column: usize,
+    /// Numbers from one filter to the next where eight filters or fewer have a plane each, `None`
+    /// in blocks.
+    pub(crate) plane: Option<usize>,
 }
 
 impl Places {
@@ -126,12 +131,13 @@ impl Places {
         self.samples * self.columns
     }
 
-    /// Whether all lie in such a field.
-    fn within(&self, field: &Field<'_>) -> bool {
+    /// Whether all lie in such a field, with so many filters or in blocks.
+    fn within(&self, field: &Field<'_>, filters: usize) -> bool {
+        let filters = self.plane.map_or(BLOCK, |plane| filters.saturating_sub(1) * plane + 1);
         let last = self.first
             + self.rows.saturating_sub(1) * self.row
             + self.columns.saturating_sub(1) * self.column
-            + BLOCK;
+            + filters;
         let none = self.rows * self.across() == 0;
         none || self.sample + self.samples <= field.samples && last <= field.len
     }
@@ -247,11 +253,15 @@ impl Kernel for Multiply<'_, '_, '_> {
         strip.check(places.rows, places.across());
         assert!(width.is_multiple_of(BLOCK) && *width <= PANEL);
         assert!(range.0.end <= places.rows && range.1.end <= places.across());
-        assert!(places.within(y) && first + width / BLOCK <= y.blocks);
+        let few = self.takes_few();
+        assert!(places.within(y, self.filters) && (few || places.plane.is_none()));
+        assert!(first + width / BLOCK <= y.blocks);
         assert!(taps.1.end <= strip.across && taps.0.end * strip.across <= strip.taps.len());
         assert!(w.len() >= blocks * strip.taps.len() * strip.spacing * width);
         assert!(from + strip.units() <= *blocks);
-        if strip.spacing == BLOCK {
+        if few {
+            self.few::<I>(isa);
+        } else if strip.spacing == BLOCK {
             self.panel::<I, BLOCK>(isa);
         } else {
             self.panel::<I, 1>(isa);
@@ -260,12 +270,15 @@ impl Kernel for Multiply<'_, '_, '_> {
 }
 
 impl Multiply<'_, '_, '_> {
+    /// Whether vectors are of places.
+    fn takes_few(&self) -> bool {
+        let whole = !self.adds && self.strip.units() == self.blocks;
+        self.strip.spacing == 1 && self.filters <= BLOCK && whole
+    }
+
     #[inline(always)]
     fn panel<I: Isa, const SPACING: usize>(&self, isa: I) {
         let (lanes, units) = (I::Wide::LANES, self.strip.units());
-        if SPACING == 1 && self.filters <= BLOCK && !self.adds && units == self.blocks {
-            return self.few::<I>(isa);
-        }
         // Where there are many weights for a tile, some blocks of them are taken for all places.
         let rows = self.strip.taps.len() * SPACING * together::<I>();
         let some = match I::Wide::REGISTERS {
@@ -287,7 +300,12 @@ impl Multiply<'_, '_, '_> {
                             at += 2 * lanes;
                         }
                         while at + lanes <= end {
-                            self.rows_of_28::<_, SPACING>(isa.wide(), &part, at);
+                            // Short rows fill the registers in pairs.
+                            if self.range.1.len() <= 14 {
+                                self.pairs_of_14::<_, SPACING>(isa.wide(), &part, at);
+                            } else {
+                                self.rows_of_28::<_, SPACING>(isa.wide(), &part, at);
+                            }
                             at += lanes;
                         }
                         while lanes > BLOCK && at < end {
@@ -323,11 +341,15 @@ impl Multiply<'_, '_, '_> {
 macro_rules! few {
     ($registers:expr, $filters:expr, $call:ident) => {
         match ($registers, $filters) {
+            (32.., ..=1) => $call!([8, 4, 2, 1], 1),
             (32.., ..=2) => $call!([8, 4, 2, 1], 2),
+            (32.., ..=3) => $call!([8, 4, 2, 1], 3),
             (32.., ..=4) => $call!([6, 4, 2, 1], 4),
             (32.., ..=6) => $call!([4, 3, 2, 1], 6),
             (32.., _) => $call!([3, 2, 1], 8),
+            (16.., ..=1) => $call!([8, 4, 2, 1], 1),
             (16.., ..=2) => $call!([4, 2, 1], 2),
+            (16.., ..=3) => $call!([4, 2, 1], 3),
             (16.., ..=4) => $call!([2, 1], 4),
             (16.., ..=6) => $call!([2, 1], 6),
             (_, ..=2) => $call!([2, 1], 2),
@@ -342,13 +364,12 @@ impl Multiply<'_, '_, '_> {
     /// Vectors of places, for at most eight filters.
     #[inline(always)]
     fn few<I: Isa>(&self, isa: I) {
-        let s = isa.narrow();
         let (rows, places) = &self.range;
-        let across = places.len().div_ceil(BLOCK);
+        let across = places.len().div_ceil(I::Wide::LANES);
         let all = rows.len() * across;
         // A row's last vector reaches past it.
         let (strip, within) = (&self.strip, &self.places);
-        strip.check(within.rows, within.across() + BLOCK);
+        strip.check(within.rows, within.across() + I::Wide::LANES);
         assert!(self.width == BLOCK && strip.spacing == 1);
         let mut at = 0;
         macro_rules! tiles_of {
@@ -357,7 +378,7 @@ impl Multiply<'_, '_, '_> {
                     ($m:literal) => {
                         // SAFETY: `run` checked all that pointers reach, and above what vectors
                         // reach past a row; the vectors are among all.
-                        unsafe { self.few_tile::<_, $m, $f>(s, across, at) }
+                        unsafe { self.few_tile::<_, $m, $f>(isa, across, at) }
                     };
                 }
                 tiles!(at, all, $sizes, tile);
@@ -368,18 +389,19 @@ impl Multiply<'_, '_, '_> {
 
     /// `P` vectors of places, from vector `at` on of `across` in a row, by `F` filters.
     #[inline(always)]
-    unsafe fn few_tile<S: Narrow, const P: usize, const F: usize>(
+    unsafe fn few_tile<I: Isa, const P: usize, const F: usize>(
         &self,
-        s: S,
+        isa: I,
         across: usize,
         at: usize,
     ) {
+        let (s, lanes) = (isa.wide(), I::Wide::LANES);
         let (strip, (rows, places)) = (&self.strip, &self.range);
         let (down, right) = (&self.taps.0, &self.taps.1);
         // Row and first place of a vector.
         let place = |v: usize| {
             let (row, column) = ((at + v) / across, (at + v) % across);
-            (rows.start + row, places.start + column * BLOCK)
+            (rows.start + row, places.start + column * lanes)
         };
         let mut sums = [[s.zero(); F]; P];
         // SAFETY: as `few` says.
@@ -401,14 +423,28 @@ impl Multiply<'_, '_, '_> {
                         w = self.w.as_ptr().add((unit * strip.taps.len() + tap) * BLOCK);
                         left = columns;
                     }
-                    let mut own = [s.zero(); P];
-                    for (own, x) in own.iter_mut().zip(x) {
-                        *own = s.load_ptr(x.add(offset));
-                    }
-                    for f in 0..F {
-                        let w = s.splat(*w.add(f));
+                    // The fewer of both are in registers before the others come.
+                    if F < P {
+                        let mut weights = [s.zero(); F];
+                        for (f, weight) in weights.iter_mut().enumerate() {
+                            *weight = s.splat(*w.add(f));
+                        }
                         for v in 0..P {
-                            sums[v][f] = s.fma(own[v], w, sums[v][f]);
+                            let own = s.load_ptr(x[v].add(offset));
+                            for f in 0..F {
+                                sums[v][f] = s.fma(own, weights[f], sums[v][f]);
+                            }
+                        }
+                    } else {
+                        let mut own = [s.zero(); P];
+                        for (own, x) in own.iter_mut().zip(x) {
+                            *own = s.load_ptr(x.add(offset));
+                        }
+                        for f in 0..F {
+                            let w = s.splat(*w.add(f));
+                            for v in 0..P {
+                                sums[v][f] = s.fma(own[v], w, sums[v][f]);
+                            }
                         }
                     }
                     offset += strip.step;
@@ -428,44 +464,106 @@ impl Multiply<'_, '_, '_> {
                     }
                 }
             }
-            let Places { samples, column, .. } = self.places;
             let y = self.y.at.add(
                 self.places.sample * self.y.sample + self.first * self.y.block + self.places.first,
             );
             // Through memory: the loop over the vectors is too long to be unrolled, and sums that
             // it picks one after the other could have no registers of their own above.
-            let mut stored = [[[0.0; BLOCK]; F]; P];
+            let mut stored = [[[0.0; 2 * BLOCK]; F]; P];
             for v in 0..P {
                 for f in 0..F {
                     s.store_ptr(sums[v][f], stored[v][f].as_mut_ptr());
                 }
             }
+            let s = isa.narrow();
             for (v, stored) in stored.iter().enumerate() {
-                let mut filters = [s.zero(); BLOCK];
-                for (f, (filter, stored)) in filters.iter_mut().zip(stored).enumerate() {
-                    *filter = s.load_ptr(stored.as_ptr());
-                    if let Some(Finish { shift, clamp }) = self.finish {
-                        *filter = s.add(*filter, s.splat(shift[f]));
-                        if let Some((slope, top)) = clamp {
-                            *filter = limit(s, *filter, slope, top);
+                let (row, first) = place(v);
+                let y = y.add(row * self.places.row);
+                for half in 0..lanes / BLOCK {
+                    let place = first + half * BLOCK;
+                    if place >= places.end {
+                        break;
+                    }
+                    let mut filters = [s.zero(); BLOCK];
+                    for (f, (filter, stored)) in filters.iter_mut().zip(stored).enumerate() {
+                        *filter = s.load_ptr(stored.as_ptr().add(half * BLOCK));
+                        if let Some(Finish { shift, clamp }) = self.finish {
+                            *filter = s.add(*filter, s.splat(shift[f]));
+                            if let Some((slope, top)) = clamp {
+                                *filter = limit(s, *filter, slope, top);
+                            }
                         }
                     }
-                }
-                let (row, place) = place(v);
-                let y = y.add(row * self.places.row);
-                let filters = s.transpose(filters);
-                let count = (places.end - place).min(BLOCK);
-                if count == BLOCK && samples == 1 && column == BLOCK {
-                    for (i, sum) in filters.into_iter().enumerate() {
-                        s.store_ptr(sum, y.add((place + i) * BLOCK));
+                    match self.places.plane {
+                        None => self.store_block(s, filters, y, place),
+                        Some(plane) => self.store_planes(s, filters, y, plane, place),
                     }
+                }
+            }
+        }
+    }
+
+    /// Stores at most eight places of a row from `place` on into the block of filters from `y` on.
+    #[inline(always)]
+    unsafe fn store_block<S: Narrow>(
+        &self,
+        s: S,
+        filters: [S::V; BLOCK],
+        y: *mut f32,
+        place: usize,
+    ) {
+        let Places { samples, column, .. } = self.places;
+        let filters = s.transpose(filters);
+        let count = (self.range.1.end - place).min(BLOCK);
+        // SAFETY: as `run` checked, the row's places lie inside of the field.
+        unsafe {
+            if count == BLOCK && samples == 1 && column == BLOCK {
+                for (i, sum) in filters.into_iter().enumerate() {
+                    s.store_ptr(sum, y.add((place + i) * BLOCK));
+                }
+                return;
+            }
+            let (mut n, mut q) = (place % samples, place / samples);
+            for (i, sum) in filters.into_iter().enumerate() {
+                if i < count {
+                    s.store_ptr(sum, y.add(n * self.y.sample + q * column));
+                }
+                n += 1;
+                if n == samples {
+                    (n, q) = (0, q + 1);
+                }
+            }
+        }
+    }
+
+    /// The same into the planes of those filters that are no padding.
+    #[inline(always)]
+    unsafe fn store_planes<S: Narrow>(
+        &self,
+        s: S,
+        filters: [S::V; BLOCK],
+        y: *mut f32,
+        plane: usize,
+        place: usize,
+    ) {
+        let Places { samples, column, .. } = self.places;
+        let count = (self.range.1.end - place).min(BLOCK);
+        for (f, sums) in filters.into_iter().enumerate() {
+            if f >= self.filters {
+                break;
+            }
+            // SAFETY: as `run` checked, the row's places lie inside of the field for each filter.
+            unsafe {
+                let y = y.add(f * plane);
+                if count == BLOCK && samples == 1 && column == 1 {
+                    s.store_ptr(sums, y.add(place));
                     continue;
                 }
+                let mut own = [0.0; BLOCK];
+                s.store(sums, &mut own);
                 let (mut n, mut q) = (place % samples, place / samples);
-                for (i, sum) in filters.into_iter().enumerate() {
-                    if i < count {
-                        s.store_ptr(sum, y.add(n * self.y.sample + q * column));
-                    }
+                for sum in &own[..count] {
+                    *y.add(n * self.y.sample + q * column) = *sum;
                     n += 1;
                     if n == samples {
                         (n, q) = (0, q + 1);
@@ -491,9 +589,10 @@ struct Part {
     units: Range<usize>,
 }
 
-/// Methods that take all places of all rows: tiles of at most so many places by so many vectors.
+/// Methods that take all places of all rows: tiles of so many rows, of at most so many places of
+/// each, by so many vectors.
 macro_rules! rows {
-    ($name:ident, $n:literal, $sizes:tt) => {
+    ($name:ident, $rows:literal, $n:literal, $sizes:tt) => {
         impl Multiply<'_, '_, '_> {
             #[inline(always)]
             unsafe fn $name<S: Simd, const SPACING: usize>(
@@ -502,14 +601,12 @@ macro_rules! rows {
                 part: &Part,
                 filter: usize,
             ) {
-                let (rows, places) = &self.range;
+                let places = &self.range.1;
                 let mut at = places.start;
                 macro_rules! tile {
                     ($m:literal) => {
-                        for row in rows.clone() {
-                            // SAFETY: the caller's promise; all places are in the range.
-                            unsafe { self.tile::<S, $m, $n, SPACING>(s, part, filter, row, at) }
-                        }
+                        // SAFETY: the caller's promise; all places are in the range.
+                        unsafe { self.rows::<S, $rows, $m, $n, SPACING>(s, part, filter, at) }
                     };
                 }
                 tiles!(at, places.end, $sizes, tile);
@@ -518,16 +615,52 @@ macro_rules! rows {
     };
 }
 
-rows!(rows_of_14, 2, [14, 12, 10, 8, 6, 4, 2, 1]);
-rows!(rows_of_28, 1, [28, 24, 20, 16, 12, 8, 4, 2, 1]);
-rows!(rows_of_6, 2, [6, 5, 4, 3, 2, 1]);
-rows!(rows_of_12, 1, [12, 10, 8, 6, 4, 2, 1]);
-rows!(rows_of_4, 1, [4, 2, 1]);
+rows!(rows_of_14, 1, 2, [14, 12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_28, 1, 1, [28, 24, 20, 16, 12, 8, 4, 2, 1]);
+rows!(pairs_of_14, 2, 1, [14, 12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_6, 1, 2, [6, 5, 4, 3, 2, 1]);
+rows!(rows_of_12, 1, 1, [12, 10, 8, 6, 4, 2, 1]);
+rows!(rows_of_4, 1, 1, [4, 2, 1]);
 
 impl Multiply<'_, '_, '_> {
-    /// `M` places of a row from `at` on, by `N` vectors of filters from `filter` on.
+    /// `M` places of every row from `at` on, in tiles of `R` rows.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize, const SPACING: usize>(
+    unsafe fn rows<
+        S: Simd,
+        const R: usize,
+        const M: usize,
+        const N: usize,
+        const SPACING: usize,
+    >(
+        &self,
+        s: S,
+        part: &Part,
+        filter: usize,
+        at: usize,
+    ) {
+        let (mut row, end) = (self.range.0.start, self.range.0.end);
+        // SAFETY: the caller's promise; all rows are in the range.
+        unsafe {
+            while R > 1 && row + R <= end {
+                self.tile::<S, R, M, N, SPACING>(s, part, filter, row, at);
+                row += R;
+            }
+            while row < end {
+                self.tile::<S, 1, M, N, SPACING>(s, part, filter, row, at);
+                row += 1;
+            }
+        }
+    }
+
+    /// `M` places from `at` on of `R` rows from `row` on, by `N` vectors of filters from `filter` on.
+    #[inline(always)]
+    unsafe fn tile<
+        S: Simd,
+        const R: usize,
+        const M: usize,
+        const N: usize,
+        const SPACING: usize,
+    >(
         &self,
         s: S,
         part: &Part,
@@ -537,7 +670,7 @@ impl Multiply<'_, '_, '_> {
     ) {
         let (strip, width) = (&self.strip, part.filters.len());
         let (down, across) = (&self.taps.0, &self.taps.1);
-        let mut sums = [[s.zero(); N]; M];
+        let mut sums = [[[s.zero(); N]; M]; R];
         // SAFETY: as `run` checked, every place reads its taps inside of x, a block has a row of
         // `width` weights for each tap and channel, and places lie inside of the field.
         unsafe {
@@ -571,10 +704,13 @@ impl Multiply<'_, '_, '_> {
                     for (j, weights) in weights.iter_mut().enumerate() {
                         *weights = s.load_ptr(w.add(j * S::LANES));
                     }
-                    for (i, sums) in sums.iter_mut().enumerate() {
-                        let x = s.splat(*x.add(i * SPACING));
-                        for (sum, weights) in sums.iter_mut().zip(weights) {
-                            *sum = s.fma(x, weights, *sum);
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = x.wrapping_add(r * strip.pitch);
+                        for (i, sums) in sums.iter_mut().enumerate() {
+                            let x = s.splat(*x.add(i * SPACING));
+                            for (sum, weights) in sums.iter_mut().zip(weights) {
+                                *sum = s.fma(x, weights, *sum);
+                            }
                         }
                     }
                     x = x.wrapping_add(step);
@@ -615,10 +751,13 @@ impl Multiply<'_, '_, '_> {
             };
             let jump = S::LANES / BLOCK * self.y.block;
             if self.adds || part.units.start > 0 {
-                for (sums, offset) in sums.iter_mut().zip(offsets()) {
-                    for (j, sum) in sums.iter_mut().enumerate() {
-                        let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
-                        *sum = s.add(*sum, before);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let y = y.add(r * self.places.row);
+                    for (sums, offset) in sums.iter_mut().zip(offsets()) {
+                        for (j, sum) in sums.iter_mut().enumerate() {
+                            let before = s.load_blocks_ptr(y.add(offset + j * jump), self.y.block);
+                            *sum = s.add(*sum, before);
+                        }
                     }
                 }
             }
@@ -628,28 +767,39 @@ impl Multiply<'_, '_, '_> {
                 for (j, to) in shifts.iter_mut().enumerate() {
                     *to = s.load_ptr(shift.as_ptr().add(filter + j * S::LANES));
                 }
-                for sums in &mut sums {
+                for sums in sums.as_flattened_mut() {
                     for (sum, shift) in sums.iter_mut().zip(shifts) {
                         *sum = s.add(*sum, shift);
                     }
                 }
                 if let Some((slope, top)) = clamp {
-                    for sum in sums.as_flattened_mut() {
+                    for sum in sums.as_flattened_mut().as_flattened_mut() {
                         *sum = limit(s, *sum, slope, top);
                     }
                 }
             }
-            if samples == 1 && column == BLOCK {
-                for (i, sums) in sums.iter().enumerate() {
-                    for (j, sum) in sums.iter().enumerate() {
-                        let y = y.add((at + i) * BLOCK + j * jump);
-                        s.store_blocks_ptr(*sum, y, self.y.block);
+            for (r, sums) in sums.iter().enumerate() {
+                let y = y.add(r * self.places.row);
+                if samples == 1 && column == BLOCK {
+                    let y = y.add(at * BLOCK);
+                    let (pairs, rest) = sums.as_chunks::<2>();
+                    for (i, [left, right]) in pairs.iter().enumerate() {
+                        for j in 0..N {
+                            let y = y.add(2 * i * BLOCK + j * jump);
+                            s.store_pairs_ptr(left[j], right[j], y, self.y.block);
+                        }
                     }
-                }
-            } else {
-                for (sums, offset) in sums.iter().zip(offsets()) {
-                    for (j, sum) in sums.iter().enumerate() {
-                        s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                    for sums in rest {
+                        for (j, sum) in sums.iter().enumerate() {
+                            let y = y.add((M - 1) * BLOCK + j * jump);
+                            s.store_blocks_ptr(*sum, y, self.y.block);
+                        }
+                    }
+                } else {
+                    for (sums, offset) in sums.iter().zip(offsets()) {
+                        for (j, sum) in sums.iter().enumerate() {
+                            s.store_blocks_ptr(*sum, y.add(offset + j * jump), self.y.block);
+                        }
                     }
                 }
             }
@@ -657,19 +807,22 @@ impl Multiply<'_, '_, '_> {
     }
 }
 
-/// Adds to the gradient of the weights of a panel what some places of a strip give:
+/// Adds to the gradient of the weights of a panel, for some taps of a row, what some places of a
+/// strip give:
 ///
 /// ```text
-/// dw[c, k] += sum_{p, i} x[c, p, i] dy[p, i, k]
+/// dw[c, tap, k] += sum_{p, i} x[c, tap, p, i] dy[p, i, k]
 /// ```
 pub(crate) struct Correlate<'a> {
-    /// x, from the first place's on. Place i of row p has its numbers `p * x_pitch + i * spacing`
-    /// after it.
+    /// Blocks, from what the first tap of the first place reads on. Place i of row p reads the
+    /// block `p * x_pitch + i * BLOCK` numbers after it.
     pub(crate) x: &'a [f32],
     pub(crate) x_pitch: usize,
-    pub(crate) spacing: usize,
-    /// Numbers of each place that are taken.
+    /// Channels of the block that are taken.
     pub(crate) taken: usize,
+    /// Taps, and numbers of x from one to the next.
+    pub(crate) taps: usize,
+    pub(crate) tap: usize,
     /// dy from the first place's on: `width` numbers for each place, `dy_pitch` for a row.
     pub(crate) dy: &'a [f32],
     pub(crate) dy_pitch: usize,
@@ -678,7 +831,8 @@ pub(crate) struct Correlate<'a> {
     /// Rows, and places of each.
     pub(crate) rows: usize,
     pub(crate) places: usize,
-    /// For each number taken a row of `width` numbers, `step` numbers after the one before.
+    /// For each channel taken, `step` numbers after the one before, a row of `width` numbers for
+    /// each tap.
     pub(crate) dw: &'a mut [f32],
     pub(crate) step: usize,
 }
@@ -688,30 +842,30 @@ impl Kernel for Correlate<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let (width, taken) = (self.width, self.taken);
-        assert!(width.is_multiple_of(BLOCK) && width <= PANEL && width > 0);
-        if self.rows * self.places * taken == 0 {
+        let (width, taken, taps) = (self.width, self.taken, self.taps);
+        assert!(width.is_multiple_of(BLOCK) && width <= PANEL && width > 0 && taken <= BLOCK);
+        if self.rows * self.places * taken * taps == 0 {
             return;
         }
         let (rows, places) = (self.rows - 1, self.places - 1);
-        assert!(self.x.len() >= rows * self.x_pitch + places * self.spacing + taken);
+        let last = rows * self.x_pitch + places * BLOCK + (taps - 1) * self.tap;
+        assert!(self.x.len() >= last + taken);
         assert!(self.dy.len() >= rows * self.dy_pitch + places * width + width);
-        assert!(self.dw.len() >= (taken - 1) * self.step + width);
+        assert!(self.dw.len() >= (taken - 1) * self.step + taps * width);
         let (mut at, lanes) = (0, I::Wide::LANES);
         // SAFETY: checked above; filters from `at` on, as many as the vectors have, are there.
         unsafe {
             if I::Wide::REGISTERS >= 32 {
-                // Many numbers are taken with one vector each, few with two.
-                while taken <= 8 && at + 2 * lanes <= width {
-                    self.taken_by_8(isa.wide(), at);
+                while at + 2 * lanes <= width {
+                    self.taken_by_8_pairs(isa.wide(), at);
                     at += 2 * lanes;
                 }
                 while at + lanes <= width {
-                    self.taken_by_28(isa.wide(), at);
+                    self.taken_by_8(isa.wide(), at);
                     at += lanes;
                 }
                 while lanes > BLOCK && at < width {
-                    self.taken_by_28(isa.narrow(), at);
+                    self.taken_by_8(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else if I::Wide::REGISTERS >= 16 {
@@ -720,7 +874,7 @@ impl Kernel for Correlate<'_> {
                     at += 2 * lanes;
                 }
                 while at < width {
-                    self.taken_by_12(isa.narrow(), at);
+                    self.taken_by_8(isa.narrow(), at);
                     at += BLOCK;
                 }
             } else {
@@ -733,7 +887,7 @@ impl Kernel for Correlate<'_> {
     }
 }
 
-/// Methods that take all numbers: tiles of at most so many numbers by so many vectors.
+/// Methods that take all channels: tiles of at most so many channels by so many vectors.
 macro_rules! taken {
     ($name:ident, $n:literal, $sizes:tt) => {
         impl Correlate<'_> {
@@ -742,8 +896,8 @@ macro_rules! taken {
                 let mut at = 0;
                 macro_rules! tile {
                     ($m:literal) => {
-                        // SAFETY: the caller's promise; all numbers are among those taken.
-                        unsafe { self.tile::<S, $m, $n>(s, filter, at) }
+                        // SAFETY: the caller's promise; all channels are among those taken.
+                        unsafe { self.tiles::<S, $m, $n>(s, filter, at) }
                     };
                 }
                 tiles!(at, self.taken, $sizes, tile);
@@ -752,27 +906,62 @@ macro_rules! taken {
     };
 }
 
-taken!(taken_by_8, 2, [8, 7, 6, 5, 4, 3, 2, 1]);
-taken!(taken_by_28, 1, [28, 24, 20, 16, 12, 8, 7, 6, 5, 4, 3, 2, 1]);
+taken!(taken_by_8_pairs, 2, [8, 7, 6, 5, 4, 3, 2, 1]);
+taken!(taken_by_8, 1, [8, 7, 6, 5, 4, 3, 2, 1]);
 taken!(taken_by_4_pairs, 2, [4, 3, 2, 1]);
-taken!(taken_by_12, 1, [12, 8, 7, 6, 5, 4, 3, 2, 1]);
 taken!(taken_by_4, 1, [4, 2, 1]);
 
 impl Correlate<'_> {
-    /// `M` numbers from `at` on, by `N` vectors of filters from `filter` on.
+    /// `M` channels from `at` on by `N` vectors of filters from `filter` on, of as many taps at
+    /// once as have their sums in registers.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize, const N: usize>(
+    unsafe fn tiles<S: Simd, const M: usize, const N: usize>(
         &mut self,
         s: S,
         filter: usize,
         at: usize,
     ) {
-        let mut sums = [[s.zero(); N]; M];
-        // SAFETY: as `run` checked, each place has its numbers in x and `width` in dy; each number
-        // taken has `width` numbers in dw.
+        let most = match (S::REGISTERS, N) {
+            (32.., 1) => 30,
+            (32.., _) => 24,
+            (16.., _) => 12,
+            _ => 4,
+        };
+        let mut tap = 0;
+        macro_rules! tile {
+            ($t:literal) => {
+                // SAFETY: the caller's promise; all taps are among those there are.
+                unsafe { self.tile::<S, $t, M, N>(s, filter, at, tap) }
+            };
+        }
+        if 5 * M * N <= most {
+            tiles!(tap, self.taps, [5, 3, 2, 1], tile);
+        } else if 3 * M * N <= most {
+            tiles!(tap, self.taps, [3, 2, 1], tile);
+        } else if 2 * M * N <= most {
+            tiles!(tap, self.taps, [2, 1], tile);
+        } else {
+            tiles!(tap, self.taps, [1], tile);
+        }
+    }
+
+    /// `T` taps from `tap` on by `M` channels from `at` on, by `N` vectors of filters from `filter`
+    /// on.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const T: usize, const M: usize, const N: usize>(
+        &mut self,
+        s: S,
+        filter: usize,
+        at: usize,
+        tap: usize,
+    ) {
+        let mut sums = [[[s.zero(); N]; M]; T];
+        // SAFETY: as `run` checked, each place has a block in x for each tap and `width` numbers in
+        // dy; each channel taken has `width` numbers in dw for each tap.
         unsafe {
-            let (mut x, mut dy) = (self.x.as_ptr().add(at), self.dy.as_ptr().add(filter));
-            let x_jump = self.x_pitch.wrapping_sub(self.places * self.spacing);
+            let mut x = self.x.as_ptr().add(at + tap * self.tap);
+            let mut dy = self.dy.as_ptr().add(filter);
+            let x_jump = self.x_pitch.wrapping_sub(self.places * BLOCK);
             let dy_jump = self.dy_pitch.wrapping_sub(self.places * self.width);
             let (mut left, mut rows) = (self.places, self.rows);
             // One loop: with loops in each other, sums would leave their registers.
@@ -781,13 +970,16 @@ impl Correlate<'_> {
                 for (j, g) in g.iter_mut().enumerate() {
                     *g = s.load_ptr(dy.add(j * S::LANES));
                 }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let x = s.splat(*x.add(i));
-                    for (sum, g) in sums.iter_mut().zip(g) {
-                        *sum = s.fma(x, g, *sum);
+                for (t, sums) in sums.iter_mut().enumerate() {
+                    let x = x.add(t * self.tap);
+                    for (i, sums) in sums.iter_mut().enumerate() {
+                        let x = s.splat(*x.add(i));
+                        for (sum, g) in sums.iter_mut().zip(g) {
+                            *sum = s.fma(x, g, *sum);
+                        }
                     }
                 }
-                x = x.wrapping_add(self.spacing);
+                x = x.wrapping_add(BLOCK);
                 dy = dy.wrapping_add(self.width);
                 left -= 1;
                 if left == 0 {
@@ -800,11 +992,13 @@ impl Correlate<'_> {
                     dy = dy.wrapping_add(dy_jump);
                 }
             }
-            for (i, sums) in sums.iter().enumerate() {
-                for (j, sum) in sums.iter().enumerate() {
-                    let dw = self.dw.as_mut_ptr().add((at + i) * self.step + filter);
-                    let dw = dw.add(j * S::LANES);
-                    s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
+            for (t, sums) in sums.iter().enumerate() {
+                for (i, sums) in sums.iter().enumerate() {
+                    let row = (at + i) * self.step + (tap + t) * self.width + filter;
+                    for (j, sum) in sums.iter().enumerate() {
+                        let dw = self.dw.as_mut_ptr().add(row + j * S::LANES);
+                        s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
+                    }
                 }
             }
         }
@@ -815,7 +1009,7 @@ impl Correlate<'_> {
 /// of a strip give, lane by lane:
 ///
 /// ```text
-/// dw[tap, k, lane] += sum_i x[tap + i LANES + lane] dy[k, i LANES + lane]
+/// dw[tap, k, lane] += sum_i x[tap + 8 i + lane] dy[k, 8 i + lane]
 /// ```
 pub(crate) struct CorrelateFew<'a> {
     /// Planes: place i of a tap lies i numbers after where the tap begins.
@@ -824,7 +1018,7 @@ pub(crate) struct CorrelateFew<'a> {
     pub(crate) taps: &'a [u32],
     /// A plane of `places` numbers for each filter.
     pub(crate) dy: &'a [f32],
-    /// A multiple of 8.
+    /// A multiple of [`SLACK`].
     pub(crate) places: usize,
     /// Filters that are no padding.
     pub(crate) filters: usize,
@@ -837,10 +1031,9 @@ impl Kernel for CorrelateFew<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let s = isa.narrow();
         let (taps, filters) = (self.taps.len(), self.filters);
         let reach = self.taps.iter().fold(0, |most, tap| most.max(*tap)) as usize;
-        assert!(self.places.is_multiple_of(BLOCK) && filters <= BLOCK);
+        assert!(self.places.is_multiple_of(SLACK) && filters <= BLOCK);
         assert!(self.x.len() >= reach + self.places);
         assert!(self.dy.len() >= BLOCK * self.places);
         assert!(self.dw.len() >= taps * BLOCK * BLOCK);
@@ -850,7 +1043,7 @@ impl Kernel for CorrelateFew<'_> {
                 macro_rules! tile {
                     ($m:literal) => {
                         // SAFETY: checked above; the taps are among all.
-                        unsafe { self.tile::<_, $m, $f>(s, at) }
+                        unsafe { self.tile::<_, $m, $f>(isa, at) }
                     };
                 }
                 tiles!(at, taps, $sizes, tile);
@@ -863,7 +1056,8 @@ impl Kernel for CorrelateFew<'_> {
 impl CorrelateFew<'_> {
     /// `T` taps from `at` on by `F` filters.
     #[inline(always)]
-    unsafe fn tile<S: Narrow, const T: usize, const F: usize>(&mut self, s: S, at: usize) {
+    unsafe fn tile<I: Isa, const T: usize, const F: usize>(&mut self, isa: I, at: usize) {
+        let (s, lanes) = (isa.wide(), I::Wide::LANES);
         let mut sums = [[s.zero(); F]; T];
         // SAFETY: as `run` checked.
         unsafe {
@@ -873,22 +1067,42 @@ impl CorrelateFew<'_> {
             }
             let mut i = 0;
             while i < self.places {
-                let mut own = [s.zero(); T];
-                for (own, x) in own.iter_mut().zip(x) {
-                    *own = s.load_ptr(x.add(i));
-                }
-                for f in 0..F {
-                    let g = s.load_ptr(self.dy.as_ptr().add(f * self.places + i));
+                let dy = self.dy.as_ptr().add(i);
+                // The fewer of both are in registers before the others come.
+                if F < T {
+                    let mut g = [s.zero(); F];
+                    for (f, g) in g.iter_mut().enumerate() {
+                        *g = s.load_ptr(dy.add(f * self.places));
+                    }
                     for t in 0..T {
-                        sums[t][f] = s.fma(own[t], g, sums[t][f]);
+                        let own = s.load_ptr(x[t].add(i));
+                        for f in 0..F {
+                            sums[t][f] = s.fma(own, g[f], sums[t][f]);
+                        }
+                    }
+                } else {
+                    let mut own = [s.zero(); T];
+                    for (own, x) in own.iter_mut().zip(x) {
+                        *own = s.load_ptr(x.add(i));
+                    }
+                    for f in 0..F {
+                        let g = s.load_ptr(dy.add(f * self.places));
+                        for t in 0..T {
+                            sums[t][f] = s.fma(own[t], g, sums[t][f]);
+                        }
                     }
                 }
-                i += BLOCK;
+                i += lanes;
             }
-            for (t, sums) in sums.iter().enumerate() {
-                for (f, sum) in sums.iter().enumerate() {
-                    let dw = self.dw.as_mut_ptr().add(((at + t) * BLOCK + f) * BLOCK);
-                    s.store_ptr(s.add(s.load_ptr(dw), *sum), dw);
+            let narrow = isa.narrow();
+            for (t, sums) in sums.into_iter().enumerate() {
+                for (f, sum) in sums.into_iter().enumerate() {
+                    let mut halves = [0.0; SLACK];
+                    s.store_ptr(sum, halves.as_mut_ptr());
+                    let dw = &mut self.dw[((at + t) * BLOCK + f) * BLOCK..];
+                    for half in halves[..lanes].chunks_exact(BLOCK) {
+                        narrow.store(narrow.add(narrow.load(dw), narrow.load(half)), dw);
+                    }
                 }
             }
         }
@@ -925,7 +1139,8 @@ impl Kernel for Each<'_, '_, '_> {
         strip.check(places.rows, places.across());
         assert!(strip.spacing == BLOCK && strip.channels == BLOCK && *block < y.blocks);
         assert!(range.0.end <= places.rows && range.1.end <= places.across());
-        assert!(places.within(y) && w.len() >= strip.taps.len() * BLOCK);
+        assert!(places.within(y, BLOCK) && places.plane.is_none());
+        assert!(w.len() >= strip.taps.len() * BLOCK);
         assert!(taps.1.end <= strip.across && taps.0.end * strip.across <= strip.taps.len());
         for row in range.0.clone() {
             let mut at = range.1.start;
@@ -1024,72 +1239,5 @@ impl Kernel for CorrelateEach<'_> {
         }
         let sum = sums.into_iter().fold(s.load(self.dw), |sum, next| s.add(sum, next));
         s.store(sum, self.dw);
-    }
-}
-
-/// For few channels: what each place reads of all channels and taps, one after the other.
-///
-/// ```text
-/// u[i, (c, r, s)] = x[c, p sh + r, q sw + s]   for place i = (p, q)
-/// ```
-pub(crate) struct Unfold<'a> {
-    /// Planes with padding around them, and [`SLACK`] numbers after the last.
-    pub(crate) x: &'a [f32],
-    pub(crate) channels: usize,
-    /// Numbers from one plane to the next, and from one row to the next.
-    pub(crate) plane: usize,
-    pub(crate) row: usize,
-    pub(crate) kernel: (usize, usize),
-    pub(crate) stride: (usize, usize),
-    /// Rows and columns of places.
-    pub(crate) places: (usize, usize),
-    /// `spacing` numbers for each place, and [`SLACK`] numbers after the last.
-    pub(crate) u: &'a mut [f32],
-    pub(crate) spacing: usize,
-}
-
-/// Numbers past the end of what [`Unfold`] reads and writes that it reads and writes too.
-pub(crate) const SLACK: usize = BLOCK;
-
-impl Kernel for Unfold<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { x, channels, plane, row, kernel, stride, places, u, spacing } = self;
-        let s = isa.narrow();
-        if channels * kernel.0 * kernel.1 * places.0 * places.1 == 0 {
-            return;
-        }
-        let reach = (channels - 1) * plane
-            + ((places.0 - 1) * stride.0 + kernel.0 - 1) * row
-            + (places.1 - 1) * stride.1
-            + kernel.1;
-        assert!(x.len() >= reach + SLACK);
-        assert!(spacing >= channels * kernel.0 * kernel.1);
-        assert!(u.len() >= places.0 * places.1 * spacing + SLACK);
-        // SAFETY: every row that a place reads ends within `reach`, what a place writes ends with
-        // it, and vectors reach less than `SLACK` numbers further.
-        unsafe {
-            let mut u = u.as_mut_ptr();
-            for p in 0..places.0 {
-                for q in 0..places.1 {
-                    let x = x.as_ptr().add(p * stride.0 * row + q * stride.1);
-                    let mut to = u;
-                    for c in 0..channels {
-                        for r in 0..kernel.0 {
-                            let from = x.add(c * plane + r * row);
-                            let mut at = 0;
-                            while at < kernel.1 {
-                                s.store_ptr(s.load_ptr(from.add(at)), to.add(at));
-                                at += BLOCK;
-                            }
-                            to = to.add(kernel.1);
-                        }
-                    }
-                    u = u.add(spacing);
-                }
-            }
-        }
     }
 }

@@ -129,6 +129,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: a vector of 8 is one block.
         unsafe { self.store_ptr(v, to) }
     }
+    /// Writes blocks of 8 numbers, each `step` numbers after the one before: of `a`, and after each
+    /// of them that of `b`.
+    ///
+    /// # Safety
+    /// Every pair of blocks is valid for writes.
+    #[inline(always)]
+    unsafe fn store_pairs_ptr(self, a: Self::V, b: Self::V, to: *mut f32, step: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.store_blocks_ptr(a, to, step);
+            self.store_blocks_ptr(b, to.add(8), step);
+        }
+    }
 
     /// All zero.
     #[inline(always)]
@@ -399,6 +412,15 @@ mod tests {
             assert_eq!((*loaded, stored[at]), (numbers[at], numbers[at]));
         }
         assert_eq!(stored.iter().filter(|x| **x == -1.0).count(), 32 - n);
+        let mut pairs = [-5.0; 40];
+        // SAFETY: at most two pairs of blocks, of which the second begins at number 20.
+        unsafe { s.store_pairs_ptr(a, b, pairs.as_mut_ptr(), 20) };
+        for i in 0..n {
+            let at = i + i / 8 * 12;
+            let bits = [pairs[at], pairs[at + 8]].map(f32::to_bits);
+            assert_eq!(bits, [A[i], B[i]].map(f32::to_bits));
+        }
+        assert_eq!(pairs.iter().filter(|x| **x == -5.0).count(), 40 - 2 * n);
         let bytes: Vec<u8> = (0..=255).rev().collect();
         for from in bytes.windows(n) {
             let numbers = s.load_bytes(from);

@@ -5,7 +5,7 @@
 //! strip's input is packed for as many channels as the second-level cache holds; each panel of
 //! filters is multiplied with it, and y is added up over the channels. Blocks that need no padding
 //! are read where they lie. Taps that read nothing but padding are left out, row by row of the
-//! output, and column by column where a strip has many samples.
+//! output, and column by column where a strip has many samples and vectors are of filters.
 //!
 //! Backward data is the same convolution from dy to dx, with weights turned round. With strides it
 //! is one convolution for each remainder of the places of dx by the stride, each with the taps that
@@ -16,7 +16,7 @@ use core::ops::Range;
 use super::problem::{Clamp, Epilogue, Problem};
 use crate::arch::direct::{
     Correlate, CorrelateEach, CorrelateFew, Each, Field, Finish, Multiply, PANEL, Places, SLACK,
-    Strip, Unfold, together,
+    Strip, together,
 };
 use crate::arch::{Instructions, Isa, Kernel, Narrow, Simd};
 use crate::blocks::{BLOCK, padded};
@@ -168,6 +168,9 @@ pub(crate) struct Direct {
     /// Whether each filter reads the channel of its own number alone: groups of one channel, which
     /// count as one group here.
     each: bool,
+    /// Whether channels are packed as planes: where vectors of channels or filters would be filled
+    /// in part.
+    planes: bool,
 }
 
 /// The output places of a strip.
@@ -222,7 +225,15 @@ impl Direct {
             plain: (plain, false),
             turned: false,
             each,
+            planes: !each && p.c / groups <= FEW,
         }
+    }
+
+    /// The gradient of the weights, a convolution of x with dy.
+    pub(crate) fn weights(problem: &Problem, samples: usize, plain: bool) -> Self {
+        let forward = Self::forward(problem, samples, plain);
+        let few = forward.planes && forward.filters <= BLOCK;
+        Self { planes: few && problem.stride == (1, 1), ..forward }
     }
 
     /// Backward data, a convolution for each class of places of dx. What they write is all of dx.
@@ -240,15 +251,14 @@ impl Direct {
             columns: forward.columns.backward(class % across),
             plain: (false, plain),
             turned: true,
+            planes: !forward.each && (forward.filters <= FEW || forward.channels <= BLOCK),
             ..forward
         })
     }
 
-    /// Channels that lie side by side: 8, or 1 where vectors of channels or filters would be filled
-    /// in part.
+    /// Channels that lie side by side.
     const fn spacing(&self) -> usize {
-        let few = self.channels <= FEW || self.turned && self.filters <= BLOCK;
-        if few && !self.each { 1 } else { BLOCK }
+        if self.planes { 1 } else { BLOCK }
     }
 
     pub(crate) const fn groups(&self) -> usize {
@@ -277,6 +287,12 @@ impl Direct {
     /// Whether a panel's filters are blocks of the output.
     pub(crate) const fn aligned(&self) -> bool {
         !self.plain.1 && (self.groups == 1 || self.filters.is_multiple_of(BLOCK))
+    }
+
+    /// Whether vectors of places are stored in planes of the reference's layout.
+    fn straight(&self) -> bool {
+        let few = self.planes && self.filters <= BLOCK;
+        few && self.plain.1 && self.together(self.extent()) >= self.units()
     }
 
     /// Filters of a panel, a multiple of 8.
@@ -353,6 +369,13 @@ impl Direct {
         lies && along(&self.rows) && along(&self.columns) && self.columns.output >= LONG
     }
 
+    /// Whether whole blocks of x are packed as planes.
+    fn turns(&self) -> bool {
+        let blocks = self.groups == 1 || self.channels.is_multiple_of(BLOCK);
+        let strides = self.rows.stride == 1 && self.columns.stride == 1;
+        self.planes && !self.plain.0 && blocks && strides && self.taps() > 0
+    }
+
     /// Samples, rows and columns of a strip, at most.
     fn extent(&self) -> (usize, usize, usize) {
         let (p, q) = (self.rows.output, self.columns.output);
@@ -420,7 +443,8 @@ impl Direct {
     pub(crate) fn lane(&self) -> usize {
         let extent = self.extent();
         let (samples, rows, columns) = extent;
-        let out = if self.aligned() { 0 } else { padded(self.filters) * samples * rows * columns };
+        let stored = self.aligned() || self.straight();
+        let out = if stored { 0 } else { padded(self.filters) * samples * rows * columns };
         (self.table() + self.pack_len(extent) + out).next_multiple_of(16)
     }
 
@@ -487,6 +511,7 @@ impl Direct {
         let taps = &mut bytemuck::cast_slice_mut::<f32, u32>(table)[..self.taps()];
         let (packed_x, out) = lane.split_at_mut(self.pack_len(extent));
         let [samples, ..] = y.dim();
+        let stored = self.aligned() || self.straight();
         for region in self.regions(extent, samples, work.rows.clone(), work.columns.clone()) {
             let strip = self.strip(&region, taps);
             let all = if self.each {
@@ -501,7 +526,7 @@ impl Direct {
                     let x = self.read(instructions, work.x, region, group, units.clone(), packed_x);
                     let strip = Strip { x, ..strip };
                     let chunk = Chunk { region, group, units, strip };
-                    if self.aligned() {
+                    if stored {
                         self.multiply(instructions, work, &chunk, None, y);
                         continue;
                     }
@@ -514,21 +539,17 @@ impl Direct {
                         first: 0,
                         row: columns * BLOCK,
                         column: BLOCK,
+                        plane: None,
                     };
                     let own = rows * columns * BLOCK;
                     let mut own = Field::new(out, 1, padded(self.filters) / BLOCK, own);
                     self.multiply(instructions, work, &chunk, Some(places), &mut own);
                 }
-                if !self.aligned() {
+                if !stored {
                     self.scatter(&region, group, work, out, y);
                 }
             }
         }
-    }
-
-    /// Numbers between rows of the whole output in blocks.
-    const fn row(&self) -> usize {
-        self.columns.whole * BLOCK
     }
 
     fn multiply(
@@ -543,15 +564,24 @@ impl Direct {
         let spacing = self.spacing();
         let row = region.p.0 - work.rows.start;
         let column = region.q.0 - work.columns.start;
+        // Numbers from one place to the next.
+        let (place, plane) = match self.plain.1 {
+            true => (1, Some(self.rows.whole * self.columns.whole)),
+            false => (BLOCK, None),
+        };
+        let skipped = plane.map_or(0, |plane| group * self.filters * plane);
         let places = places.unwrap_or(Places {
             sample: region.n.0,
             samples: region.n.1,
             rows: region.p.1,
             columns: region.q.1,
-            first: (self.rows.first + row * self.rows.step) * self.row()
-                + (self.columns.first + column * self.columns.step) * BLOCK,
-            row: self.rows.step * self.row(),
-            column: self.columns.step * BLOCK,
+            first: ((self.rows.first + row * self.rows.step) * self.columns.whole
+                + (self.columns.first + column * self.columns.step))
+                * place
+                + skipped,
+            row: self.rows.step * self.columns.whole * place,
+            column: self.columns.step * place,
+            plane,
         });
         let channels = self.channels.min(units.end * spacing) - units.start * spacing;
         let strip = Strip { channels, ..strip };
@@ -625,9 +655,10 @@ impl Direct {
     /// inside of x for them.
     fn segments(&self, region: Region) -> impl Iterator<Item = (Ranges, Ranges)> {
         let Region { n, p, q } = region;
-        let columns = self.columns;
+        let (columns, few) = (self.columns, self.planes && self.filters <= BLOCK);
         runs(p.1, move |at| self.rows.inside(p.0 + at)).flat_map(move |(rows, down)| {
-            let inside = move |at| match n.1 >= MANY {
+            // Vectors of places would be filled in part.
+            let inside = move |at| match n.1 >= MANY && !few {
                 true => columns.inside(q.0 + at),
                 false => 0..columns.taps,
             };
@@ -725,8 +756,11 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { direct, x, region, group, units, to } = self;
-        let Region { n, p, q } = region;
+        let Region { n, p, q } = self.region;
+        if self.direct.turns() && self.direct.columns.reach(q.1) * n.1 >= BLOCK {
+            return self.turn(isa.narrow());
+        }
+        let Self { direct, x, group, units, to, .. } = self;
         let (down, across) = (direct.rows, direct.columns);
         let (place, reach) = (n.1 * direct.spacing(), across.reach(q.1));
         let mut rows = to.chunks_exact_mut(reach * place);
@@ -752,6 +786,75 @@ impl Kernel for Pack<'_> {
                         for sample in 0..n.1 {
                             let to = &mut to[sample * direct.spacing()..];
                             from.copy(isa.narrow(), n.0 + sample, inside.len(), n.1, to);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Pack<'_> {
+    /// Copies blocks into planes, eight places of eight channels at a time; a row has as many.
+    #[inline(always)]
+    fn turn<S: Narrow>(self, s: S) {
+        let Self { direct, x, region: Region { n, p, q }, group, units, to } = self;
+        let (down, across) = (direct.rows, direct.columns);
+        let (rows, columns) = (down.reach(p.1), across.reach(q.1));
+        let line = columns * n.1;
+        let inside = across.reached(q.0..q.0 + columns, 0);
+        let (start, end) = (inside.start - q.0, inside.end - q.0);
+        let skipped = usize::try_from(across.origin(inside.start)).unwrap_or(0);
+        let blocks = (direct.groups * direct.channels).div_ceil(BLOCK);
+        let first = group * direct.channels / BLOCK;
+        let block_len = down.input * across.input * BLOCK;
+        for block in units.start / BLOCK..units.end.div_ceil(BLOCK) {
+            let own = units.start.max(block * BLOCK)..units.end.min((block + 1) * BLOCK);
+            for row in 0..rows {
+                let at_of = |unit: usize| ((unit - units.start) * rows + row) * line;
+                let h = usize::try_from(down.origin(p.0 + row)).ok();
+                let Some(h) = h.filter(|h| *h < down.input && start < end) else {
+                    own.clone().for_each(|unit| zero(s, &mut to[at_of(unit)..][..line]));
+                    continue;
+                };
+                // The first column inside, of the first sample.
+                let x = &x[(n.0 * blocks + first + block) * block_len
+                    + (h * across.input + skipped) * BLOCK..];
+                let sample = blocks * block_len;
+                let mut done = 0;
+                while done < line {
+                    // The last eight overlap those before them.
+                    let from = done.min(line - BLOCK);
+                    done = from + BLOCK;
+                    let mut places = [s.zero(); BLOCK];
+                    let (mut column, mut at) = (from / n.1, from % n.1);
+                    if n.1 == 1 && from >= start && done <= end {
+                        let x = x[(from - start) * BLOCK..].chunks_exact(BLOCK);
+                        for (to, x) in places.iter_mut().zip(x) {
+                            *to = s.load(x);
+                        }
+                    } else if at + BLOCK <= n.1 {
+                        if (start..end).contains(&column) {
+                            let x = &x[at * sample + (column - start) * BLOCK..];
+                            for (to, x) in places.iter_mut().zip(x.chunks(sample)) {
+                                *to = s.load(x);
+                            }
+                        }
+                    } else {
+                        for to in &mut places {
+                            if (start..end).contains(&column) {
+                                *to = s.load(&x[at * sample + (column - start) * BLOCK..]);
+                            }
+                            at += 1;
+                            if at == n.1 {
+                                (column, at) = (column + 1, 0);
+                            }
+                        }
+                    }
+                    for (channel, values) in s.transpose(places).into_iter().enumerate() {
+                        let unit = block * BLOCK + channel;
+                        if own.contains(&unit) {
+                            s.store(values, &mut to[at_of(unit) + from..]);
                         }
                     }
                 }
@@ -939,13 +1042,11 @@ fn copy<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
 /// samples are few, of some channels.
 impl Direct {
     /// Rows of a partial gradient for some units: (channel, tap), in the order of the weights.
-    /// With few channels, rounded up to what vectors of rows like.
     fn gradient_rows(&self, units: usize) -> usize {
         if self.each {
             return self.taps();
         }
-        let rows = (units * self.spacing()).min(self.channels) * self.taps();
-        if self.spacing() == 1 { rows.next_multiple_of(4) } else { rows }
+        (units * self.spacing()).min(self.channels) * self.taps()
     }
 
     /// Numbers of a partial gradient for some units.
@@ -972,7 +1073,7 @@ impl Direct {
     }
 
     /// Rows and columns of the planes that a strip with few channels reads.
-    fn planes(&self, rows: usize, columns: usize) -> (usize, usize) {
+    fn around(&self, rows: usize, columns: usize) -> (usize, usize) {
         let along = |axis: &Axis, places: usize| (places - 1) * axis.stride + axis.taps;
         (along(&self.rows, rows.max(1)), along(&self.columns, columns.max(1)))
     }
@@ -982,28 +1083,15 @@ impl Direct {
         let extent = self.gradient_extent();
         let (samples, rows, columns) = extent;
         let places = samples * rows * columns;
-        let dy = places * PANEL;
-        let x = if self.spacing() == 1 {
-            let (down, across) = self.planes(rows, columns);
-            self.channels * down * across + places * self.gradient_rows(self.units()) + 2 * SLACK
-        } else {
-            self.pack_len(extent)
-        };
-        let few = if self.vectors() { self.few_len(rows, columns) } else { 0 };
-        (self.table() + dy + x.max(few)).next_multiple_of(16)
-    }
-
-    /// Whether the gradient is summed in vectors of places.
-    const fn vectors(&self) -> bool {
-        let strides = self.rows.stride == 1 && self.columns.stride == 1;
-        self.spacing() == 1 && self.filters <= BLOCK && strides
+        let own = if self.planes { self.few_len(rows, columns) } else { self.pack_len(extent) };
+        (self.table() + places * PANEL + own).next_multiple_of(16)
     }
 
     /// Numbers that such a gradient takes for a strip: sums, planes of x, and planes of dy.
     fn few_len(&self, rows: usize, columns: usize) -> usize {
-        let (down, across) = self.planes(rows, columns);
+        let (down, across) = self.around(rows, columns);
         let sums = self.groups * self.channels * self.taps() * BLOCK * BLOCK;
-        let dy = (rows * across).next_multiple_of(BLOCK) * BLOCK;
+        let dy = (rows * across).next_multiple_of(SLACK) * BLOCK;
         sums + self.channels * down * across + self.columns.taps + SLACK + dy
     }
 
@@ -1028,11 +1116,11 @@ impl Direct {
         sums.fill(0.0);
         let (down, across) = (0..self.rows.output, 0..self.columns.output);
         for region in self.regions(extent, samples, down, across) {
-            let (down, across) = self.planes(region.p.1, region.q.1);
+            let (down, across) = self.around(region.p.1, region.q.1);
             for (at, tap) in taps.iter_mut().enumerate() {
                 *tap = (at / self.columns.taps * across + at % self.columns.taps) as u32;
             }
-            let places = (region.p.1 * across).next_multiple_of(BLOCK);
+            let places = (region.p.1 * across).next_multiple_of(SLACK);
             let plane = down * across;
             let all = self.channels * plane;
             let (planes, dy_planes) = lane.split_at_mut(all + self.columns.taps + SLACK);
@@ -1092,7 +1180,7 @@ impl Direct {
         db: &mut [f32],
         lane: &mut [f32],
     ) {
-        if self.vectors() {
+        if self.planes {
             return self.gradient_few(instructions, samples, x, dy, partial, db, lane);
         }
         let extent = self.gradient_extent();
@@ -1105,14 +1193,9 @@ impl Direct {
         for region in self.regions(extent, samples, down, across) {
             let strip = self.strip(&region, taps);
             for group in 0..self.groups {
-                for (unit, count) in even(units.clone(), self.chunk(extent)) {
+                for (unit, count) in even(units.clone(), self.together(extent)) {
                     let own = unit..unit + count;
-                    let few = self.spacing() == 1;
-                    let x = if few {
-                        self.unfold(instructions, x, &region, group, rows, packed_x)
-                    } else {
-                        self.read(instructions, x, region, group, own.clone(), packed_x)
-                    };
+                    let x = self.read(instructions, x, region, group, own.clone(), packed_x);
                     let strip = Strip { x, ..strip };
                     let chunk = Chunk { region, group, units: own, strip };
                     if self.each {
@@ -1132,33 +1215,12 @@ impl Direct {
                         instructions.run(Lift { direct: self, dy, region, group, filters, to, db });
                         let dy = &packed_dy[..region.places() * width];
                         let dw = &mut partial[first * rows..][..width * rows];
-                        if few {
-                            instructions.run(Correlate {
-                                x,
-                                x_pitch: 0,
-                                spacing: rows,
-                                taken: rows,
-                                dy,
-                                dy_pitch: 0,
-                                width,
-                                rows: 1,
-                                places: region.places(),
-                                dw,
-                                step: width,
-                            });
-                        } else {
-                            let dw = &mut dw[(unit - units.start) * BLOCK * self.taps() * width..];
-                            self.correlate(instructions, &chunk, dy, width, dw);
-                        }
+                        let dw = &mut dw[(unit - units.start) * BLOCK * self.taps() * width..];
+                        self.correlate(instructions, &chunk, dy, width, dw);
                     }
                 }
             }
         }
-    }
-
-    /// Units of the gradient that are packed together.
-    fn chunk(&self, extent: (usize, usize, usize)) -> usize {
-        if self.spacing() == 1 { self.units() } else { self.together(extent) }
     }
 
     fn correlate(
@@ -1172,28 +1234,42 @@ impl Direct {
         let Chunk { region: Region { n, p, q }, ref units, strip, .. } = *chunk;
         for (at, unit) in units.clone().enumerate() {
             let taken = (self.channels - unit * BLOCK).min(BLOCK);
-            for (tap, offset) in strip.taps.iter().enumerate() {
-                let (r, s) = (tap / strip.across, tap % strip.across);
+            for (r, offsets) in strip.taps.chunks(strip.across).enumerate() {
                 let down = self.rows.reached(p.0..p.0 + p.1, r);
-                let across = self.columns.reached(q.0..q.0 + q.1, s);
-                if down.is_empty() || across.is_empty() {
-                    continue;
+                // Of few channels, all taps of a row are summed together, with zeros where they
+                // read padding; of more, those that read inside of x for the same places.
+                let all = taken <= FEW && strip.step > 0;
+                let reached = |s: usize| match all {
+                    true => q.0..q.0 + q.1,
+                    false => self.columns.reached(q.0..q.0 + q.1, s),
+                };
+                let mut next = 0;
+                while next < offsets.len() {
+                    let (s, across) = (next, reached(next));
+                    next += 1;
+                    while strip.step > 0 && next < offsets.len() && reached(next) == across {
+                        next += 1;
+                    }
+                    if down.is_empty() || across.is_empty() {
+                        continue;
+                    }
+                    let (row, column) = (down.start - p.0, (across.start - q.0) * n.1);
+                    let first = row * strip.pitch + column * BLOCK + offsets[s] as usize;
+                    instructions.run(Correlate {
+                        x: &strip.x[at * strip.block + first..],
+                        x_pitch: strip.pitch,
+                        taken,
+                        taps: next - s,
+                        tap: strip.step,
+                        dy: &dy[(row * q.1 * n.1 + column) * width..],
+                        dy_pitch: q.1 * n.1 * width,
+                        width,
+                        rows: down.len(),
+                        places: across.len() * n.1,
+                        dw: &mut dw[(at * BLOCK * self.taps() + r * strip.across + s) * width..],
+                        step: self.taps() * width,
+                    });
                 }
-                let (row, column) = (down.start - p.0, (across.start - q.0) * n.1);
-                let first = row * strip.pitch + column * BLOCK;
-                instructions.run(Correlate {
-                    x: &strip.x[at * strip.block + *offset as usize + first..],
-                    x_pitch: strip.pitch,
-                    spacing: BLOCK,
-                    taken,
-                    dy: &dy[(row * q.1 * n.1 + column) * width..],
-                    dy_pitch: q.1 * n.1 * width,
-                    width,
-                    rows: down.len(),
-                    places: across.len() * n.1,
-                    dw: &mut dw[(at * BLOCK * self.taps() + tap) * width..],
-                    step: self.taps() * width,
-                });
             }
         }
     }
@@ -1238,34 +1314,6 @@ impl Direct {
         }
     }
 
-    /// Copies what each place of one sample's strip reads, one after the other.
-    fn unfold<'a>(
-        &self,
-        instructions: Instructions,
-        x: &[f32],
-        region: &Region,
-        group: usize,
-        spacing: usize,
-        to: &'a mut [f32],
-    ) -> &'a [f32] {
-        let (down, across) = self.planes(region.p.1, region.q.1);
-        let (planes, u) = to.split_at_mut(self.channels * down * across + SLACK);
-        self.pad(instructions, x, region, group, planes);
-        let u = &mut u[..region.places() * spacing + SLACK];
-        instructions.run(Unfold {
-            x: planes,
-            channels: self.channels,
-            plane: down * across,
-            row: across,
-            kernel: (self.rows.taps, self.columns.taps),
-            stride: (self.rows.stride, self.columns.stride),
-            places: (region.p.1, region.q.1),
-            u,
-            spacing,
-        });
-        u
-    }
-
     /// Copies the planes that one sample's strip reads, with the padding around them.
     fn pad(
         &self,
@@ -1275,7 +1323,7 @@ impl Direct {
         group: usize,
         to: &mut [f32],
     ) {
-        let (down, across) = self.planes(region.p.1, region.q.1);
+        let (down, across) = self.around(region.p.1, region.q.1);
         // A convolution with one tap that reads every place of the planes.
         let along = |axis: Axis, at: usize, places: usize| Axis {
             output: places,

@@ -367,9 +367,9 @@ impl Conv {
     /// and numbers of a task: sums of dy, a partial gradient, and scratch.
     fn gradient(&self, n: usize) -> (Direct, usize, [usize; 3]) {
         let p = Problem { n, ..self.flat };
-        let all = Direct::forward(&p, 1, self.plain);
+        let all = Direct::weights(&p, 1, self.plain);
         let (lanes, splits) = self.partials(&all, n);
-        let direct = Direct::forward(&p, n.div_ceil(lanes), self.plain);
+        let direct = Direct::weights(&p, n.div_ceil(lanes), self.plain);
         let units = all.splits().div_ceil(splits);
         let units = if direct.splits() == 1 { direct.units() } else { units };
         let sums = direct.groups() * padded(p.k / direct.groups());

@@ -211,6 +211,29 @@ fn shapes_at_the_edges() {
         (Shape::new(2, 4, 9, 9), Conv2d { pad: (2, 1), ..conv(2, 3, 3) }),
         (Shape::new(2, 2, 9, 30), Conv2d { ..conv(4, 2, 5) }),
         (Shape::new(2, 6, 9, 5), Conv2d { groups: 2, ..conv(16, 3, 2) }),
+        // Vectors of places, either side of their width; blocks turned into planes, one sample at a
+        // time and several.
+        (Shape::new(2, 1, 6, 15), Conv2d { pad: (1, 1), ..conv(16, 3, 3) }),
+        (Shape::new(2, 3, 6, 16), Conv2d { pad: (1, 1), ..conv(33, 3, 3) }),
+        (Shape::new(2, 4, 5, 17), Conv2d { pad: (2, 3), ..conv(12, 3, 5) }),
+        (Shape::new(1, 5, 4, 33), Conv2d { stride: (1, 2), ..conv(9, 2, 3) }),
+        (Shape::new(19, 6, 9, 9), Conv2d { pad: (1, 1), ..conv(17, 5, 5) }),
+        (Shape::new(9, 2, 4, 3), Conv2d { pad: (2, 2), ..conv(10, 3, 3) }),
+        (Shape::new(1, 2, 3, 1), Conv2d { pad: (1, 0), ..conv(10, 3, 1) }),
+        (Shape::new(2, 16, 6, 7), Conv2d { groups: 2, pad: (1, 1), ..conv(16, 3, 3) }),
+        // The same with channels in several chunks.
+        (Shape::new(1, 3, 24, 21), Conv2d { pad: (1, 1), ..conv(150, 3, 3) }),
+        // Short rows, in pairs and by all taps of a row, and rows just too long for it.
+        (Shape::new(1, 6, 11, 12), conv(16, 3, 3)),
+        (Shape::new(2, 9, 9, 17), conv(48, 5, 5)),
+        (Shape::new(1, 8, 7, 18), conv(24, 4, 5)),
+        (Shape::new(1, 7, 6, 19), conv(16, 2, 5)),
+        (Shape::new(2, 5, 6, 14), conv(17, 3, 1)),
+        (Shape::new(1, 10, 5, 13), conv(16, 2, 2)),
+        // Taps of a row that are summed together.
+        (Shape::new(2, 1, 7, 20), Conv2d { pad: (1, 5), ..conv(24, 2, 11) }),
+        (Shape::new(2, 2, 7, 12), Conv2d { pad: (0, 3), ..conv(40, 3, 7) }),
+        (Shape::new(1, 4, 8, 9), Conv2d { stride: (2, 2), pad: (2, 2), ..conv(33, 6, 4) }),
     ];
     for (shape, conv) in cases {
         check(conv, shape);
@@ -221,6 +244,7 @@ fn shapes_at_the_edges() {
 fn threads_change_no_bit() {
     let cases = [
         (Shape::new(37, 1, 28, 28), Conv2d { pad: (2, 2), ..Conv2d::new(6, 5) }),
+        (Shape::new(21, 6, 14, 14), Conv2d::new(16, 5)),
         (Shape::new(1, 16, 28, 28), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
         (Shape::new(20, 24, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(72, 3) }),
         (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(300, 3) }),

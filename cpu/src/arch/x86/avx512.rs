@@ -85,6 +85,15 @@ impl Simd for Avx512 {
         }
     }
 
+    // Whole cache lines, where `to` begins one.
+    #[inline(always)]
+    unsafe fn store_pairs_ptr(self, a: __m512, b: __m512, to: *mut f32, step: usize) {
+        unsafe {
+            _mm512_storeu_ps(to, _mm512_shuffle_f32x4::<0x44>(a, b));
+            _mm512_storeu_ps(to.add(step), _mm512_shuffle_f32x4::<0xee>(a, b));
+        }
+    }
+
     #[inline(always)]
     unsafe fn load_half_ptr(self, from: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
