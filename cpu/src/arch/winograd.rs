@@ -44,7 +44,9 @@ use core::marker::PhantomData;
 use core::ops::Range;
 
 pub(crate) use self::axis::Form;
-use self::axis::{Axis, Formed, MOST, gather, scatter, spread, unweigh, weigh};
+use self::axis::{
+    Axis, Formed, MOST, MOST_FREQUENCIES, MOST_TAPS, gather, scatter, spread, unweigh, weigh,
+};
 use super::{Isa, Kernel, Narrow, Simd};
 
 /// Filters of a panel.
@@ -55,6 +57,9 @@ const BLOCK: usize = 8;
 
 /// Columns of the input that are transformed at once: 8 tiles of 4 and a kernel of 3, or fewer.
 const COLUMNS: usize = 34;
+
+/// Columns that are asked for ahead of those in use.
+const AHEAD: usize = 128;
 
 /// Numbers of scratch that [`Spread`] takes.
 pub(crate) const STRIP: usize = MOST * COLUMNS * BLOCK;
@@ -101,9 +106,23 @@ impl Grid {
         past.div_ceil(self.len())
     }
 
-    /// The tiles of a range, over images, rows and columns, each span at most `most` long.
+    /// Columns of tiles that read no padding on the left or the right.
+    fn inner(&self) -> Range<usize> {
+        let (tile, taps) = (self.form.tile().1, self.form.kernel().1);
+        let past = (self.input.1 + self.pad.1 + 1).saturating_sub(taps) / tile;
+        let first = self.pad.1.div_ceil(tile).min(past);
+        first..past
+    }
+
+    /// The tiles of a range, over images, rows and columns, each span at most `most` long; those of
+    /// the columns `whole` are spans of their own, of any length.
     #[inline(always)]
-    fn spans(self, tiles: Range<usize>, most: usize) -> impl Iterator<Item = Span> {
+    fn spans(
+        self,
+        tiles: Range<usize>,
+        most: usize,
+        whole: Range<usize>,
+    ) -> impl Iterator<Item = Span> {
         let (across, all) = (self.tiles().1, self.len());
         let mut next = tiles.start;
         core::iter::from_fn(move || {
@@ -113,7 +132,12 @@ impl Grid {
             }
             let (image, rest) = (at / all, at % all);
             let (row, column) = (rest / across, rest % across);
-            let len = (across - column).min(tiles.end - at).min(most);
+            let len = match column {
+                _ if whole.contains(&column) => whole.end - column,
+                _ if column < whole.start => most.min(whole.start - column),
+                _ => most,
+            };
+            let len = len.min(across - column).min(tiles.end - at);
             next = at + len;
             Some(Span { image, row, column, first: at - tiles.start, len })
         })
@@ -147,6 +171,12 @@ impl Groups {
     /// Tiles with those that make the last group even.
     pub(crate) const fn padded(&self) -> usize {
         self.count.next_multiple_of(2)
+    }
+
+    /// Where a block of a tile lies among those of a frequency.
+    const fn place(&self, blocks: usize, block: usize, tile: usize) -> usize {
+        let first = tile / self.size * self.size;
+        (first * blocks + block * self.rows(first) + tile - first) * BLOCK
     }
 
     /// Tiles of the group that begins with `first`, made even.
@@ -187,7 +217,30 @@ impl Formed for Spread<'_> {
         assert!(x.len() >= grid.images(tiles.end) * blocks * plane);
         assert!(stride >= groups.padded() * blocks * BLOCK);
         assert!(v.len() >= D::T * A::T * stride && strip.len() >= STRIP);
-        for span in grid.spans(tiles, (COLUMNS - (A::T - A::M)) / A::M) {
+        // With one row and no padding, a tile is transformed from where it lies.
+        let whole = if D::T == 1 { grid.inner() } else { 0..0 };
+        for span in grid.spans(tiles, (COLUMNS - (A::T - A::M)) / A::M, whole.clone()) {
+            if whole.contains(&span.column) {
+                let row = (span.row * w + span.column * A::M - grid.pad.1) * BLOCK;
+                for block in 0..blocks {
+                    let image = &x[(span.image * blocks + block) * plane..][..plane];
+                    let image = &image[row..][..(span.len * A::M + A::T - A::M) * BLOCK];
+                    for tile in 0..span.len {
+                        let to = groups.place(blocks, block, span.first + tile);
+                        // SAFETY: the image has T columns from that of the tile on. In V a
+                        // frequency has `stride` numbers, as many as all groups, of which this
+                        // tile and block have the eight from `to` on.
+                        unsafe {
+                            let from = image.as_ptr().add(tile * A::M * BLOCK);
+                            for ahead in (0..A::M).step_by(2) {
+                                s.prefetch(from.wrapping_add((AHEAD + ahead) * BLOCK));
+                            }
+                            across::<_, A>(s, from, v.as_mut_ptr().add(to), stride);
+                        }
+                    }
+                }
+                continue;
+            }
             // Columns of the strip that lie inside the image, and the column that the first reads.
             let (left, past) = (span.column * A::M, span.len * A::M + A::T - A::M);
             let inside = grid.pad.1.saturating_sub(left);
@@ -230,29 +283,39 @@ impl Formed for Spread<'_> {
                     }
                 }
                 for tile in 0..span.len {
-                    let at = span.first + tile;
-                    let first = at / groups.size * groups.size;
-                    let rows = groups.rows(first);
-                    let to = first * blocks * BLOCK + block * rows * BLOCK + (at - first) * BLOCK;
-                    // SAFETY: a tile reads T columns of the strip, which holds those of all tiles
-                    // of the span. In V a frequency has `stride` numbers, as many as all groups, of
-                    // which this tile and block have the eight from `to` on.
+                    let to = groups.place(blocks, block, span.first + tile);
+                    // SAFETY: a tile reads T columns of each row of the strip, which holds those of
+                    // all tiles of the span; in V as above.
                     unsafe {
                         let from = strip.as_ptr().add(tile * A::M * BLOCK);
                         let to = v.as_mut_ptr().add(to);
                         for i in 0..D::T {
-                            let mut d = [s.zero(); MOST];
-                            for j in 0..A::T {
-                                d[j] = s.load_ptr(from.add((i * COLUMNS + j) * BLOCK));
-                            }
-                            let d = spread::<_, A>(s, d);
-                            for j in 0..A::T {
-                                s.store_ptr(d[j], to.add((i * A::T + j) * stride));
-                            }
+                            let from = from.add(i * COLUMNS * BLOCK);
+                            across::<_, A>(s, from, to.add(i * A::T * stride), stride);
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Transforms a row of a tile.
+///
+/// # Safety
+/// `from` is valid for reads of T blocks, `to` for writes of as many, each `stride` numbers after
+/// the one before.
+#[inline(always)]
+unsafe fn across<S: Simd, A: Axis>(s: S, from: *const f32, to: *mut f32, stride: usize) {
+    let mut d = [s.zero(); MOST];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for j in 0..A::T {
+            d[j] = s.load_ptr(from.add(j * BLOCK));
+        }
+        let d = spread::<_, A>(s, d);
+        for j in 0..A::T {
+            s.store_ptr(d[j], to.add(j * stride));
         }
     }
 }
@@ -480,7 +543,7 @@ impl Formed for Gather<'_, '_> {
         let first_block = panel * (PANEL / BLOCK);
         let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
         let (factor, top) = (s.splat(slope), s.splat(top));
-        for span in grid.spans(tiles, usize::MAX) {
+        for span in grid.spans(tiles, usize::MAX, 0..0) {
             let down = (p - span.row * D::M).min(D::M);
             for tile in 0..span.len {
                 let (first, column) = (span.first + tile, span.column + tile);
@@ -553,11 +616,8 @@ pub(crate) struct Weigh<'a> {
     pub(crate) stride: usize,
 }
 
-/// Taps of a kernel, at most.
-const TAPS: usize = 25;
-
 /// Weights of a channel and eight filters, and as many more as a vector may be too long.
-const WEIGHTS: usize = BLOCK * TAPS + BLOCK;
+const WEIGHTS: usize = BLOCK * MOST_TAPS + BLOCK;
 
 impl Formed for Weigh<'_> {
     fn form(&self) -> Form {
@@ -569,10 +629,10 @@ impl Formed for Weigh<'_> {
         let (s, taps) = (isa.narrow(), D::R * A::R);
         let (blocks, width) = (self.channels.div_ceil(BLOCK), self.width);
         assert!(self.form.has::<D, A>() && width.is_multiple_of(BLOCK) && width <= PANEL);
-        assert!(taps <= TAPS && self.stride >= blocks * BLOCK * width);
+        assert!(taps <= MOST_TAPS && self.stride >= blocks * BLOCK * width);
         assert!(self.u.len() >= D::T * A::T * self.stride);
         // Of a block of channels and eight filters each: channel, tap, filter.
-        let (mut own, len) = ([0.0; PANEL * TAPS * BLOCK], BLOCK * taps * BLOCK);
+        let (mut own, len) = ([0.0; PANEL * MOST_TAPS * BLOCK], BLOCK * taps * BLOCK);
         let mut padded = [[0.0; WEIGHTS]; BLOCK];
         for block in 0..blocks {
             for (i, own) in own.chunks_exact_mut(len).enumerate().take(width / BLOCK) {
@@ -727,7 +787,7 @@ impl Formed for Scatter<'_> {
         assert!(panel.end <= blocks && panel.len() * BLOCK <= PANEL);
         assert!(dy.len() >= grid.images(tiles.end) * blocks * plane);
         assert!(stride >= tiles.len() * PANEL && m.len() >= D::T * A::T * stride);
-        for span in grid.spans(tiles, usize::MAX) {
+        for span in grid.spans(tiles, usize::MAX, 0..0) {
             let down = (p - span.row * D::M).min(D::M);
             for tile in 0..span.len {
                 let (first, column) = (span.first + tile, span.column + tile);
@@ -771,16 +831,16 @@ impl Formed for Scatter<'_> {
     }
 }
 
-/// Numbers of scratch that [`Correlate`] takes.
-pub(crate) const PRODUCTS: usize = 48 * BLOCK * PANEL;
+/// Numbers that [`Correlate`] writes, at most.
+pub(crate) const PRODUCTS: usize = MOST_FREQUENCIES * BLOCK * PANEL;
 
-/// Adds to the gradient of the weights of a panel what some tiles give.
+/// Writes the products over tiles of a block of channels with the filters of a panel.
 pub(crate) struct Correlate<'a> {
-    pub(crate) form: Form,
+    pub(crate) frequencies: usize,
     /// Tiles.
     pub(crate) tiles: usize,
-    /// Channels.
-    pub(crate) channels: usize,
+    /// Which block of V.
+    pub(crate) block: usize,
     /// V of one group of tiles, `v_stride` numbers for a frequency.
     pub(crate) v: &'a [f32],
     pub(crate) v_stride: usize,
@@ -789,54 +849,71 @@ pub(crate) struct Correlate<'a> {
     pub(crate) dy_stride: usize,
     /// Filters of the panel: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
-    /// [`PRODUCTS`] numbers.
+    /// Frequency, channel, [`PANEL`] filters.
     pub(crate) products: &'a mut [f32],
-    /// The gradient: channel, tap, filter.
+}
+
+impl Kernel for Correlate<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { frequencies, tiles, block, v, v_stride, dy, dy_stride, width, products } = self;
+        let rows = Groups::one(tiles).padded() * BLOCK;
+        assert!(width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(v_stride >= (block + 1) * rows && v.len() >= frequencies * v_stride);
+        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies * dy_stride);
+        assert!(products.len() >= frequencies * BLOCK * PANEL);
+        for f in 0..frequencies {
+            // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile, dy
+            // has PANEL for each tile, and the products have eight rows of PANEL.
+            unsafe {
+                let v = v.as_ptr().add(f * v_stride + block * rows);
+                let dy = dy.as_ptr().add(f * dy_stride);
+                let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
+                if I::Wide::REGISTERS >= 32 {
+                    filters::<I, 8>(isa, tiles, v, dy, width, products);
+                } else {
+                    filters::<I, 4>(isa, tiles, v, dy, width, products);
+                    let products = products.add(4 * PANEL);
+                    filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
+                }
+            }
+        }
+    }
+}
+
+/// Adds G' d G of what [`Correlate`] writes to the gradient of the weights.
+pub(crate) struct Unweigh<'a> {
+    pub(crate) form: Form,
+    /// Channels of the block.
+    pub(crate) channels: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    pub(crate) products: &'a [f32],
+    /// The gradient of these channels: channel, tap, filter.
     pub(crate) dw: &'a mut [f32],
 }
 
-impl Formed for Correlate<'_> {
+impl Formed for Unweigh<'_> {
     fn form(&self) -> Form {
         self.form
     }
 
     #[inline(always)]
     fn run_axes<I: Isa, D: Axis, A: Axis>(self, isa: I) {
-        let (frequencies, taps) = (D::T * A::T, D::R * A::R);
-        let Self { form, tiles, channels, v, v_stride, dy, dy_stride, width, products, dw } = self;
-        let (blocks, rows) = (channels.div_ceil(BLOCK), Groups::one(tiles).padded() * BLOCK);
+        let (Self { form, channels, width, products, dw }, taps) = (self, D::R * A::R);
         assert!(form.has::<D, A>() && width.is_multiple_of(BLOCK) && width <= PANEL);
-        assert!(v_stride >= blocks * rows && v.len() >= frequencies * v_stride);
-        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies * dy_stride);
-        assert!(products.len() >= frequencies * BLOCK * PANEL);
+        assert!(channels <= BLOCK && products.len() >= D::T * A::T * BLOCK * PANEL);
         assert!(dw.len() >= channels * taps * width);
-        for block in 0..blocks {
-            for f in 0..frequencies {
-                // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile,
-                // dy has PANEL for each tile, and the products have eight rows of PANEL.
+        for c in 0..channels {
+            for filter in (0..width).step_by(BLOCK) {
+                // SAFETY: the products have a row of PANEL numbers for each of eight channels of a
+                // frequency, dw has one of `width` for each channel and tap.
                 unsafe {
-                    let v = v.as_ptr().add(f * v_stride + block * rows);
-                    let dy = dy.as_ptr().add(f * dy_stride);
-                    let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
-                    if I::Wide::REGISTERS >= 32 {
-                        filters::<I, 8>(isa, tiles, v, dy, width, products);
-                    } else {
-                        filters::<I, 4>(isa, tiles, v, dy, width, products);
-                        let products = products.add(4 * PANEL);
-                        filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
-                    }
-                }
-            }
-            let s = isa.narrow();
-            for c in 0..(channels - block * BLOCK).min(BLOCK) {
-                for filter in (0..width).step_by(BLOCK) {
-                    // SAFETY: the products have a row of PANEL numbers for each of eight channels
-                    // of a frequency, dw has one of `width` for each channel and tap.
-                    unsafe {
-                        let from = products.as_ptr().add(c * PANEL + filter);
-                        let to = dw.as_mut_ptr().add((block * BLOCK + c) * taps * width + filter);
-                        back::<_, D, A>(s, from, to, width);
-                    }
+                    let from = products.as_ptr().add(c * PANEL + filter);
+                    let to = dw.as_mut_ptr().add(c * taps * width + filter);
+                    back::<_, D, A>(isa.narrow(), from, to, width);
                 }
             }
         }

@@ -22,7 +22,7 @@ use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
     Correlate, Form, Gather, Grid, Groups, Join, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP,
-    Scatter, Spread, Weigh,
+    Scatter, Spread, Unweigh, Weigh,
 };
 
 /// Channels of a block.
@@ -420,18 +420,21 @@ impl Winograd {
                     m: scattered,
                     stride: dy_stride,
                 });
-                instructions.run(Correlate {
-                    form: grid.form,
-                    tiles: tiles().len(),
-                    channels: self.c,
-                    v,
-                    v_stride,
-                    dy: scattered,
-                    dy_stride,
-                    width,
-                    products,
-                    dw,
-                });
+                for (block, dw) in dw.chunks_mut(BLOCK * grid.form.taps() * width).enumerate() {
+                    instructions.run(Correlate {
+                        frequencies: self.frequencies(),
+                        tiles: tiles().len(),
+                        block,
+                        v,
+                        v_stride,
+                        dy: scattered,
+                        dy_stride,
+                        width,
+                        products,
+                    });
+                    let channels = (self.c - block * BLOCK).min(BLOCK);
+                    instructions.run(Unweigh { form: grid.form, channels, width, products, dw });
+                }
             }
         }
     }

@@ -284,6 +284,25 @@ impl Form {
     }
 }
 
+/// Taps and frequencies of a form, at most.
+pub(super) const MOST_TAPS: usize = most().0;
+pub(super) const MOST_FREQUENCIES: usize = most().1;
+
+const fn most() -> (usize, usize) {
+    let (mut at, mut taps, mut frequencies) = (0, 0, 0);
+    while at < Form::ALL.len() {
+        let form = Form::ALL[at];
+        if form.taps() > taps {
+            taps = form.taps();
+        }
+        if form.frequencies() > frequencies {
+            frequencies = form.frequencies();
+        }
+        at += 1;
+    }
+    (taps, frequencies)
+}
+
 /// A kernel that is compiled once for each form.
 pub(super) trait Formed: Sized {
     /// Which it is run for.
