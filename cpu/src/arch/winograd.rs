@@ -58,8 +58,11 @@ const BLOCK: usize = 8;
 /// Columns of the input that are transformed at once: 8 tiles of 4 and a kernel of 3, or fewer.
 const COLUMNS: usize = 34;
 
-/// Columns that are asked for ahead of those in use.
-const AHEAD: usize = 128;
+/// Columns that are asked for ahead of those in use: of a single row more than a page, where the
+/// machine stops to ask by itself, else the tile after the next.
+const fn ahead<D: Axis, A: Axis>() -> usize {
+    if D::M == 1 { 144 } else { 2 * A::M }
+}
 
 /// Numbers of scratch that [`Spread`] takes.
 pub(crate) const STRIP: usize = MOST * COLUMNS * BLOCK;
@@ -232,8 +235,8 @@ impl Formed for Spread<'_> {
                         // tile and block have the eight from `to` on.
                         unsafe {
                             let from = image.as_ptr().add(tile * A::M * BLOCK);
-                            for ahead in (0..A::M).step_by(2) {
-                                s.prefetch(from.wrapping_add((AHEAD + ahead) * BLOCK));
+                            for j in (0..A::M).step_by(2) {
+                                s.prefetch(from.wrapping_add((ahead::<D, A>() + j) * BLOCK));
                             }
                             across::<_, A>(s, from, v.as_mut_ptr().add(to), stride);
                         }
@@ -586,8 +589,7 @@ impl Formed for Gather<'_, '_> {
                                 let y = s.min(top, s.max(low, y));
                                 let to = to.add((i * q + j) * BLOCK);
                                 s.store_ptr(y, to);
-                                // The tile after the next.
-                                s.prefetch(to.wrapping_add(2 * A::M * BLOCK));
+                                s.prefetch(to.wrapping_add(ahead::<D, A>() * BLOCK));
                             }
                         }
                     }
@@ -809,8 +811,7 @@ impl Formed for Scatter<'_> {
                                 if i < down {
                                     let from = from.add((i * q + j) * BLOCK);
                                     y[i] = s.load_ptr(from);
-                                    // The tile after the next.
-                                    s.prefetch(from.wrapping_add(2 * A::M * BLOCK));
+                                    s.prefetch(from.wrapping_add(ahead::<D, A>() * BLOCK));
                                 }
                             }
                             let y = scatter::<_, D>(s, y);

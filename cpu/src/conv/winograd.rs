@@ -10,14 +10,12 @@
 //! Every output is one sum over channels in their order, so its bits depend neither on the samples
 //! beside it nor on how tasks are cut.
 //!
-//! With normal data, the largest error is at most [`Precision::ERROR_4X4`] or
-//! [`Precision::ERROR_2X2`] of the largest output.
-//!
-//! [`Precision::ERROR_4X4`]: super::Precision::ERROR_4X4
-//! [`Precision::ERROR_2X2`]: super::Precision::ERROR_2X2
+//! With normal data, the largest error of each form is at most a part of the largest output that
+//! [`Precision`](super::Precision) has as a constant.
 
 use core::ops::Range;
 
+use super::TASKS;
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
@@ -45,17 +43,21 @@ const PANELS_LEN: usize = 700 << 10;
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
 
-/// Multiplications of the products that take as long as one of the plain sum: measured.
-const PLAIN: f64 = 1.2;
+/// Multiplications of the products that take as long as one of the plain sum, and as packing one of
+/// its weights: measured.
+const PLAIN: (f64, f64) = (1.2, 100.0);
+
+/// Tiles that take as long to multiply as U to be read.
+const READ: usize = 8;
 
 /// Multiplications of the products that take as long as the transforms of a block of a tile, and
 /// as that of the weights of a channel and filter: measured.
 const fn transforms(form: Form) -> (f64, f64) {
     match form {
-        Form::Four => (2500.0, 300.0),
-        Form::Two => (700.0, 180.0),
-        Form::Five => (3500.0, 600.0),
-        Form::Row | Form::Column => (400.0, 60.0),
+        Form::Four => (2500.0, 600.0),
+        Form::Two => (700.0, 500.0),
+        Form::Five => (4500.0, 2500.0),
+        Form::Row | Form::Column => (500.0, 125.0),
     }
 }
 
@@ -98,10 +100,9 @@ impl Winograd {
     /// convolution applies.
     pub(crate) fn best(problem: &Problem) -> Option<Self> {
         let fastest = Self::every(problem).min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
-        let (n, taps) = (problem.n, problem.kernel.0 * problem.kernel.1);
-        let sizes = [n, problem.p, problem.q, problem.c, taps];
-        let plain = sizes.map(|size| size as f64).iter().product::<f64>();
-        let plain = PLAIN * plain * problem.k.next_multiple_of(BLOCK) as f64;
+        let weights = fastest.weights() as f64 * problem.k.next_multiple_of(BLOCK) as f64;
+        let places = (problem.n * problem.p * problem.q) as f64;
+        let plain = (PLAIN.0 * places + PLAIN.1) * weights;
         (fastest.cost() < plain).then_some(fastest)
     }
 
@@ -109,9 +110,17 @@ impl Winograd {
     fn cost(&self) -> f64 {
         let [c, k] = [self.c, self.k].map(|size| size.next_multiple_of(BLOCK) as f64);
         let (tile, pair) = transforms(self.grid.form);
-        let tiles = self.samples as f64 * self.grid.len() as f64;
-        let products = tiles * self.frequencies() as f64 * c * k;
-        products + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
+        // How often U is read, and for how many tiles.
+        let times = if self.by_panels() {
+            1
+        } else {
+            let samples = self.samples.div_ceil(TASKS);
+            let blocks = (samples * self.each()).div_ceil(self.tiles(BLOCK_LEN));
+            self.samples.div_ceil(samples) * blocks
+        };
+        let tiles = self.all() as f64;
+        let multiplied = tiles.max((times * READ) as f64) * self.frequencies() as f64;
+        multiplied * c * k + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
     }
 
     const fn frequencies(&self) -> usize {
@@ -798,9 +807,11 @@ mod tests {
         let panels = |n, c, side, k| best((3, 3), n, c, (side, side), k).unwrap().by_panels();
         assert!(panels(32, 512, 4, 512) && panels(32, 512, 2, 512));
         assert!(!panels(32, 64, 32, 64) && !panels(32, 256, 8, 256));
-        // The first layer of an image has too few channels; one tile does not pay for its weights.
+        // A single sample pays for its weights, as the plain sum packs them too.
+        assert_eq!(square(1, 512, 2, 512), Some(Form::Two));
+        // The first layer of an image has too few channels, tasks of two tiles read U too often.
         assert_eq!(square(32, 3, 32, 64), None);
-        assert_eq!(square(1, 512, 2, 512), None);
+        assert_eq!(square(32, 32, 2, 32), None);
         assert_eq!(form((5, 5), 32, 64, (16, 16), 192), Some(Form::Five));
         assert_eq!(form((5, 5), 128, 1, (28, 28), 6), None);
         assert_eq!(form((1, 3), 32, 64, (1, 1024), 64), Some(Form::Row));

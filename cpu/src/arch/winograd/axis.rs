@@ -178,25 +178,22 @@ fn from_points<S: Simd, A: Axis>(s: S, x: Line<S>, len: usize, share: bool) -> L
         return x;
     }
     let (points, mut to) = (A::POINTS, [s.zero(); MOST]);
-    let (mut sums, mut differences) = ([s.zero(); PAIRS], [s.zero(); PAIRS]);
+    let (mut even, mut odd) = ([s.zero(); PAIRS], [s.zero(); PAIRS]);
     for pair in 0..points.pairs {
         let (plus, minus) = (x[1 + 2 * pair], x[2 + 2 * pair]);
-        sums[pair] = s.add(plus, minus);
-        differences[pair] = s.sub(plus, minus);
+        even[pair] = s.add(plus, minus);
+        odd[pair] = s.mul(s.splat(points.root[pair]), s.sub(plus, minus));
     }
     to[0] = x[0];
     to[len - 1] = x[A::T - 1];
     for at in 0..len {
         for pair in 0..points.pairs {
             let share = if share { points.share[pair] } else { 1.0 };
-            let (root, values) = match at % 2 {
-                0 => (1.0, sums),
-                _ => (points.root[pair], differences),
-            };
-            let factor = s.splat(share * root * points.squares[pair][at / 2]);
+            let factor = s.splat(share * points.squares[pair][at / 2]);
+            let value = if at % 2 == 0 { even[pair] } else { odd[pair] };
             to[at] = match pair == 0 && at > 0 && at < len - 1 {
-                true => s.mul(factor, values[pair]),
-                false => s.fma(factor, values[pair], to[at]),
+                true => s.mul(factor, value),
+                false => s.fma(factor, value, to[at]),
             };
         }
     }
