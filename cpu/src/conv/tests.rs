@@ -204,17 +204,6 @@ fn shapes_at_the_edges() {
         (Shape::new(1, 3, 2, 1100), Conv2d { pad: (1, 3), stride: (1, 2), ..conv(5, 2, 7) }),
         // Large weights, whose gradient is split among channels.
         (Shape::new(2, 200, 3, 3), Conv2d { pad: (1, 1), ..conv(80, 3, 3) }),
-        // In the Winograd domain: by samples, by panels, with other padding.
-        (Shape::new(18, 40, 9, 10), Conv2d { pad: (1, 1), ..conv(70, 3, 3) }),
-        (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..conv(170, 3, 3) }),
-        (Shape::new(2, 33, 12, 11), Conv2d { pad: (0, 2), ..conv(33, 3, 3) }),
-        (Shape::new(5, 40, 9, 11), Conv2d { pad: (2, 2), ..conv(33, 5, 5) }),
-        (Shape::new(2, 33, 7, 8), Conv2d { pad: (4, 1), ..conv(70, 5, 5) }),
-        (Shape::new(3, 136, 4, 4), Conv2d { pad: (2, 2), ..conv(100, 5, 5) }),
-        (Shape::new(3, 33, 1, 157), Conv2d { pad: (0, 1), ..conv(70, 1, 3) }),
-        (Shape::new(18, 40, 5, 20), Conv2d { pad: (0, 2), ..conv(33, 1, 3) }),
-        (Shape::new(2, 136, 1, 11), Conv2d { pad: (0, 1), ..conv(170, 1, 3) }),
-        (Shape::new(2, 33, 50, 3), Conv2d { pad: (1, 0), ..conv(40, 3, 1) }),
         // A stride beyond the kernel: taps reach some places of dx only.
         (Shape::new(2, 9, 7, 8), Conv2d { stride: (3, 2), ..conv(10, 1, 1) }),
         (Shape::new(2, 3, 11, 11), Conv2d { stride: (4, 4), pad: (2, 2), ..conv(12, 5, 5) }),
@@ -233,6 +222,30 @@ fn shapes_at_the_edges() {
         (Shape::new(2, 6, 9, 5), Conv2d { groups: 2, ..conv(16, 3, 2) }),
     ];
     for (shape, conv) in cases {
+        check(conv, shape);
+    }
+}
+
+/// By samples, by panels, and with other padding, of every kernel that the Winograd domain has.
+#[test]
+fn shapes_in_the_winograd_domain() {
+    let conv = |k, r, s| Conv2d { kernel: (r, s), ..Conv2d::new(k, 1) };
+    let cases = [
+        (Shape::new(18, 40, 9, 10), Conv2d { pad: (1, 1), ..conv(70, 3, 3) }),
+        (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..conv(170, 3, 3) }),
+        (Shape::new(2, 33, 12, 11), Conv2d { pad: (0, 2), ..conv(33, 3, 3) }),
+        (Shape::new(5, 40, 9, 11), Conv2d { pad: (2, 2), ..conv(33, 5, 5) }),
+        (Shape::new(2, 33, 7, 8), Conv2d { pad: (4, 1), ..conv(70, 5, 5) }),
+        (Shape::new(3, 136, 4, 4), Conv2d { pad: (2, 2), ..conv(100, 5, 5) }),
+        (Shape::new(3, 33, 1, 157), Conv2d { pad: (0, 1), ..conv(70, 1, 3) }),
+        (Shape::new(18, 40, 5, 20), Conv2d { pad: (0, 2), ..conv(33, 1, 3) }),
+        (Shape::new(2, 136, 1, 11), Conv2d { pad: (0, 1), ..conv(170, 1, 3) }),
+        (Shape::new(2, 33, 50, 3), Conv2d { pad: (1, 0), ..conv(40, 3, 1) }),
+    ];
+    for (shape, conv) in cases {
+        let own = Conv::new(conv, shape, Layout::Nchw8c, Precision::Fast).unwrap();
+        let taken = (own.transformed().is_some(), own.transformed_back().is_some());
+        assert_eq!(taken, (true, true), "{shape} {conv:?}");
         check(conv, shape);
     }
 }

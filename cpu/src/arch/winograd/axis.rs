@@ -224,7 +224,7 @@ pub(super) fn unweigh<S: Simd, A: Axis>(s: S, d: Line<S>) -> Line<S> {
     from_points::<S, A>(s, d, A::R, true)
 }
 
-/// Tiles and kernels that kernels are compiled for.
+/// A size of kernels and of tiles of outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// 4x4 outputs of a kernel of 3x3.
