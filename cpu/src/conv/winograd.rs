@@ -101,8 +101,8 @@ impl Winograd {
     pub(crate) fn best(problem: &Problem) -> Option<Self> {
         let fastest = Self::every(problem).min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
         let weights = fastest.weights() as f64 * problem.k.next_multiple_of(BLOCK) as f64;
-        let places = (problem.n * problem.p * problem.q) as f64;
-        let plain = (PLAIN.0 * places + PLAIN.1) * weights;
+        let places = [problem.n, problem.p, problem.q].map(|size| size as f64);
+        let plain = (PLAIN.0 * places.iter().product::<f64>() + PLAIN.1) * weights;
         (fastest.cost() < plain).then_some(fastest)
     }
 
@@ -112,14 +112,14 @@ impl Winograd {
         let (tile, pair) = transforms(self.grid.form);
         // How often U is read, and for how many tiles.
         let times = if self.by_panels() {
-            1
+            1.0
         } else {
             let samples = self.samples.div_ceil(TASKS);
-            let blocks = (samples * self.each()).div_ceil(self.tiles(BLOCK_LEN));
-            self.samples.div_ceil(samples) * blocks
+            let blocks = samples.saturating_mul(self.each()).div_ceil(self.tiles(BLOCK_LEN));
+            self.samples.div_ceil(samples) as f64 * blocks as f64
         };
         let tiles = self.all() as f64;
-        let multiplied = tiles.max((times * READ) as f64) * self.frequencies() as f64;
+        let multiplied = tiles.max(times * READ as f64) * self.frequencies() as f64;
         multiplied * c * k + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
     }
 
