@@ -235,11 +235,11 @@ fn shapes_in_the_winograd_domain() {
         (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..conv(170, 3, 3) }),
         (Shape::new(2, 33, 12, 11), Conv2d { pad: (0, 2), ..conv(33, 3, 3) }),
         (Shape::new(5, 40, 9, 11), Conv2d { pad: (2, 2), ..conv(33, 5, 5) }),
-        (Shape::new(2, 33, 7, 8), Conv2d { pad: (4, 1), ..conv(70, 5, 5) }),
-        (Shape::new(3, 136, 4, 4), Conv2d { pad: (2, 2), ..conv(100, 5, 5) }),
+        (Shape::new(6, 33, 7, 8), Conv2d { pad: (4, 1), ..conv(70, 5, 5) }),
+        (Shape::new(16, 40, 4, 4), Conv2d { pad: (2, 2), ..conv(72, 5, 5) }),
         (Shape::new(3, 33, 1, 157), Conv2d { pad: (0, 1), ..conv(70, 1, 3) }),
         (Shape::new(18, 40, 5, 20), Conv2d { pad: (0, 2), ..conv(33, 1, 3) }),
-        (Shape::new(2, 136, 1, 11), Conv2d { pad: (0, 1), ..conv(170, 1, 3) }),
+        (Shape::new(12, 136, 1, 11), Conv2d { pad: (0, 1), ..conv(170, 1, 3) }),
         (Shape::new(2, 33, 50, 3), Conv2d { pad: (1, 0), ..conv(40, 3, 1) }),
     ];
     for (shape, conv) in cases {
@@ -284,6 +284,7 @@ fn scratch_grows_with_the_batch() {
         (Shape::new(1, 40, 13, 6), Conv2d { pad: (0, 2), ..Conv2d::new(40, 3) }),
         (Shape::new(1, 64, 5, 6), Conv2d { pad: (2, 2), ..Conv2d::new(70, 5) }),
         (Shape::new(1, 256, 1, 9), Conv2d { kernel: (1, 3), ..Conv2d::new(300, 1) }),
+        (Shape::new(1, 6, 6, 6), Conv2d::new(8, 3)),
     ] {
         for (precision, layout) in [Precision::Exact, Precision::Fast]
             .into_iter()

@@ -15,7 +15,6 @@
 
 use core::ops::Range;
 
-use super::TASKS;
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
@@ -43,19 +42,15 @@ const PANELS_LEN: usize = 700 << 10;
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
 
-/// Multiplications of the products that take as long as one of the plain sum, and as packing one of
-/// its weights: measured.
-const PLAIN: (f64, f64) = (1.2, 100.0);
-
-/// Tiles that take as long to multiply as U to be read.
-const READ: usize = 8;
+/// Multiplications of the products that take as long as one of the plain sum: measured.
+const PLAIN: f64 = 1.2;
 
 /// Multiplications of the products that take as long as the transforms of a block of a tile, and
 /// as that of the weights of a channel and filter: measured.
 const fn transforms(form: Form) -> (f64, f64) {
     match form {
-        Form::Four => (2500.0, 600.0),
-        Form::Two => (700.0, 500.0),
+        Form::Four => (2500.0, 300.0),
+        Form::Two => (700.0, 180.0),
         Form::Five => (4500.0, 2500.0),
         Form::Row | Form::Column => (500.0, 125.0),
     }
@@ -100,27 +95,20 @@ impl Winograd {
     /// convolution applies.
     pub(crate) fn best(problem: &Problem) -> Option<Self> {
         let fastest = Self::every(problem).min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
-        let weights = fastest.weights() as f64 * problem.k.next_multiple_of(BLOCK) as f64;
-        let places = [problem.n, problem.p, problem.q].map(|size| size as f64);
-        let plain = (PLAIN.0 * places.iter().product::<f64>() + PLAIN.1) * weights;
+        let sizes = [problem.n, problem.p, problem.q, fastest.weights()];
+        let plain = sizes.map(|size| size as f64).iter().product::<f64>();
+        let plain = PLAIN * plain * problem.k.next_multiple_of(BLOCK) as f64;
         (fastest.cost() < plain).then_some(fastest)
     }
 
-    /// The time that it takes, in multiplications of the products.
+    /// The time that it takes, in multiplications of the products. It is linear in the samples, so
+    /// that what pays for some samples pays for more, and scratch for many suffices for fewer.
     fn cost(&self) -> f64 {
         let [c, k] = [self.c, self.k].map(|size| size.next_multiple_of(BLOCK) as f64);
         let (tile, pair) = transforms(self.grid.form);
-        // How often U is read, and for how many tiles.
-        let times = if self.by_panels() {
-            1.0
-        } else {
-            let samples = self.samples.div_ceil(TASKS);
-            let blocks = samples.saturating_mul(self.each()).div_ceil(self.tiles(BLOCK_LEN));
-            self.samples.div_ceil(samples) as f64 * blocks as f64
-        };
-        let tiles = self.all() as f64;
-        let multiplied = tiles.max(times * READ as f64) * self.frequencies() as f64;
-        multiplied * c * k + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
+        let tiles = self.samples as f64 * self.each() as f64;
+        let products = tiles * self.frequencies() as f64 * c * k;
+        products + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
     }
 
     const fn frequencies(&self) -> usize {
@@ -807,11 +795,9 @@ mod tests {
         let panels = |n, c, side, k| best((3, 3), n, c, (side, side), k).unwrap().by_panels();
         assert!(panels(32, 512, 4, 512) && panels(32, 512, 2, 512));
         assert!(!panels(32, 64, 32, 64) && !panels(32, 256, 8, 256));
-        // A single sample pays for its weights, as the plain sum packs them too.
-        assert_eq!(square(1, 512, 2, 512), Some(Form::Two));
-        // The first layer of an image has too few channels, tasks of two tiles read U too often.
+        // The first layer of an image has too few channels; one tile does not pay for its weights.
         assert_eq!(square(32, 3, 32, 64), None);
-        assert_eq!(square(32, 32, 2, 32), None);
+        assert_eq!(square(1, 512, 2, 512), None);
         assert_eq!(form((5, 5), 32, 64, (16, 16), 192), Some(Form::Five));
         assert_eq!(form((5, 5), 128, 1, (28, 28), 6), None);
         assert_eq!(form((1, 3), 32, 64, (1, 1024), 64), Some(Form::Row));
