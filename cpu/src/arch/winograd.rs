@@ -1,15 +1,22 @@
 //! The inner loops of Winograd convolution: transforms of tiles, and the products between them.
 //!
-//! A kernel of 3x3 slides over tiles of M x M outputs, M = 4 or 2, each of which reads M + 2 rows
-//! and columns of the input. In one dimension, with the matrices of Lavin and Gray (2016),
+//! A kernel slides over tiles of a few outputs, each of which reads as many more rows and columns
+//! of the input as the kernel has beyond the first. In one dimension, with the matrices of Lavin
+//! and Gray (2016),
 //!
 //! ```text
-//! y = A' ((G w) . (B' d))         d: M + 2 inputs, w: 3 weights, y: M outputs
+//! y = A' ((G w) . (B' d))         d: M + R - 1 inputs, w: R weights, y: M outputs
 //! ```
-//! and in two the transforms apply to columns and then to rows. Of each channel, (M + 2)^2
-//! numbers are left that are multiplied with as many of each filter and summed over channels:
-//! one matrix product for each of these frequencies. M = 4 needs 2.25 multiplications for an
-//! output and channel, M = 2 needs 4, the plain sum 9.
+//! and in two the transforms apply to columns and then to rows. Of each channel, as many numbers
+//! are left as the tile has inputs, that are multiplied with as many of each filter and summed over
+//! channels: one matrix product for each of these frequencies.
+//!
+//! | kernel | tile | multiplications for an output and channel | of the plain sum |
+//! |---|---|---|---|
+//! | 3x3 | 4x4 | 2.25 | 9 |
+//! | 3x3 | 2x2 | 4 | 9 |
+//! | 5x5 | 2x4 | 6 | 25 |
+//! | 1x3, 3x1 | 1x6, 6x1 | 1.33 | 3 |
 //!
 //! Channels come in blocks of eight, filters in panels of 32. Between the steps lie
 //!
@@ -23,17 +30,23 @@
 //!
 //! The gradient of the weights is the sum over tiles of G' ((B' d B) . (A dy A')) G: the same V in
 //! one group of tiles, and in place of M the transformed gradient of a panel. Their products over
-//! a block of tiles go back to 3x3 weights at once, as (M + 2)^2 numbers for each channel and
-//! filter are too many to keep.
+//! a block of tiles go back to weights at once, as all frequencies of each channel and filter are
+//! too many to keep.
 #![allow(unsafe_code)]
 #![expect(
     clippy::needless_range_loop,
     reason = "tiles have rows and columns, which two indices name"
 )]
 
+mod axis;
+
 use core::marker::PhantomData;
 use core::ops::Range;
 
+pub(crate) use self::axis::Form;
+use self::axis::{
+    Axis, Formed, MOST, MOST_FREQUENCIES, MOST_TAPS, gather, scatter, spread, unweigh, weigh,
+};
 use super::{Isa, Kernel, Narrow, Simd};
 
 /// Filters of a panel.
@@ -42,25 +55,25 @@ pub(crate) const PANEL: usize = 32;
 /// Channels of a block.
 const BLOCK: usize = 8;
 
-/// Columns of the input that are transformed at once: 8 tiles of 4, or 16 of 2.
+/// Columns of the input that are transformed at once: 8 tiles of 4 and a kernel of 3, or fewer.
 const COLUMNS: usize = 34;
 
+/// Columns that are asked for ahead of those in use: of a single row more than a page, where the
+/// machine stops to ask by itself, else the tile after the next.
+const fn ahead<D: Axis, A: Axis>() -> usize {
+    if D::M == 1 { 144 } else { 2 * A::M }
+}
+
 /// Numbers of scratch that [`Spread`] takes.
-pub(crate) const STRIP: usize = 6 * COLUMNS * BLOCK;
+pub(crate) const STRIP: usize = MOST * COLUMNS * BLOCK;
 
 /// A row outside of the image.
 static OUTSIDE: [f32; COLUMNS * BLOCK] = [0.0; COLUMNS * BLOCK];
 
-/// Frequencies of tiles of `m` x `m`.
-pub(crate) const fn frequencies(m: usize) -> usize {
-    (m + 2) * (m + 2)
-}
-
 /// Where the tiles of an image lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grid {
-    /// Outputs of a tile in each direction, 2 or 4.
-    pub(crate) m: usize,
+    pub(crate) form: Form,
     /// Rows and columns of the input.
     pub(crate) input: (usize, usize),
     /// Rows and columns of the output.
@@ -82,7 +95,8 @@ struct Span {
 impl Grid {
     /// Tiles down and across.
     const fn tiles(&self) -> (usize, usize) {
-        (self.output.0.div_ceil(self.m), self.output.1.div_ceil(self.m))
+        let (down, across) = self.form.tile();
+        (self.output.0.div_ceil(down), self.output.1.div_ceil(across))
     }
 
     /// Tiles of an image.
@@ -95,9 +109,23 @@ impl Grid {
         past.div_ceil(self.len())
     }
 
-    /// The tiles of a range, over images, rows and columns, each span at most `most` long.
+    /// Columns of tiles that read no padding on the left or the right.
+    fn inner(&self) -> Range<usize> {
+        let (tile, taps) = (self.form.tile().1, self.form.kernel().1);
+        let past = (self.input.1 + self.pad.1 + 1).saturating_sub(taps) / tile;
+        let first = self.pad.1.div_ceil(tile).min(past);
+        first..past
+    }
+
+    /// The tiles of a range, over images, rows and columns, each span at most `most` long; those of
+    /// the columns `whole` are spans of their own, of any length.
     #[inline(always)]
-    fn spans(self, tiles: Range<usize>, most: usize) -> impl Iterator<Item = Span> {
+    fn spans(
+        self,
+        tiles: Range<usize>,
+        most: usize,
+        whole: Range<usize>,
+    ) -> impl Iterator<Item = Span> {
         let (across, all) = (self.tiles().1, self.len());
         let mut next = tiles.start;
         core::iter::from_fn(move || {
@@ -107,7 +135,12 @@ impl Grid {
             }
             let (image, rest) = (at / all, at % all);
             let (row, column) = (rest / across, rest % across);
-            let len = (across - column).min(tiles.end - at).min(most);
+            let len = match column {
+                _ if whole.contains(&column) => whole.end - column,
+                _ if column < whole.start => most.min(whole.start - column),
+                _ => most,
+            };
+            let len = len.min(across - column).min(tiles.end - at);
             next = at + len;
             Some(Span { image, row, column, first: at - tiles.start, len })
         })
@@ -143,112 +176,16 @@ impl Groups {
         self.count.next_multiple_of(2)
     }
 
+    /// Where a block of a tile lies among those of a frequency.
+    const fn place(&self, blocks: usize, block: usize, tile: usize) -> usize {
+        let first = tile / self.size * self.size;
+        (first * blocks + block * self.rows(first) + tile - first) * BLOCK
+    }
+
     /// Tiles of the group that begins with `first`, made even.
     const fn rows(&self, first: usize) -> usize {
         let (rest, size) = (self.count - first, self.size);
         (if rest < size { rest } else { size }).next_multiple_of(2)
-    }
-}
-
-/// The points at which the polynomials of tiles of 4x4 are taken: 0, plus and minus these two, and
-/// infinity. Their product is 1 and their squares are 1/2 and 2; with the common 1 and 2 errors
-/// are four times as large.
-const NEAR: f32 = core::f32::consts::FRAC_1_SQRT_2;
-const FAR: f32 = core::f32::consts::SQRT_2;
-
-/// B' d
-#[inline(always)]
-fn spread<S: Simd, const M: usize>(s: S, d: [S::V; 6]) -> [S::V; 6] {
-    if M == 4 {
-        let (near, far) = (s.splat(NEAR), s.splat(FAR));
-        let (half, two, both) = (s.splat(0.5), s.splat(2.0), s.splat(2.5));
-        let (a, b) = (s.fnma(two, d[2], d[4]), s.fnma(two, d[1], d[3]));
-        let (c, e) = (s.fnma(half, d[2], d[4]), s.fnma(half, d[1], d[3]));
-        [
-            s.fnma(both, d[2], s.add(d[0], d[4])),
-            s.fma(near, b, a),
-            s.fnma(near, b, a),
-            s.fma(far, e, c),
-            s.fnma(far, e, c),
-            s.fnma(both, d[3], s.add(d[1], d[5])),
-        ]
-    } else {
-        let zero = s.zero();
-        [s.sub(d[0], d[2]), s.add(d[1], d[2]), s.sub(d[2], d[1]), s.sub(d[1], d[3]), zero, zero]
-    }
-}
-
-/// A' m
-#[inline(always)]
-fn gather<S: Simd, const M: usize>(s: S, m: [S::V; 6]) -> [S::V; 4] {
-    let (a, b) = (s.add(m[1], m[2]), s.sub(m[1], m[2]));
-    if M == 4 {
-        let (half, two) = (s.splat(0.5), s.splat(2.0));
-        let (c, e) = (s.add(m[3], m[4]), s.mul(s.splat(FAR), s.sub(m[3], m[4])));
-        [
-            s.add(m[0], s.add(a, c)),
-            s.fma(s.splat(NEAR), b, e),
-            s.fma(half, a, s.mul(two, c)),
-            s.fma(s.splat(0.5 * NEAR), b, s.fma(two, e, m[5])),
-        ]
-    } else {
-        [s.add(m[0], a), s.sub(b, m[3]), a, a]
-    }
-}
-
-/// G w
-#[inline(always)]
-fn weigh<S: Simd, const M: usize>(s: S, w: [S::V; 3]) -> [S::V; 6] {
-    if M == 4 {
-        let (third, sixth) = (s.splat(1.0 / 3.0), s.splat(1.0 / 6.0));
-        let a = s.fma(s.splat(-2.0 / 3.0), w[0], s.mul(s.splat(-1.0 / 3.0), w[2]));
-        let b = s.fma(sixth, w[0], s.mul(third, w[2]));
-        let (near, far) = (s.splat(-2.0 / 3.0 * NEAR), s.splat(FAR / 6.0));
-        [
-            w[0],
-            s.fma(near, w[1], a),
-            s.fnma(near, w[1], a),
-            s.fma(far, w[1], b),
-            s.fnma(far, w[1], b),
-            w[2],
-        ]
-    } else {
-        let half = s.splat(0.5);
-        let (a, b) = (s.mul(half, s.add(w[0], w[2])), s.mul(half, w[1]));
-        [w[0], s.add(a, b), s.sub(a, b), w[2], s.zero(), s.zero()]
-    }
-}
-
-/// A y
-#[inline(always)]
-fn scatter<S: Simd, const M: usize>(s: S, y: [S::V; 4]) -> [S::V; 6] {
-    if M == 4 {
-        let (near, far) = (s.splat(NEAR), s.splat(FAR));
-        let (half, two) = (s.splat(0.5), s.splat(2.0));
-        let (a, b) = (s.fma(half, y[2], y[0]), s.fma(half, y[3], y[1]));
-        let (c, e) = (s.fma(two, y[2], y[0]), s.fma(two, y[3], y[1]));
-        [y[0], s.fma(near, b, a), s.fnma(near, b, a), s.fma(far, e, c), s.fnma(far, e, c), y[3]]
-    } else {
-        let zero = s.zero();
-        [y[0], s.add(y[0], y[1]), s.sub(y[0], y[1]), s.sub(zero, y[1]), zero, zero]
-    }
-}
-
-/// G' d
-#[inline(always)]
-fn unweigh<S: Simd, const M: usize>(s: S, d: [S::V; 6]) -> [S::V; 3] {
-    let (a, b) = (s.add(d[1], d[2]), s.sub(d[1], d[2]));
-    if M == 4 {
-        let (c, e) = (s.add(d[3], d[4]), s.sub(d[3], d[4]));
-        let near = s.mul(s.splat(-2.0 / 3.0 * NEAR), b);
-        [
-            s.fma(s.splat(1.0 / 6.0), c, s.fma(s.splat(-2.0 / 3.0), a, d[0])),
-            s.fma(s.splat(FAR / 6.0), e, near),
-            s.fma(s.splat(1.0 / 3.0), s.sub(c, a), d[5]),
-        ]
-    } else {
-        let half = s.splat(0.5);
-        [s.fma(half, a, d[0]), s.mul(half, b), s.fma(half, a, d[3])]
     }
 }
 
@@ -269,46 +206,61 @@ pub(crate) struct Spread<'a> {
     pub(crate) strip: &'a mut [f32],
 }
 
-impl Kernel for Spread<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        if self.grid.m == 4 {
-            self.tiles::<_, 4>(isa.narrow())
-        } else {
-            self.tiles::<_, 2>(isa.narrow())
-        }
+impl Formed for Spread<'_> {
+    fn form(&self) -> Form {
+        self.grid.form
     }
-}
 
-impl Spread<'_> {
     #[inline(always)]
-    fn tiles<S: Simd, const M: usize>(self, s: S) {
+    fn run_axes<I: Isa, D: Axis, A: Axis>(self, isa: I) {
+        let s = isa.narrow();
         let Self { grid, blocks, x, tiles, groups, v, stride, strip } = self;
         let ((h, w), plane) = (grid.input, grid.input.0 * grid.input.1 * BLOCK);
-        assert!(S::LANES == BLOCK && grid.m == M && groups.count == tiles.len());
+        assert!(grid.form.has::<D, A>() && groups.count == tiles.len());
         assert!(x.len() >= grid.images(tiles.end) * blocks * plane);
         assert!(stride >= groups.padded() * blocks * BLOCK);
-        assert!(v.len() >= frequencies(M) * stride && strip.len() >= STRIP);
-        for span in grid.spans(tiles, (COLUMNS - 2) / M) {
+        assert!(v.len() >= D::T * A::T * stride && strip.len() >= STRIP);
+        // With one row and no padding, a tile is transformed from where it lies.
+        let whole = if D::T == 1 { grid.inner() } else { 0..0 };
+        for span in grid.spans(tiles, (COLUMNS - (A::T - A::M)) / A::M, whole.clone()) {
+            if whole.contains(&span.column) {
+                let row = (span.row * w + span.column * A::M - grid.pad.1) * BLOCK;
+                for block in 0..blocks {
+                    let image = &x[(span.image * blocks + block) * plane..][..plane];
+                    let image = &image[row..][..(span.len * A::M + A::T - A::M) * BLOCK];
+                    for tile in 0..span.len {
+                        let to = groups.place(blocks, block, span.first + tile);
+                        // SAFETY: the image has T columns from that of the tile on. In V a
+                        // frequency has `stride` numbers, as many as all groups, of which this
+                        // tile and block have the eight from `to` on.
+                        unsafe {
+                            let from = image.as_ptr().add(tile * A::M * BLOCK);
+                            for j in (0..A::M).step_by(2) {
+                                s.prefetch(from.wrapping_add((ahead::<D, A>() + j) * BLOCK));
+                            }
+                            across::<_, A>(s, from, v.as_mut_ptr().add(to), stride);
+                        }
+                    }
+                }
+                continue;
+            }
             // Columns of the strip that lie inside the image, and the column that the first reads.
-            let (left, past) = (span.column * M, span.len * M + 2);
+            let (left, past) = (span.column * A::M, span.len * A::M + A::T - A::M);
             let inside = grid.pad.1.saturating_sub(left);
             let end = (w + grid.pad.1).saturating_sub(left).clamp(inside, past);
             let column = (left + inside).saturating_sub(grid.pad.1);
-            for row in strip.chunks_exact_mut(COLUMNS * BLOCK).take(M + 2) {
+            for row in strip.chunks_exact_mut(COLUMNS * BLOCK).take(D::T) {
                 row[..inside * BLOCK].fill(0.0);
                 row[end * BLOCK..past * BLOCK].fill(0.0);
             }
-            let mut rows = [None; 6];
-            for (i, row) in rows.iter_mut().enumerate().take(M + 2) {
-                let at = (span.row * M + i).checked_sub(grid.pad.0).filter(|&at| at < h);
+            let mut rows = [None; MOST];
+            for (i, row) in rows.iter_mut().enumerate().take(D::T) {
+                let at = (span.row * D::M + i).checked_sub(grid.pad.0).filter(|&at| at < h);
                 *row = at.map(|at| (at * w + column) * BLOCK);
             }
             for block in 0..blocks {
                 let image = &x[(span.image * blocks + block) * plane..][..plane];
-                let mut from = [OUTSIDE.as_ptr(); 6];
+                let mut from = [OUTSIDE.as_ptr(); MOST];
                 for (from, row) in from.iter_mut().zip(rows) {
                     if let Some(row) = row {
                         *from = image[row..].as_ptr();
@@ -316,47 +268,57 @@ impl Spread<'_> {
                 }
                 // SAFETY: columns `inside..end` of the strip, at most COLUMNS, lie inside of the
                 // image: each row pointer has as many blocks before it as its row, or those of
-                // OUTSIDE. The strip holds 6 rows of COLUMNS blocks.
+                // OUTSIDE. The strip holds MOST rows of COLUMNS blocks.
                 unsafe {
                     let strip = strip.as_mut_ptr();
                     for c in 0..end - inside {
-                        let mut d = [s.zero(); 6];
-                        for i in 0..M + 2 {
+                        let mut d = [s.zero(); MOST];
+                        for i in 0..D::T {
                             let from = from[i].add(c * BLOCK);
                             d[i] = s.load_ptr(from);
                             // The next block, too far for the machine to see it coming.
                             s.prefetch(from.wrapping_add(plane));
                         }
-                        let d = spread::<S, M>(s, d);
-                        for i in 0..M + 2 {
+                        let d = spread::<_, D>(s, d);
+                        for i in 0..D::T {
                             s.store_ptr(d[i], strip.add((i * COLUMNS + inside + c) * BLOCK));
                         }
                     }
                 }
                 for tile in 0..span.len {
-                    let at = span.first + tile;
-                    let first = at / groups.size * groups.size;
-                    let rows = groups.rows(first);
-                    let to = first * blocks * BLOCK + block * rows * BLOCK + (at - first) * BLOCK;
-                    // SAFETY: a tile reads M + 2 columns of the strip, which holds len M + 2. In V
-                    // a frequency has `stride` numbers, as many as all groups, of which this tile
-                    // and block have the eight from `to` on.
+                    let to = groups.place(blocks, block, span.first + tile);
+                    // SAFETY: a tile reads T columns of each row of the strip, which holds those of
+                    // all tiles of the span; in V as above.
                     unsafe {
-                        let from = strip.as_ptr().add(tile * M * BLOCK);
+                        let from = strip.as_ptr().add(tile * A::M * BLOCK);
                         let to = v.as_mut_ptr().add(to);
-                        for i in 0..M + 2 {
-                            let mut d = [s.zero(); 6];
-                            for j in 0..M + 2 {
-                                d[j] = s.load_ptr(from.add((i * COLUMNS + j) * BLOCK));
-                            }
-                            let d = spread::<S, M>(s, d);
-                            for j in 0..M + 2 {
-                                s.store_ptr(d[j], to.add((i * (M + 2) + j) * stride));
-                            }
+                        for i in 0..D::T {
+                            let from = from.add(i * COLUMNS * BLOCK);
+                            across::<_, A>(s, from, to.add(i * A::T * stride), stride);
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Transforms a row of a tile.
+///
+/// # Safety
+/// `from` is valid for reads of T blocks, `to` for writes of as many, each `stride` numbers after
+/// the one before.
+#[inline(always)]
+unsafe fn across<S: Simd, A: Axis>(s: S, from: *const f32, to: *mut f32, stride: usize) {
+    let mut d = [s.zero(); MOST];
+    // SAFETY: the caller says that this may be read and written.
+    unsafe {
+        for j in 0..A::T {
+            d[j] = s.load_ptr(from.add(j * BLOCK));
+        }
+        let d = spread::<_, A>(s, d);
+        for j in 0..A::T {
+            s.store_ptr(d[j], to.add(j * stride));
         }
     }
 }
@@ -567,39 +529,31 @@ pub(crate) struct Gather<'a, 'b> {
     pub(crate) y: &'a mut Panels<'b>,
 }
 
-impl Kernel for Gather<'_, '_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        if self.grid.m == 4 {
-            self.tiles::<_, 4>(isa.narrow())
-        } else {
-            self.tiles::<_, 2>(isa.narrow())
-        }
+impl Formed for Gather<'_, '_> {
+    fn form(&self) -> Form {
+        self.grid.form
     }
-}
 
-impl Gather<'_, '_> {
     #[inline(always)]
-    fn tiles<S: Simd, const M: usize>(self, s: S) {
+    fn run_axes<I: Isa, D: Axis, A: Axis>(self, isa: I) {
+        let s = isa.narrow();
         let Self { grid, panel, tiles, m, stride, shift, slope, top, y } = self;
         let ((p, q), plane, blocks) = (grid.output, y.plane, y.blocks);
-        assert!(S::LANES == BLOCK && grid.m == M);
+        assert!(grid.form.has::<D, A>());
         assert!(y.own.contains(&panel) && plane == p * q * BLOCK);
         assert!(grid.images(tiles.end) <= y.samples);
-        assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
+        assert!(stride >= tiles.len() * PANEL && m.len() >= D::T * A::T * stride);
         let first_block = panel * (PANEL / BLOCK);
         let panel = first_block..blocks.min(first_block + PANEL / BLOCK);
         let (factor, top) = (s.splat(slope), s.splat(top));
-        for span in grid.spans(tiles, usize::MAX) {
-            let down = (p - span.row * M).min(M);
+        for span in grid.spans(tiles, usize::MAX, 0..0) {
+            let down = (p - span.row * D::M).min(D::M);
             for tile in 0..span.len {
                 let (first, column) = (span.first + tile, span.column + tile);
-                let across = (q - column * M).min(M);
+                let across = (q - column * A::M).min(A::M);
                 for (i, block) in panel.clone().enumerate() {
                     let image = (span.image * blocks + block) * plane;
-                    let to = image + (span.row * M * q + column * M) * BLOCK;
+                    let to = image + (span.row * D::M * q + column * A::M) * BLOCK;
                     let shift = s.load(&shift[i * BLOCK..]);
                     // SAFETY: in M a frequency has `stride` numbers, PANEL for each tile, of
                     // which each block of the panel has eight. In y, whose samples and blocks are
@@ -608,23 +562,23 @@ impl Gather<'_, '_> {
                     unsafe {
                         let from = m.as_ptr().add(first * PANEL + i * BLOCK);
                         let to = y.y.add(to);
-                        let mut half = [[s.zero(); 6]; 4];
-                        for j in 0..M + 2 {
-                            let mut m = [s.zero(); 6];
-                            for i in 0..M + 2 {
-                                m[i] = s.load_ptr(from.add((i * (M + 2) + j) * stride));
+                        let mut half = [[s.zero(); MOST]; MOST];
+                        for j in 0..A::T {
+                            let mut m = [s.zero(); MOST];
+                            for i in 0..D::T {
+                                m[i] = s.load_ptr(from.add((i * A::T + j) * stride));
                             }
-                            let y = gather::<S, M>(s, m);
-                            for i in 0..M {
+                            let y = gather::<_, D>(s, m);
+                            for i in 0..D::M {
                                 half[i][j] = y[i];
                             }
                         }
-                        for i in 0..M {
+                        for i in 0..D::M {
                             if i >= down {
                                 break;
                             }
-                            let y = gather::<S, M>(s, half[i]);
-                            for j in 0..M {
+                            let y = gather::<_, A>(s, half[i]);
+                            for j in 0..A::M {
                                 if j >= across {
                                     break;
                                 }
@@ -635,8 +589,7 @@ impl Gather<'_, '_> {
                                 let y = s.min(top, s.max(low, y));
                                 let to = to.add((i * q + j) * BLOCK);
                                 s.store_ptr(y, to);
-                                // The tile after the next.
-                                s.prefetch(to.wrapping_add(2 * M * BLOCK));
+                                s.prefetch(to.wrapping_add(ahead::<D, A>() * BLOCK));
                             }
                         }
                     }
@@ -648,8 +601,8 @@ impl Gather<'_, '_> {
 
 /// Writes U of a panel: G w G' of every filter.
 pub(crate) struct Weigh<'a> {
-    pub(crate) m: usize,
-    /// (K, C, 3, 3), or (C, K, 3, 3) with the taps turned round.
+    pub(crate) form: Form,
+    /// (K, C, R, S), or (C, K, R, S) with the taps turned round.
     pub(crate) weight: &'a [f32],
     pub(crate) transposed: bool,
     /// A factor for each of the first axis, or nothing.
@@ -665,133 +618,142 @@ pub(crate) struct Weigh<'a> {
     pub(crate) stride: usize,
 }
 
-/// Weights of a block of channels and filters: channel, tap, filter.
-const TAPS: usize = BLOCK * 9 * BLOCK;
+/// Weights of a channel and eight filters, and as many more as a vector may be too long.
+const WEIGHTS: usize = BLOCK * MOST_TAPS + BLOCK;
 
-impl Kernel for Weigh<'_> {
-    type Out = ();
+impl Formed for Weigh<'_> {
+    fn form(&self) -> Form {
+        self.form
+    }
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        if self.m == 4 {
-            self.panel::<_, 4>(isa.narrow())
-        } else {
-            self.panel::<_, 2>(isa.narrow())
+    fn run_axes<I: Isa, D: Axis, A: Axis>(mut self, isa: I) {
+        let (s, taps) = (isa.narrow(), D::R * A::R);
+        let (blocks, width) = (self.channels.div_ceil(BLOCK), self.width);
+        assert!(self.form.has::<D, A>() && width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(taps <= MOST_TAPS && self.stride >= blocks * BLOCK * width);
+        assert!(self.u.len() >= D::T * A::T * self.stride);
+        // Of a block of channels and eight filters each: channel, tap, filter.
+        let (mut own, len) = ([0.0; PANEL * MOST_TAPS * BLOCK], BLOCK * taps * BLOCK);
+        let mut padded = [[0.0; WEIGHTS]; BLOCK];
+        for block in 0..blocks {
+            for (i, own) in own.chunks_exact_mut(len).enumerate().take(width / BLOCK) {
+                let filter = self.panel * PANEL + i * BLOCK;
+                if self.transposed {
+                    self.turned(s, taps, block * BLOCK, filter, own, &mut padded[0]);
+                } else {
+                    self.straight(s, taps, block * BLOCK, filter, own, &mut padded);
+                }
+            }
+            for c in 0..BLOCK {
+                for (i, own) in own.chunks_exact(len).enumerate().take(width / BLOCK) {
+                    let to = (block * BLOCK + c) * width + i * BLOCK;
+                    self.channel::<_, D, A>(s, &own[c * taps * BLOCK..], to);
+                }
+            }
         }
     }
 }
 
 impl Weigh<'_> {
-    #[inline(always)]
-    fn panel<S: Narrow, const M: usize>(mut self, s: S) {
-        let (blocks, width) = (self.channels.div_ceil(BLOCK), self.width);
-        assert!(self.m == M && width.is_multiple_of(BLOCK) && width <= PANEL);
-        assert!(self.stride >= blocks * BLOCK * width);
-        assert!(self.u.len() >= frequencies(M) * self.stride);
-        let mut taps = [0.0; PANEL / BLOCK * TAPS];
-        for block in 0..blocks {
-            for (i, taps) in taps.chunks_exact_mut(TAPS).enumerate().take(width / BLOCK) {
-                let filter = self.panel * PANEL + i * BLOCK;
-                if self.transposed {
-                    self.turned(s, block * BLOCK, filter, taps);
-                } else {
-                    self.straight(s, block * BLOCK, filter, taps);
-                }
-            }
-            for c in 0..BLOCK {
-                for (i, taps) in taps.chunks_exact(TAPS).enumerate().take(width / BLOCK) {
-                    let to = (block * BLOCK + c) * width + i * BLOCK;
-                    self.channel::<_, M>(s, &taps[c * 9 * BLOCK..][..9 * BLOCK], to);
-                }
-            }
-        }
-    }
-
     fn scale(&self, at: usize) -> f32 {
         self.scale.get(at).copied().unwrap_or(1.0)
     }
 
     /// Eight channels from `channel` on of as many filters.
     #[inline(always)]
-    fn straight<S: Narrow>(&self, s: S, channel: usize, filter: usize, taps: &mut [f32]) {
-        const LEN: usize = BLOCK * 9;
-        let len = (self.channels - channel).min(BLOCK) * 9;
-        let (mut padded, mut scale) = ([[0.0; LEN]; BLOCK], [1.0; BLOCK]);
-        let mut rows: [&[f32]; BLOCK] = [&[]; BLOCK];
-        for (i, (row, padded)) in rows.iter_mut().zip(&mut padded).enumerate() {
+    fn straight<S: Narrow>(
+        &self,
+        s: S,
+        taps: usize,
+        channel: usize,
+        filter: usize,
+        own: &mut [f32],
+        padded: &mut [[f32; WEIGHTS]; BLOCK],
+    ) {
+        let len = (self.channels - channel).min(BLOCK) * taps;
+        let (mut rows, mut scale): ([&[f32]; BLOCK], _) = ([&[]; BLOCK], [1.0; BLOCK]);
+        for (i, (row, padded)) in rows.iter_mut().zip(padded).enumerate() {
             if filter + i < self.filters {
-                *row = &self.weight[((filter + i) * self.channels + channel) * 9..][..len];
+                *row = &self.weight[((filter + i) * self.channels + channel) * taps..][..len];
                 scale[i] = self.scale(filter + i);
             }
-            if row.len() < LEN {
+            if row.len() < BLOCK * taps {
                 padded[..row.len()].copy_from_slice(row);
+                padded[row.len()..].fill(0.0);
                 *row = padded;
             }
         }
         let scale = s.load(&scale);
-        for at in (0..LEN).step_by(BLOCK) {
+        for at in (0..BLOCK * taps).step_by(BLOCK) {
             let mut w = [s.zero(); BLOCK];
             for (w, row) in w.iter_mut().zip(rows) {
                 *w = s.load(&row[at..]);
             }
             for (i, w) in s.transpose(w).into_iter().enumerate() {
-                s.store(s.mul(scale, w), &mut taps[(at + i) * BLOCK..]);
+                s.store(s.mul(scale, w), &mut own[(at + i) * BLOCK..]);
             }
         }
     }
 
     /// The same with both axes and the taps turned round.
     #[inline(always)]
-    fn turned<S: Narrow>(&self, s: S, channel: usize, filter: usize, taps: &mut [f32]) {
-        const LEN: usize = BLOCK * 9;
-        let len = (self.filters - filter).min(BLOCK) * 9;
-        for (c, taps) in (channel..).zip(taps.chunks_exact_mut(LEN)) {
+    fn turned<S: Narrow>(
+        &self,
+        s: S,
+        taps: usize,
+        channel: usize,
+        filter: usize,
+        own: &mut [f32],
+        padded: &mut [f32; WEIGHTS],
+    ) {
+        let len = (self.filters - filter).min(BLOCK) * taps;
+        for (c, own) in (channel..).zip(own.chunks_exact_mut(taps * BLOCK)) {
             if c >= self.channels {
-                taps.fill(0.0);
+                own.fill(0.0);
                 continue;
             }
-            let mut padded = [0.0; LEN];
-            let mut weight = &self.weight[(c * self.filters + filter) * 9..][..len];
-            if len < LEN {
-                padded[..len].copy_from_slice(weight);
-                weight = &padded;
+            let mut weight = &self.weight[(c * self.filters + filter) * taps..];
+            if len < BLOCK * taps || weight.len() < BLOCK * taps + BLOCK {
+                padded[..len].copy_from_slice(&weight[..len]);
+                padded[len..].fill(0.0);
+                weight = padded;
             }
             let scale = s.splat(self.scale(c));
-            // The first eight taps of each filter, and the last.
-            let (mut w, mut last) = ([s.zero(); BLOCK], [0.0; BLOCK]);
-            for ((w, last), weight) in w.iter_mut().zip(&mut last).zip(weight.chunks_exact(9)) {
-                *w = s.load(weight);
-                *last = weight[8];
-            }
-            s.store(s.mul(scale, s.load(&last)), taps);
-            for (i, w) in s.transpose(w).into_iter().enumerate() {
-                s.store(s.mul(scale, w), &mut taps[(8 - i) * BLOCK..]);
+            for at in (0..taps).step_by(BLOCK) {
+                let mut w = [s.zero(); BLOCK];
+                for (i, w) in w.iter_mut().enumerate() {
+                    *w = s.load(&weight[i * taps + at..]);
+                }
+                for (tap, w) in (at..taps).zip(s.transpose(w)) {
+                    s.store(s.mul(scale, w), &mut own[(taps - 1 - tap) * BLOCK..]);
+                }
             }
         }
     }
 
     /// One channel of eight filters, whose numbers of each frequency begin at `to`.
     #[inline(always)]
-    fn channel<S: Simd, const M: usize>(&mut self, s: S, taps: &[f32], to: usize) {
-        assert!(to + BLOCK <= self.stride && self.u.len() >= frequencies(M) * self.stride);
-        let mut half = [[s.zero(); 3]; 6];
-        for j in 0..3 {
-            let mut w = [s.zero(); 3];
-            for (i, w) in w.iter_mut().enumerate() {
-                *w = s.load(&taps[(i * 3 + j) * BLOCK..]);
+    fn channel<S: Simd, D: Axis, A: Axis>(&mut self, s: S, own: &[f32], to: usize) {
+        assert!(to + BLOCK <= self.stride && self.u.len() >= D::T * A::T * self.stride);
+        let mut half = [[s.zero(); MOST]; MOST];
+        for j in 0..A::R {
+            let mut w = [s.zero(); MOST];
+            for i in 0..D::R {
+                w[i] = s.load(&own[(i * A::R + j) * BLOCK..]);
             }
-            let w = weigh::<S, M>(s, w);
-            for i in 0..M + 2 {
+            let w = weigh::<_, D>(s, w);
+            for i in 0..D::T {
                 half[i][j] = w[i];
             }
         }
         // SAFETY: U has `stride` numbers for each frequency, of which these are eight.
         unsafe {
             let to = self.u.as_mut_ptr().add(to);
-            for i in 0..M + 2 {
-                let w = weigh::<S, M>(s, half[i]);
-                for j in 0..M + 2 {
-                    s.store_ptr(w[j], to.add((i * (M + 2) + j) * self.stride));
+            for i in 0..D::T {
+                let w = weigh::<_, A>(s, half[i]);
+                for j in 0..A::T {
+                    s.store_ptr(w[j], to.add((i * A::T + j) * self.stride));
                 }
             }
         }
@@ -813,63 +775,54 @@ pub(crate) struct Scatter<'a> {
     pub(crate) stride: usize,
 }
 
-impl Kernel for Scatter<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        if self.grid.m == 4 {
-            self.tiles::<_, 4>(isa.narrow())
-        } else {
-            self.tiles::<_, 2>(isa.narrow())
-        }
+impl Formed for Scatter<'_> {
+    fn form(&self) -> Form {
+        self.grid.form
     }
-}
 
-impl Scatter<'_> {
     #[inline(always)]
-    fn tiles<S: Simd, const M: usize>(self, s: S) {
+    fn run_axes<I: Isa, D: Axis, A: Axis>(self, isa: I) {
+        let s = isa.narrow();
         let Self { grid, blocks, panel, tiles, dy, m, stride } = self;
         let ((p, q), plane) = (grid.output, grid.output.0 * grid.output.1 * BLOCK);
-        assert!(S::LANES == BLOCK && grid.m == M);
+        assert!(grid.form.has::<D, A>());
         assert!(panel.end <= blocks && panel.len() * BLOCK <= PANEL);
         assert!(dy.len() >= grid.images(tiles.end) * blocks * plane);
-        assert!(stride >= tiles.len() * PANEL && m.len() >= frequencies(M) * stride);
-        for span in grid.spans(tiles, usize::MAX) {
-            let down = (p - span.row * M).min(M);
+        assert!(stride >= tiles.len() * PANEL && m.len() >= D::T * A::T * stride);
+        for span in grid.spans(tiles, usize::MAX, 0..0) {
+            let down = (p - span.row * D::M).min(D::M);
             for tile in 0..span.len {
                 let (first, column) = (span.first + tile, span.column + tile);
-                let across = (q - column * M).min(M);
+                let across = (q - column * A::M).min(A::M);
                 for (i, block) in panel.clone().enumerate() {
                     let image = (span.image * blocks + block) * plane;
-                    let from = image + (span.row * M * q + column * M) * BLOCK;
+                    let from = image + (span.row * D::M * q + column * A::M) * BLOCK;
                     // SAFETY: as for `Gather`, with reads and writes in turned places.
                     unsafe {
                         let from = dy.as_ptr().add(from);
                         let to = m.as_mut_ptr().add(first * PANEL + i * BLOCK);
-                        let mut half = [[s.zero(); 4]; 6];
-                        for j in 0..M {
+                        let mut half = [[s.zero(); MOST]; MOST];
+                        for j in 0..A::M {
                             if j >= across {
                                 break;
                             }
-                            let mut y = [s.zero(); 4];
-                            for i in 0..M {
+                            let mut y = [s.zero(); MOST];
+                            for i in 0..D::M {
                                 if i < down {
                                     let from = from.add((i * q + j) * BLOCK);
                                     y[i] = s.load_ptr(from);
-                                    // The tile after the next.
-                                    s.prefetch(from.wrapping_add(2 * M * BLOCK));
+                                    s.prefetch(from.wrapping_add(ahead::<D, A>() * BLOCK));
                                 }
                             }
-                            let y = scatter::<S, M>(s, y);
-                            for i in 0..M + 2 {
+                            let y = scatter::<_, D>(s, y);
+                            for i in 0..D::T {
                                 half[i][j] = y[i];
                             }
                         }
-                        for i in 0..M + 2 {
-                            let y = scatter::<S, M>(s, half[i]);
-                            for j in 0..M + 2 {
-                                s.store_ptr(y[j], to.add((i * (M + 2) + j) * stride));
+                        for i in 0..D::T {
+                            let y = scatter::<_, A>(s, half[i]);
+                            for j in 0..A::T {
+                                s.store_ptr(y[j], to.add((i * A::T + j) * stride));
                             }
                         }
                     }
@@ -879,16 +832,16 @@ impl Scatter<'_> {
     }
 }
 
-/// Numbers of scratch that [`Correlate`] takes.
-pub(crate) const PRODUCTS: usize = frequencies(4) * BLOCK * PANEL;
+/// Numbers that [`Correlate`] writes, at most.
+pub(crate) const PRODUCTS: usize = MOST_FREQUENCIES * BLOCK * PANEL;
 
-/// Adds to the gradient of the weights of a panel what some tiles give.
+/// Writes the products over tiles of a block of channels with the filters of a panel.
 pub(crate) struct Correlate<'a> {
-    pub(crate) m: usize,
+    pub(crate) frequencies: usize,
     /// Tiles.
     pub(crate) tiles: usize,
-    /// Channels.
-    pub(crate) channels: usize,
+    /// Which block of V.
+    pub(crate) block: usize,
     /// V of one group of tiles, `v_stride` numbers for a frequency.
     pub(crate) v: &'a [f32],
     pub(crate) v_stride: usize,
@@ -897,10 +850,8 @@ pub(crate) struct Correlate<'a> {
     pub(crate) dy_stride: usize,
     /// Filters of the panel: a multiple of 8, at most [`PANEL`].
     pub(crate) width: usize,
-    /// [`PRODUCTS`] numbers.
+    /// Frequency, channel, [`PANEL`] filters.
     pub(crate) products: &'a mut [f32],
-    /// The gradient: channel, tap, filter.
-    pub(crate) dw: &'a mut [f32],
 }
 
 impl Kernel for Correlate<'_> {
@@ -908,47 +859,62 @@ impl Kernel for Correlate<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        if self.m == 4 { self.panel::<_, 4>(isa) } else { self.panel::<_, 2>(isa) }
+        let Self { frequencies, tiles, block, v, v_stride, dy, dy_stride, width, products } = self;
+        let rows = Groups::one(tiles).padded() * BLOCK;
+        assert!(width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(v_stride >= (block + 1) * rows && v.len() >= frequencies * v_stride);
+        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies * dy_stride);
+        assert!(products.len() >= frequencies * BLOCK * PANEL);
+        for f in 0..frequencies {
+            // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile, dy
+            // has PANEL for each tile, and the products have eight rows of PANEL.
+            unsafe {
+                let v = v.as_ptr().add(f * v_stride + block * rows);
+                let dy = dy.as_ptr().add(f * dy_stride);
+                let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
+                if I::Wide::REGISTERS >= 32 {
+                    filters::<I, 8>(isa, tiles, v, dy, width, products);
+                } else {
+                    filters::<I, 4>(isa, tiles, v, dy, width, products);
+                    let products = products.add(4 * PANEL);
+                    filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
+                }
+            }
+        }
     }
 }
 
-impl Correlate<'_> {
+/// Adds G' d G of what [`Correlate`] writes to the gradient of the weights.
+pub(crate) struct Unweigh<'a> {
+    pub(crate) form: Form,
+    /// Channels of the block.
+    pub(crate) channels: usize,
+    /// Filters of the panel: a multiple of 8, at most [`PANEL`].
+    pub(crate) width: usize,
+    pub(crate) products: &'a [f32],
+    /// The gradient of these channels: channel, tap, filter.
+    pub(crate) dw: &'a mut [f32],
+}
+
+impl Formed for Unweigh<'_> {
+    fn form(&self) -> Form {
+        self.form
+    }
+
     #[inline(always)]
-    fn panel<I: Isa, const M: usize>(self, isa: I) {
-        let Self { m, tiles, channels, v, v_stride, dy, dy_stride, width, products, dw } = self;
-        let (blocks, rows) = (channels.div_ceil(BLOCK), Groups::one(tiles).padded() * BLOCK);
-        assert!(m == M && width.is_multiple_of(BLOCK) && width <= PANEL);
-        assert!(v_stride >= blocks * rows && v.len() >= frequencies(M) * v_stride);
-        assert!(dy_stride >= tiles * PANEL && dy.len() >= frequencies(M) * dy_stride);
-        assert!(products.len() >= frequencies(M) * BLOCK * PANEL);
-        assert!(dw.len() >= channels * 9 * width);
-        for block in 0..blocks {
-            for f in 0..frequencies(M) {
-                // SAFETY: of each frequency V has `rows` numbers for a block, eight for each tile,
-                // dy has PANEL for each tile, and the products have eight rows of PANEL.
+    fn run_axes<I: Isa, D: Axis, A: Axis>(self, isa: I) {
+        let (Self { form, channels, width, products, dw }, taps) = (self, D::R * A::R);
+        assert!(form.has::<D, A>() && width.is_multiple_of(BLOCK) && width <= PANEL);
+        assert!(channels <= BLOCK && products.len() >= D::T * A::T * BLOCK * PANEL);
+        assert!(dw.len() >= channels * taps * width);
+        for c in 0..channels {
+            for filter in (0..width).step_by(BLOCK) {
+                // SAFETY: the products have a row of PANEL numbers for each of eight channels of a
+                // frequency, dw has one of `width` for each channel and tap.
                 unsafe {
-                    let v = v.as_ptr().add(f * v_stride + block * rows);
-                    let dy = dy.as_ptr().add(f * dy_stride);
-                    let products = products.as_mut_ptr().add(f * BLOCK * PANEL);
-                    if I::Wide::REGISTERS >= 32 {
-                        filters::<I, 8>(isa, tiles, v, dy, width, products);
-                    } else {
-                        filters::<I, 4>(isa, tiles, v, dy, width, products);
-                        let products = products.add(4 * PANEL);
-                        filters::<I, 4>(isa, tiles, v.add(4), dy, width, products);
-                    }
-                }
-            }
-            let s = isa.narrow();
-            for c in 0..(channels - block * BLOCK).min(BLOCK) {
-                for filter in (0..width).step_by(BLOCK) {
-                    // SAFETY: the products have a row of PANEL numbers for each of eight channels
-                    // of a frequency, dw has 9 rows of `width` for each channel.
-                    unsafe {
-                        let from = products.as_ptr().add(c * PANEL + filter);
-                        let to = dw.as_mut_ptr().add((block * BLOCK + c) * 9 * width + filter);
-                        back::<_, M>(s, from, to, width);
-                    }
+                    let from = products.as_ptr().add(c * PANEL + filter);
+                    let to = dw.as_mut_ptr().add(c * taps * width + filter);
+                    back::<_, D, A>(isa.narrow(), from, to, width);
                 }
             }
         }
@@ -961,24 +927,25 @@ impl Correlate<'_> {
 /// `from` is valid for reads of eight numbers of each frequency, `to` for writes of eight of each
 /// tap, in rows of `width`.
 #[inline(always)]
-unsafe fn back<S: Simd, const M: usize>(s: S, from: *const f32, to: *mut f32, width: usize) {
-    let mut half = [[s.zero(); 6]; 3];
+unsafe fn back<S: Simd, D: Axis, A: Axis>(s: S, from: *const f32, to: *mut f32, width: usize) {
+    let mut half = [[s.zero(); MOST]; MOST];
     // SAFETY: the caller says that this may be read and written.
     unsafe {
-        for j in 0..M + 2 {
-            let mut d = [s.zero(); 6];
-            for i in 0..M + 2 {
-                d[i] = s.load_ptr(from.add((i * (M + 2) + j) * BLOCK * PANEL));
+        for j in 0..A::T {
+            let mut d = [s.zero(); MOST];
+            for i in 0..D::T {
+                d[i] = s.load_ptr(from.add((i * A::T + j) * BLOCK * PANEL));
             }
-            let d = unweigh::<S, M>(s, d);
-            for i in 0..3 {
+            let d = unweigh::<_, D>(s, d);
+            for i in 0..D::R {
                 half[i][j] = d[i];
             }
         }
-        for (i, half) in half.into_iter().enumerate() {
-            for (j, w) in unweigh::<S, M>(s, half).into_iter().enumerate() {
-                let to = to.add((i * 3 + j) * width);
-                s.store_ptr(s.add(s.load_ptr(to), w), to);
+        for i in 0..D::R {
+            let w = unweigh::<_, A>(s, half[i]);
+            for j in 0..A::R {
+                let to = to.add((i * A::R + j) * width);
+                s.store_ptr(s.add(s.load_ptr(to), w[j]), to);
             }
         }
     }

@@ -49,20 +49,27 @@ use crate::blocks::{BLOCK, padded};
 pub enum Precision {
     /// As sums of products, each rounded as such.
     Exact,
-    /// Kernels of 3x3 with stride 1 may be computed by Winograd's minimal filtering (Lavin and
-    /// Gray, "Fast algorithms for convolutional neural networks", 2016), where that is faster. The
-    /// error is then at most [`ERROR_4X4`](Self::ERROR_4X4).
+    /// Kernels of 3x3, 5x5, 1x3 and 3x1 with stride 1 may be computed by Winograd's minimal
+    /// filtering (Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016), where
+    /// that is faster. The error is then at most the constant of the kernel and the tile, of which
+    /// [`ERROR_4X4`](Self::ERROR_4X4) and [`ERROR_2X4`](Self::ERROR_2X4) are the largest.
     #[default]
     Fast,
 }
 
 impl Precision {
-    /// The largest error of a fast convolution in tiles of 4x4 outputs, as a part of the largest
-    /// output, for normal data and up to 512 channels.
+    /// The largest error of a fast convolution of 3x3 in tiles of 4x4 outputs, as a part of the
+    /// largest output, for normal data and up to 512 channels.
     pub const ERROR_4X4: f32 = 1e-5;
 
     /// The same in tiles of 2x2.
     pub const ERROR_2X2: f32 = 2e-6;
+
+    /// The same of 5x5, in tiles of 2x4.
+    pub const ERROR_2X4: f32 = 1e-5;
+
+    /// The same of 1x3 and 3x1, in tiles of 1x6 and 6x1.
+    pub const ERROR_1X6: f32 = 5e-6;
 }
 
 /// Tasks that a pass is cut into, where the shape has as many.

@@ -118,17 +118,30 @@ fn the_caller_says_how_exactly() {
         let own = Conv::new(conv, shape, Layout::Nchw8c, precision).unwrap();
         (own.transformed().is_some(), own.transformed_back().is_some())
     };
-    let shape = Shape::new(8, 64, 16, 16);
-    let conv = Conv2d { pad: (1, 1), ..Conv2d::new(64, 3) };
-    assert_eq!(of(Precision::Fast, conv, shape), (true, true));
-    assert_eq!(of(Precision::Exact, conv, shape), (false, false));
-    assert_eq!(of(Precision::Fast, Conv2d::new(64, 5), shape), (false, false));
-    let [exact, fast] = [Precision::Exact, Precision::Fast]
-        .map(|precision| passes((Instructions::best(), precision), conv, shape, Layout::Nchw8c));
-    // Other roundings: the choice reaches the kernels of all three passes.
-    for pass in 0..3 {
-        assert!(exact[pass] != fast[pass], "{pass}");
+    let conv = |r, s| Conv2d { kernel: (r, s), pad: (r / 2, s / 2), ..Conv2d::new(64, 1) };
+    for (conv, shape) in [
+        (conv(3, 3), Shape::new(8, 64, 16, 16)),
+        (conv(3, 3), Shape::new(8, 64, 6, 6)),
+        (conv(5, 5), Shape::new(8, 64, 8, 8)),
+        (conv(1, 3), Shape::new(8, 64, 1, 100)),
+        (conv(3, 1), Shape::new(8, 64, 13, 8)),
+    ] {
+        assert_eq!(of(Precision::Fast, conv, shape), (true, true));
+        assert_eq!(of(Precision::Exact, conv, shape), (false, false));
+        for layout in [Layout::Nchw8c, Layout::Nchw] {
+            let [exact, fast] = [Precision::Exact, Precision::Fast]
+                .map(|precision| passes((Instructions::best(), precision), conv, shape, layout));
+            // Other roundings: the choice reaches the kernels of all three passes, but that of
+            // backward data where x does not lie in blocks.
+            for pass in 0..3 {
+                let taken = pass != 1 || layout == Layout::Nchw8c;
+                assert_eq!(exact[pass] != fast[pass], taken, "{pass} {shape} {conv:?} {layout:?}");
+            }
+        }
     }
+    let shape = Shape::new(8, 64, 16, 16);
+    assert_eq!(of(Precision::Fast, conv(4, 4), shape), (false, false));
+    assert_eq!(of(Precision::Fast, Conv2d { stride: (2, 1), ..conv(5, 5) }, shape), (false, false));
 }
 
 /// Numbers in a row that anyone can draw again.
@@ -143,7 +156,7 @@ impl Draw {
 
 const CHANNELS: [u32; 13] = [1, 2, 3, 5, 6, 7, 8, 9, 15, 16, 17, 24, 33];
 const SIDES: [u32; 9] = [1, 2, 3, 5, 7, 8, 13, 16, 28];
-const KERNELS: [(u8, u8); 7] = [(1, 1), (1, 3), (3, 3), (5, 5), (7, 1), (2, 2), (4, 3)];
+const KERNELS: [(u8, u8); 8] = [(1, 1), (1, 3), (3, 1), (3, 3), (5, 5), (7, 1), (2, 2), (4, 3)];
 
 #[test]
 fn drawn_shapes() {
@@ -191,10 +204,6 @@ fn shapes_at_the_edges() {
         (Shape::new(1, 3, 2, 1100), Conv2d { pad: (1, 3), stride: (1, 2), ..conv(5, 2, 7) }),
         // Large weights, whose gradient is split among channels.
         (Shape::new(2, 200, 3, 3), Conv2d { pad: (1, 1), ..conv(80, 3, 3) }),
-        // In the Winograd domain: by samples, by panels, with other padding.
-        (Shape::new(18, 40, 9, 10), Conv2d { pad: (1, 1), ..conv(70, 3, 3) }),
-        (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..conv(170, 3, 3) }),
-        (Shape::new(2, 33, 12, 11), Conv2d { pad: (0, 2), ..conv(33, 3, 3) }),
         // A stride beyond the kernel: taps reach some places of dx only.
         (Shape::new(2, 9, 7, 8), Conv2d { stride: (3, 2), ..conv(10, 1, 1) }),
         (Shape::new(2, 3, 11, 11), Conv2d { stride: (4, 4), pad: (2, 2), ..conv(12, 5, 5) }),
@@ -240,6 +249,30 @@ fn shapes_at_the_edges() {
     }
 }
 
+/// By samples, by panels, and with other padding, of every kernel that the Winograd domain has.
+#[test]
+fn shapes_in_the_winograd_domain() {
+    let conv = |k, r, s| Conv2d { kernel: (r, s), ..Conv2d::new(k, 1) };
+    let cases = [
+        (Shape::new(18, 40, 9, 10), Conv2d { pad: (1, 1), ..conv(70, 3, 3) }),
+        (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..conv(170, 3, 3) }),
+        (Shape::new(2, 33, 12, 11), Conv2d { pad: (0, 2), ..conv(33, 3, 3) }),
+        (Shape::new(5, 40, 9, 11), Conv2d { pad: (2, 2), ..conv(33, 5, 5) }),
+        (Shape::new(6, 33, 7, 8), Conv2d { pad: (4, 1), ..conv(70, 5, 5) }),
+        (Shape::new(16, 40, 4, 4), Conv2d { pad: (2, 2), ..conv(72, 5, 5) }),
+        (Shape::new(3, 33, 1, 157), Conv2d { pad: (0, 1), ..conv(70, 1, 3) }),
+        (Shape::new(18, 40, 5, 20), Conv2d { pad: (0, 2), ..conv(33, 1, 3) }),
+        (Shape::new(12, 136, 1, 11), Conv2d { pad: (0, 1), ..conv(170, 1, 3) }),
+        (Shape::new(2, 33, 50, 3), Conv2d { pad: (1, 0), ..conv(40, 3, 1) }),
+    ];
+    for (shape, conv) in cases {
+        let own = Conv::new(conv, shape, Layout::Nchw8c, Precision::Fast).unwrap();
+        let taken = (own.transformed().is_some(), own.transformed_back().is_some());
+        assert_eq!(taken, (true, true), "{shape} {conv:?}");
+        check(conv, shape);
+    }
+}
+
 #[test]
 fn threads_change_no_bit() {
     let cases = [
@@ -248,6 +281,8 @@ fn threads_change_no_bit() {
         (Shape::new(1, 16, 28, 28), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
         (Shape::new(20, 24, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(72, 3) }),
         (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(300, 3) }),
+        (Shape::new(20, 24, 6, 5), Conv2d { pad: (2, 2), ..Conv2d::new(72, 5) }),
+        (Shape::new(5, 72, 1, 90), Conv2d { kernel: (1, 3), ..Conv2d::new(72, 1) }),
     ];
     let precisions = [Precision::Exact, Precision::Fast];
     for ((shape, conv), precision) in
@@ -271,6 +306,9 @@ fn scratch_grows_with_the_batch() {
         (Shape::new(1, 64, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(70, 3) }),
         (Shape::new(1, 512, 2, 2), Conv2d { pad: (1, 1), ..Conv2d::new(512, 3) }),
         (Shape::new(1, 40, 13, 6), Conv2d { pad: (0, 2), ..Conv2d::new(40, 3) }),
+        (Shape::new(1, 64, 5, 6), Conv2d { pad: (2, 2), ..Conv2d::new(70, 5) }),
+        (Shape::new(1, 256, 1, 9), Conv2d { kernel: (1, 3), ..Conv2d::new(300, 1) }),
+        (Shape::new(1, 6, 6, 6), Conv2d::new(8, 3)),
     ] {
         for (precision, layout) in [Precision::Exact, Precision::Fast]
             .into_iter()
@@ -308,6 +346,8 @@ fn what_is_fused() {
         // In the Winograd domain, by samples and by panels.
         (Shape::new(19, 40, 8, 8), Conv2d { pad: (1, 1), ..Conv2d::new(40, 3) }),
         (Shape::new(3, 136, 4, 4), Conv2d { pad: (1, 1), ..Conv2d::new(100, 3) }),
+        (Shape::new(3, 40, 7, 8), Conv2d { pad: (2, 2), ..Conv2d::new(40, 5) }),
+        (Shape::new(3, 40, 4, 40), Conv2d { kernel: (1, 3), ..Conv2d::new(40, 1) }),
         (Shape::new(2, 9, 70, 33), Conv2d { pad: (1, 1), ..Conv2d::new(17, 3) }),
         (Shape::new(2, 6, 6, 6), Conv2d { groups: 2, ..Conv2d::new(10, 3) }),
     ];

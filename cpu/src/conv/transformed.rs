@@ -52,11 +52,8 @@ impl Transformed {
     /// The pass from dy to dx, as a forward pass.
     pub(super) fn turned(problem: &Problem) -> Option<Self> {
         let Problem { c, h, w, k, p, q, kernel, pad, .. } = *problem;
-        let back = |pad: usize| 2usize.checked_sub(pad);
-        if kernel != (3, 3) {
-            return None;
-        }
-        let pad = (back(pad.0)?, back(pad.1)?);
+        let back = |taps: usize, pad: usize| taps.checked_sub(1 + pad);
+        let pad = (back(kernel.0, pad.0)?, back(kernel.1, pad.1)?);
         Self::forward(&Problem { c: k, h: p, w: q, k: c, p: h, q: w, pad, ..*problem }, false)
     }
 
@@ -78,15 +75,13 @@ impl Transformed {
 
     /// Samples that are pooled together.
     fn pooled(&self) -> usize {
-        let tiles = (self.problem.p * self.problem.q).div_ceil(16).max(1);
-        POOLED_TILES.div_ceil(tiles).min(self.samples())
+        POOLED_TILES.div_ceil(self.winograd.each()).min(self.samples())
     }
 
-    /// The largest of what `of` gives for tiles of either size: with fewer samples the other may
-    /// be the faster one.
+    /// The largest of what `of` gives for any form: with fewer samples another may be the fastest.
     fn most(&self, of: impl Fn(&Self) -> usize) -> usize {
-        let tiles = [4, 2].into_iter().filter_map(|tile| Winograd::new(&self.problem, tile));
-        tiles.map(|winograd| of(&Self { winograd, ..*self })).max().unwrap_or(0)
+        let all = Winograd::every(&self.problem);
+        all.map(|winograd| of(&Self { winograd, ..*self })).max().unwrap_or(0)
     }
 
     /// Numbers of scratch, and never fewer for more samples.

@@ -1,4 +1,4 @@
-//! Winograd convolution: 3x3 kernels with stride 1, in tiles of 4x4 or 2x2 outputs.
+//! Winograd convolution: kernels of 3x3, 5x5, 1x3 and 3x1 with stride 1.
 //!
 //! The kernels and the names U, V and M are those of [`arch::winograd`](crate::arch::winograd).
 //! Tiles of all samples of a task are counted through and taken a block at a time: V of the block
@@ -10,19 +10,16 @@
 //! Every output is one sum over channels in their order, so its bits depend neither on the samples
 //! beside it nor on how tasks are cut.
 //!
-//! With normal data, the largest error is at most [`Precision::ERROR_4X4`] or
-//! [`Precision::ERROR_2X2`] of the largest output.
-//!
-//! [`Precision::ERROR_4X4`]: super::Precision::ERROR_4X4
-//! [`Precision::ERROR_2X2`]: super::Precision::ERROR_2X2
+//! With normal data, the largest error of each form is at most a part of the largest output that
+//! [`Precision`](super::Precision) has as a constant.
 
 use core::ops::Range;
 
 use super::problem::{Epilogue, Problem};
 use crate::arch::Instructions;
 use crate::arch::winograd::{
-    Correlate, Gather, Grid, Groups, Join, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP, Scatter,
-    Spread, Weigh, frequencies,
+    Correlate, Form, Gather, Grid, Groups, Join, Multiply, PANEL, PRODUCTS, Panels, Rows, STRIP,
+    Scatter, Spread, Unweigh, Weigh,
 };
 
 /// Channels of a block.
@@ -45,15 +42,19 @@ const PANELS_LEN: usize = 700 << 10;
 /// Tiles that a block has at least, where there are as many: U is read once for each block.
 const TILES: usize = 32;
 
-/// Multiplications of the products that take as long as the transforms of a block of a tile, and
-/// as that of the weights of a channel and filter, with tiles of 4x4: measured.
-const TRANSFORMS_4: (f64, f64) = (2500.0, 300.0);
-
-/// The same with tiles of 2x2.
-const TRANSFORMS_2: (f64, f64) = (700.0, 180.0);
-
-/// The same for one multiplication of the plain sum.
+/// Multiplications of the products that take as long as one of the plain sum: measured.
 const PLAIN: f64 = 1.2;
+
+/// Multiplications of the products that take as long as the transforms of a block of a tile, and
+/// as that of the weights of a channel and filter: measured.
+const fn transforms(form: Form) -> (f64, f64) {
+    match form {
+        Form::Four => (2500.0, 300.0),
+        Form::Two => (700.0, 180.0),
+        Form::Five => (4500.0, 2500.0),
+        Form::Row | Form::Column => (500.0, 125.0),
+    }
+}
 
 /// A Winograd convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,38 +73,51 @@ const fn stride(rows: usize, len: usize) -> usize {
 }
 
 impl Winograd {
-    /// `None` where the kernel is not 3x3, or has strides, groups, or more padding than 2.
-    pub(crate) fn new(problem: &Problem, tile: usize) -> Option<Self> {
+    /// `None` where the kernel is not that of the form, or has strides, groups, or more padding
+    /// than the taps after the first.
+    pub(crate) fn new(problem: &Problem, form: Form) -> Option<Self> {
         let Problem { n, c, h, w, k, p, q, kernel, stride, pad, groups } = *problem;
-        let applies = kernel == (3, 3) && stride == (1, 1) && groups == 1;
-        let fits = p + 2 == h + 2 * pad.0 && q + 2 == w + 2 * pad.1 && pad.0 <= 2 && pad.1 <= 2;
+        let applies = kernel == form.kernel() && stride == (1, 1) && groups == 1;
+        let more = (kernel.0.checked_sub(1)?, kernel.1.checked_sub(1)?);
+        let fits = p + more.0 == h + 2 * pad.0 && q + more.1 == w + 2 * pad.1;
+        let fits = fits && pad.0 <= more.0 && pad.1 <= more.1;
         let some = [n, c, k, p, q].iter().all(|&size| size > 0);
-        (applies && fits && some && (tile == 2 || tile == 4)).then_some(Self {
-            grid: Grid { m: tile, input: (h, w), output: (p, q), pad },
-            samples: n,
-            c,
-            k,
-        })
+        let grid = Grid { form, input: (h, w), output: (p, q), pad };
+        (applies && fits && some).then_some(Self { grid, samples: n, c, k })
+    }
+
+    /// All that apply to a problem.
+    pub(crate) fn every(problem: &Problem) -> impl Iterator<Item = Self> {
+        Form::ALL.into_iter().filter_map(|form| Self::new(problem, form))
     }
 
     /// What is fastest for a problem; `None` where that is the plain sum, or no Winograd
     /// convolution applies.
     pub(crate) fn best(problem: &Problem) -> Option<Self> {
-        let candidates = [4, 2].into_iter().filter_map(|tile| Self::new(problem, tile));
-        let fastest = candidates.min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
-        let sizes = [problem.n, problem.p, problem.q, problem.c, 9];
+        let fastest = Self::every(problem).min_by(|a, b| a.cost().total_cmp(&b.cost()))?;
+        let sizes = [problem.n, problem.p, problem.q, fastest.weights()];
         let plain = sizes.map(|size| size as f64).iter().product::<f64>();
         let plain = PLAIN * plain * problem.k.next_multiple_of(BLOCK) as f64;
         (fastest.cost() < plain).then_some(fastest)
     }
 
-    /// The time that it takes, in multiplications of the products.
+    /// The time that it takes, in multiplications of the products. It is linear in the samples, so
+    /// that what pays for some samples pays for more, and scratch for many suffices for fewer.
     fn cost(&self) -> f64 {
         let [c, k] = [self.c, self.k].map(|size| size.next_multiple_of(BLOCK) as f64);
-        let (tile, pair) = if self.grid.m == 4 { TRANSFORMS_4 } else { TRANSFORMS_2 };
-        let tiles = self.samples as f64 * self.grid.len() as f64;
-        let products = tiles * frequencies(self.grid.m) as f64 * c * k;
+        let (tile, pair) = transforms(self.grid.form);
+        let tiles = self.samples as f64 * self.each() as f64;
+        let products = tiles * self.frequencies() as f64 * c * k;
         products + tile * tiles * (c + k) / BLOCK as f64 + pair * c * k
+    }
+
+    const fn frequencies(&self) -> usize {
+        self.grid.form.frequencies()
+    }
+
+    /// Channels and taps of a filter.
+    const fn weights(&self) -> usize {
+        self.c * self.grid.form.taps()
     }
 
     const fn blocks(&self) -> usize {
@@ -123,27 +137,32 @@ impl Winograd {
 
     /// Numbers of U of a whole panel.
     pub(crate) const fn panel(&self) -> usize {
-        frequencies(self.grid.m).saturating_mul(self.u_stride(PANEL))
+        self.frequencies().saturating_mul(self.u_stride(PANEL))
     }
 
     /// Numbers of U.
     pub(crate) const fn packed(&self) -> usize {
         let last = match self.k.next_multiple_of(BLOCK) % PANEL {
             0 => 0,
-            width => frequencies(self.grid.m).saturating_mul(self.u_stride(width)),
+            width => self.frequencies().saturating_mul(self.u_stride(width)),
         };
         (self.k.next_multiple_of(BLOCK) / PANEL).saturating_mul(self.panel()).saturating_add(last)
     }
 
     /// Tiles of a block that takes about `len` numbers.
     fn tiles(&self, len: usize) -> usize {
-        let tile = frequencies(self.grid.m) * (self.blocks() * BLOCK + PANEL);
+        let tile = self.frequencies() * (self.blocks() * BLOCK + PANEL);
         (len / tile).max(TILES).min(self.all()).next_multiple_of(2)
+    }
+
+    /// Tiles of a sample.
+    pub(crate) const fn each(&self) -> usize {
+        self.grid.len()
     }
 
     /// Tiles of all samples.
     const fn all(&self) -> usize {
-        self.samples.saturating_mul(self.grid.len())
+        self.samples.saturating_mul(self.each())
     }
 
     /// Numbers of scratch for a running task.
@@ -154,14 +173,14 @@ impl Winograd {
     /// Numbers of scratch for a block of tiles.
     fn block_lane(&self, tiles: usize) -> usize {
         let (v, m) = (stride(tiles, self.blocks() * BLOCK), stride(tiles, PANEL));
-        frequencies(self.grid.m).saturating_mul(v.saturating_add(m)).saturating_add(STRIP)
+        self.frequencies().saturating_mul(v.saturating_add(m)).saturating_add(STRIP)
     }
 
     /// Writes U of some panels, from panel `first` on: as many as `packed` holds, each of
     /// [`panel`](Self::panel) numbers but the last.
     ///
-    /// `weight` is (K, C, 3, 3). For backward data (`transposed`) this is the convolution from dy
-    /// to dx, and so `weight` is (C, K, 3, 3) in the names used here, and its taps are turned
+    /// `weight` is (K, C, R, S). For backward data (`transposed`) this is the convolution from dy
+    /// to dx, and so `weight` is (C, K, R, S) in the names used here, and its taps are turned
     /// round. `scale` has a factor for each of the first axis, or is empty.
     pub(crate) fn pack(
         &self,
@@ -172,11 +191,11 @@ impl Winograd {
         first: usize,
         packed: &mut [f32],
     ) {
-        assert!(weight.len() >= self.k * self.c * 9);
+        assert!(weight.len() >= self.k * self.weights());
         for (panel, u) in (first..).zip(packed.chunks_mut(self.panel())) {
             let width = self.width(panel);
             instructions.run(Weigh {
-                m: self.grid.m,
+                form: self.grid.form,
                 weight,
                 transposed,
                 scale,
@@ -216,7 +235,7 @@ impl Winograd {
     /// [`run_panels`](Self::run_panels), rather than some samples: where there is much U for few
     /// tiles, it is better made where it is used than kept.
     pub(crate) fn by_panels(&self) -> bool {
-        let v = stride(self.all(), self.blocks() * BLOCK).saturating_mul(frequencies(self.grid.m));
+        let v = stride(self.all(), self.blocks() * BLOCK).saturating_mul(self.frequencies());
         v <= PANELS_LEN && self.packed() > 2 * v
     }
 
@@ -229,7 +248,7 @@ impl Winograd {
     /// which tasks would have panels; 0 where there is none.
     pub(crate) fn most_panels_lane(&self) -> usize {
         let v = PANELS_LEN.min(self.packed() / 2);
-        let tiles = v / (frequencies(self.grid.m) * self.blocks() * BLOCK);
+        let tiles = v / (self.frequencies() * self.blocks() * BLOCK);
         match tiles.min(self.all()) {
             0 => 0,
             tiles => self.panel().saturating_add(self.block_lane(tiles + tiles % 2)),
@@ -275,7 +294,7 @@ impl Winograd {
         let groups = Groups::new(tiles.len(), instructions.run(Rows));
         let v_stride = stride(groups.padded(), blocks * BLOCK);
         let (strip, lane) = lane.split_at_mut(STRIP);
-        let (v, m) = lane.split_at_mut(frequencies(grid.m) * v_stride);
+        let (v, m) = lane.split_at_mut(self.frequencies() * v_stride);
         let range = tiles.clone();
         instructions.run(Spread {
             grid,
@@ -314,7 +333,7 @@ impl Block<'_> {
         let (groups, width) = (self.groups, self.winograd.width(panel));
         let m_stride = stride(groups.padded(), PANEL);
         instructions.run(Multiply {
-            frequencies: frequencies(self.winograd.grid.m),
+            frequencies: self.winograd.frequencies(),
             groups,
             blocks: self.winograd.blocks(),
             v: self.v,
@@ -351,7 +370,7 @@ impl Winograd {
 
     /// Numbers of a partial gradient.
     pub(crate) const fn partial(&self) -> usize {
-        self.c * 9 * self.k.next_multiple_of(BLOCK)
+        self.weights() * self.k.next_multiple_of(BLOCK)
     }
 
     /// Adds what some whole samples give to a partial gradient of the weights, in the order panel,
@@ -368,14 +387,14 @@ impl Winograd {
         partial: &mut [f32],
         lane: &mut [f32],
     ) {
-        let (grid, blocks, m) = (self.grid, self.blocks(), self.grid.m);
+        let (grid, blocks) = (self.grid, self.blocks());
         let (strip, lane) = lane.split_at_mut(STRIP);
         let (products, lane) = lane.split_at_mut(PRODUCTS);
         for tiles in even(samples * grid.len(), self.tiles(GRADIENT_LEN)) {
             let groups = Groups::one(tiles.len());
             let v_stride = stride(groups.padded(), blocks * BLOCK);
             let dy_stride = stride(groups.padded(), PANEL);
-            let (v, scattered) = lane.split_at_mut(frequencies(m) * v_stride);
+            let (v, scattered) = lane.split_at_mut(self.frequencies() * v_stride);
             let tiles = || tiles.clone();
             instructions.run(Spread {
                 grid,
@@ -398,29 +417,32 @@ impl Winograd {
                     m: scattered,
                     stride: dy_stride,
                 });
-                instructions.run(Correlate {
-                    m,
-                    tiles: tiles().len(),
-                    channels: self.c,
-                    v,
-                    v_stride,
-                    dy: scattered,
-                    dy_stride,
-                    width,
-                    products,
-                    dw,
-                });
+                for (block, dw) in dw.chunks_mut(BLOCK * grid.form.taps() * width).enumerate() {
+                    instructions.run(Correlate {
+                        frequencies: self.frequencies(),
+                        tiles: tiles().len(),
+                        block,
+                        v,
+                        v_stride,
+                        dy: scattered,
+                        dy_stride,
+                        width,
+                        products,
+                    });
+                    let channels = (self.c - block * BLOCK).min(BLOCK);
+                    instructions.run(Unweigh { form: grid.form, channels, width, products, dw });
+                }
             }
         }
     }
 
     /// Numbers of the gradient of the weights of a whole panel.
     pub(crate) const fn panel_weights(&self) -> usize {
-        PANEL * self.c * 9
+        PANEL * self.weights()
     }
 
     /// Adds a panel of a partial gradient to the gradient of the weights of its filters, in the
-    /// order (K, C, 3, 3): those from `panel * panel_weights()` on.
+    /// order (K, C, R, S): those from `panel * panel_weights()` on.
     pub(crate) fn join(
         &self,
         instructions: Instructions,
@@ -429,7 +451,7 @@ impl Winograd {
         dw: &mut [f32],
     ) {
         let width = self.width(panel);
-        instructions.run(Join { width, weights: self.c * 9, partial, dw });
+        instructions.run(Join { width, weights: self.weights(), partial, dw });
     }
 }
 
@@ -454,8 +476,13 @@ mod tests {
     use crate::conv::Precision;
     use crate::conv::problem::Clamp;
 
-    fn error(tile: usize) -> f64 {
-        f64::from(if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 })
+    fn error(form: Form) -> f64 {
+        f64::from(match form {
+            Form::Four => Precision::ERROR_4X4,
+            Form::Two => Precision::ERROR_2X2,
+            Form::Five => Precision::ERROR_2X4,
+            Form::Row | Form::Column => Precision::ERROR_1X6,
+        })
     }
 
     fn wide(x: &[f32]) -> Vec<f64> {
@@ -494,9 +521,10 @@ mod tests {
         }
     }
 
-    fn conv(k: usize, pad: (usize, usize)) -> Conv2d {
-        let pad = (u8::try_from(pad.0).unwrap(), u8::try_from(pad.1).unwrap());
-        Conv2d { pad, bias: false, ..Conv2d::new(u32::try_from(k).unwrap(), 3) }
+    fn conv(kernel: (usize, usize), k: usize, pad: (usize, usize)) -> Conv2d {
+        let pair = |(a, b)| (u8::try_from(a).unwrap(), u8::try_from(b).unwrap());
+        let (kernel, pad) = (pair(kernel), pair(pad));
+        Conv2d { kernel, pad, bias: false, ..Conv2d::new(u32::try_from(k).unwrap(), 1) }
     }
 
     fn shape(n: usize, c: usize, h: usize, w: usize) -> Shape {
@@ -506,7 +534,7 @@ mod tests {
 
     /// The convolution from dy to dx.
     fn turned(p: Problem) -> Problem {
-        let pad = (2 - p.pad.0, 2 - p.pad.1);
+        let pad = (p.kernel.0 - 1 - p.pad.0, p.kernel.1 - 1 - p.pad.1);
         Problem { c: p.k, h: p.p, w: p.q, k: p.c, p: p.h, q: p.w, pad, ..p }
     }
 
@@ -514,15 +542,19 @@ mod tests {
     type Case = ([usize; 4], usize, (usize, usize));
 
     /// Every size of the lists with many others, and some by hand.
-    fn cases() -> Vec<Case> {
+    fn cases(form: Form) -> Vec<Case> {
         const CHANNELS: [usize; 9] = [1, 3, 8, 9, 16, 17, 24, 33, 64];
         const SIDES: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16];
+        let (r, s) = form.kernel();
         let mut cases = vec![
-            ([1, 1, 1, 1], 1, (1, 1)),
-            ([3, 8, 3, 3], 8, (0, 0)),
-            ([1, 16, 1, 16], 16, (2, 0)),
-            ([2, 8, 16, 1], 56, (0, 2)),
-            ([2, 40, 9, 5], 40, (1, 1)),
+            ([1, 1, 1, 1], 1, (r / 2, s / 2)),
+            ([3, 8, r, s], 8, (0, 0)),
+            ([1, 16, 1, 16], 16, (r - 1, 0)),
+            ([2, 8, 16, 1], 56, (0, s - 1)),
+            ([2, 40, 9, 5], 40, (r / 2, s / 2)),
+            // Tiles of several strips, of which some touch no padding.
+            ([2, 16, 1, 75], 8, (r / 2, s / 2)),
+            ([1, 8, 75, 1], 16, (r / 2, s / 2)),
         ];
         let mut state = 7u32;
         let mut draw = |below: usize| {
@@ -532,11 +564,20 @@ mod tests {
         for i in 0..66 {
             let (c, k) = (CHANNELS[i % 9], CHANNELS[(i / 9 + 4 * i) % 9]);
             let (h, w) = (SIDES[i % 11], SIDES[(i / 11 + 3 * i) % 11]);
-            let pad = |side: usize, drawn: usize| if side < 3 { 2 - drawn % side } else { drawn };
-            let pad = (pad(h, draw(3)), pad(w, draw(3)));
+            // From what leaves one output to what is allowed.
+            let mut pad = |side: usize, taps: usize| {
+                let least = taps.saturating_sub(side).div_ceil(2);
+                least + draw(taps - least)
+            };
+            let pad = (pad(h, r), pad(w, s));
             cases.push(([1 + draw(3), c, h, w], k, pad));
         }
         cases
+    }
+
+    /// The cases of every form.
+    fn all_cases() -> impl Iterator<Item = (Form, Case)> {
+        Form::ALL.into_iter().flat_map(|form| cases(form).into_iter().map(move |case| (form, case)))
     }
 
     fn lane(winograd: &Winograd) -> Vec<f32> {
@@ -560,10 +601,10 @@ mod tests {
 
     #[test]
     fn forward_is_that_of_the_reference() {
-        for (at, (x_shape @ [n, c, h, w], k, pad)) in cases().into_iter().enumerate() {
-            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+        for (at, (form, (x_shape @ [n, c, h, w], k, pad))) in all_cases().enumerate() {
+            let (s, conv) = (shape(n, c, h, w), conv(form.kernel(), k, pad));
             let problem = Problem::new(conv, s).unwrap();
-            let (x, weight) = (values(1, n * c * h * w), values(2, k * c * 9));
+            let (x, weight) = (values(1, n * c * h * w), values(2, k * c * form.taps()));
             let (scale, shift) = (values(3, k), values(4, k));
             let clamp = [
                 Clamp::NONE,
@@ -583,95 +624,86 @@ mod tests {
                 *y = y.max(f64::from(clamp.slope) * *y).min(f64::from(clamp.top));
             }
             let x = blocked(&x, c, h * w);
-            for tile in [2, 4] {
-                let winograd = Winograd::new(&problem, tile).unwrap();
-                for set in Instructions::all() {
-                    let u = packed(&winograd, set, &weight, scale, false);
-                    let epilogue = Epilogue { scale, shift, clamp };
-                    let mut y = vec![f32::NAN; n * k.next_multiple_of(BLOCK) * plane];
-                    winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
-                    let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
-                    compare(&y, &expected, k, plane, largest * error(tile), &what);
-                    // Sample by sample, as threads would.
-                    let mut again = vec![f32::NAN; y.len()];
-                    for (x, y) in x.chunks(x.len() / n).zip(again.chunks_mut(y.len() / n)) {
-                        winograd.run(set, 1, x, &u, &epilogue, y, &mut lane(&winograd));
-                    }
-                    assert!(
-                        y.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()),
-                        "{what}"
-                    );
+            let winograd = Winograd::new(&problem, form).unwrap();
+            for set in Instructions::all() {
+                let u = packed(&winograd, set, &weight, scale, false);
+                let epilogue = Epilogue { scale, shift, clamp };
+                let mut y = vec![f32::NAN; n * k.next_multiple_of(BLOCK) * plane];
+                winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
+                let what = format!("{x_shape:?} {k} {pad:?} {form:?} {set:?}");
+                compare(&y, &expected, k, plane, largest * error(form), &what);
+                // Sample by sample, as threads would.
+                let mut again = vec![f32::NAN; y.len()];
+                for (x, y) in x.chunks(x.len() / n).zip(again.chunks_mut(y.len() / n)) {
+                    winograd.run(set, 1, x, &u, &epilogue, y, &mut lane(&winograd));
                 }
+                assert!(y.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
             }
         }
     }
 
     #[test]
     fn backward_data_is_that_of_the_reference() {
-        for (x_shape @ [n, c, h, w], k, pad) in cases() {
-            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+        for (form, (x_shape @ [n, c, h, w], k, pad)) in all_cases() {
+            let (s, conv) = (shape(n, c, h, w), conv(form.kernel(), k, pad));
             let problem = Problem::new(conv, s).unwrap();
             let plane = problem.p * problem.q;
-            let (dy, weight) = (values(1, n * k * plane), values(2, k * c * 9));
+            let (dy, weight) = (values(1, n * k * plane), values(2, k * c * form.taps()));
             let (x, mut expected) = (vec![0.0; n * c * h * w], vec![0.0; n * c * h * w]);
             let mut dw = vec![0.0; weight.len()];
             let dx = Some(&mut expected[..]);
             conv.backward(s, &x, &wide(&weight), &wide(&dy), dx, &mut dw, &mut []);
             let dy = blocked(&dy, k, plane);
             let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
-            for tile in [2, 4] {
-                let winograd = Winograd::new(&turned(problem), tile).unwrap();
-                for set in Instructions::all() {
-                    let u = packed(&winograd, set, &weight, &[], true);
-                    let mut dx = vec![f32::NAN; n * c.next_multiple_of(BLOCK) * h * w];
-                    winograd.run(set, n, &dy, &u, &epilogue, &mut dx, &mut lane(&winograd));
-                    let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
-                    compare(&dx, &expected, c, h * w, largest(&expected) * error(tile), &what);
-                }
+            let winograd = Winograd::new(&turned(problem), form).unwrap();
+            for set in Instructions::all() {
+                let u = packed(&winograd, set, &weight, &[], true);
+                let mut dx = vec![f32::NAN; n * c.next_multiple_of(BLOCK) * h * w];
+                winograd.run(set, n, &dy, &u, &epilogue, &mut dx, &mut lane(&winograd));
+                let what = format!("{x_shape:?} {k} {pad:?} {form:?} {set:?}");
+                compare(&dx, &expected, c, h * w, largest(&expected) * error(form), &what);
             }
         }
     }
 
     #[test]
     fn weight_gradients_are_those_of_the_reference() {
-        for (x_shape @ [n, c, h, w], k, pad) in cases() {
-            let (s, conv) = (shape(n, c, h, w), conv(k, pad));
+        for (form, (x_shape @ [n, c, h, w], k, pad)) in all_cases() {
+            let (s, conv) = (shape(n, c, h, w), conv(form.kernel(), k, pad));
             let problem = Problem::new(conv, s).unwrap();
             let plane = problem.p * problem.q;
             let (x, dy) = (values(1, n * c * h * w), values(2, n * k * plane));
-            let weight = vec![0.0; k * c * 9];
+            let weight = vec![0.0; k * c * form.taps()];
             let mut expected = weight.clone();
             conv.backward(s, &wide(&x), &weight, &wide(&dy), None, &mut expected, &mut []);
             let (x, dy) = (blocked(&x, c, h * w), blocked(&dy, k, plane));
-            for tile in [2, 4] {
-                let winograd = Winograd::new(&problem, tile).unwrap();
-                for set in Instructions::all() {
-                    // Two lanes, of which the second has the last sample.
-                    let mut partials = vec![0.0; 2 * winograd.partial()];
-                    let (one, two) = partials.split_at_mut(winograd.partial());
-                    let mut lane = vec![f32::NAN; winograd.gradient_lane()];
-                    let (x, dy) = (x.chunks(x.len() / n), dy.chunks(dy.len() / n));
-                    for (at, (x, dy)) in x.zip(dy).enumerate() {
-                        let partial = if at + 1 < n { &mut *one } else { &mut *two };
-                        // Panel by panel, as threads would.
-                        let partial = partial.chunks_mut(winograd.panel_weights());
-                        for (panel, partial) in partial.enumerate() {
-                            winograd.gradient(set, 1, x, dy, panel, partial, &mut lane);
-                        }
+            let winograd = Winograd::new(&problem, form).unwrap();
+            for set in Instructions::all() {
+                // Two lanes, of which the second has the last sample.
+                let mut partials = vec![0.0; 2 * winograd.partial()];
+                let (one, two) = partials.split_at_mut(winograd.partial());
+                let mut lane = vec![f32::NAN; winograd.gradient_lane()];
+                let (x, dy) = (x.chunks(x.len() / n), dy.chunks(dy.len() / n));
+                for (at, (x, dy)) in x.zip(dy).enumerate() {
+                    let partial = if at + 1 < n { &mut *one } else { &mut *two };
+                    // Panel by panel, as threads would.
+                    let partial = partial.chunks_mut(winograd.panel_weights());
+                    for (panel, partial) in partial.enumerate() {
+                        winograd.gradient(set, 1, x, dy, panel, partial, &mut lane);
                     }
-                    let mut dw = vec![1.0; k * c * 9];
-                    for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
-                        for partial in partials.chunks(winograd.partial()) {
-                            let partial = &partial[panel * winograd.panel_weights()..];
-                            winograd.join(set, panel, partial, dw);
-                        }
+                }
+                let mut dw = vec![1.0; k * c * form.taps()];
+                for (panel, dw) in dw.chunks_mut(winograd.panel_weights()).enumerate() {
+                    for partial in partials.chunks(winograd.partial()) {
+                        let partial = &partial[panel * winograd.panel_weights()..];
+                        winograd.join(set, panel, partial, dw);
                     }
-                    let most = largest(&expected) * error(tile);
-                    for (got, expected) in dw.iter().zip(&expected) {
-                        let error = (f64::from(*got) - 1.0 - expected).abs();
-                        let what = format!("{x_shape:?} {k} {pad:?} {tile} {set:?}");
-                        assert!(error <= most, "{what}: {got} {expected}");
-                    }
+                }
+                let most = largest(&expected) * error(form);
+                for (got, expected) in dw.iter().zip(&expected) {
+                    let error = (f64::from(*got) - 1.0 - expected).abs();
+                    let what = format!("{x_shape:?} {k} {pad:?} {form:?} {set:?}");
+                    assert!(error <= most, "{what}: {got} {expected}");
                 }
             }
         }
@@ -680,10 +712,12 @@ mod tests {
     #[test]
     fn samples_together_give_the_gradient_of_one_by_one() {
         let (n, c, k, side) = (9, 16, 24, 11);
-        let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
-        let (x, dy) = (values(1, n * c * side * side), values(2, n * k * side * side));
-        for tile in [2, 4] {
-            let winograd = Winograd::new(&problem, tile).unwrap();
+        for form in Form::ALL {
+            let (r, s) = form.kernel();
+            let conv = conv((r, s), k, (r / 2, s / 2));
+            let problem = Problem::new(conv, shape(n, c, side, side)).unwrap();
+            let (x, dy) = (values(1, n * c * side * side), values(2, n * k * side * side));
+            let winograd = Winograd::new(&problem, form).unwrap();
             let mut lane = vec![f32::NAN; winograd.gradient_lane()];
             let (mut all, mut each) =
                 (vec![0.0; winograd.partial()], vec![0.0; winograd.partial()]);
@@ -692,9 +726,8 @@ mod tests {
                 winograd.gradient(Instructions::best(), 1, x, dy, 0, &mut each, &mut lane);
             }
             let largest = each.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            let most =
-                largest * if tile == 4 { Precision::ERROR_4X4 } else { Precision::ERROR_2X2 };
-            assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() <= most));
+            let most = f64::from(largest) * error(form);
+            assert!(all.iter().zip(&each).all(|(a, b)| f64::from((a - b).abs()) <= most));
         }
     }
 
@@ -705,65 +738,71 @@ mod tests {
 
     #[test]
     fn errors_are_within_the_bounds_for_many_channels() {
-        for (c, side) in [(16, 32), (64, 12), (256, 8), (512, 4)] {
-            let (n, k) = (2, 16);
-            let (s, conv) = (shape(n, c, side, side), conv(k, (1, 1)));
+        let sizes = [(16, 32), (64, 12), (256, 8), (512, 4)];
+        for (form, (c, side)) in
+            Form::ALL.into_iter().flat_map(|form| sizes.map(|size| (form, size)))
+        {
+            let ((n, k), (r, s)) = ((2, 16), form.kernel());
+            let (conv, s) = (conv((r, s), k, (r / 2, s / 2)), shape(n, c, side, side));
             let problem = Problem::new(conv, s).unwrap();
             let plane = side * side;
-            let (x, weight) = (normal(1, n * c * plane), normal(2, k * c * 9));
+            let (x, weight) = (normal(1, n * c * plane), normal(2, k * c * form.taps()));
             let mut expected = vec![0.0; n * k * plane];
             conv.forward(s, &wide(&x), &wide(&weight), &[], &mut expected);
             let dy = normal(3, n * k * plane);
-            let mut gradient = vec![0.0; k * c * 9];
+            let mut gradient = vec![0.0; k * c * form.taps()];
             conv.backward(s, &wide(&x), &wide(&weight), &wide(&dy), None, &mut gradient, &mut []);
             let (x, dy) = (blocked(&x, c, plane), blocked(&dy, k, plane));
             let epilogue = Epilogue { scale: &[], shift: &[], clamp: Clamp::NONE };
-            for tile in [2, 4] {
-                let winograd = Winograd::new(&problem, tile).unwrap();
-                for set in Instructions::all() {
-                    let mut dw = vec![0.0; k * c * 9];
-                    let mut partial = vec![0.0; winograd.partial()];
-                    let mut scratch = vec![f32::NAN; winograd.gradient_lane()];
-                    winograd.gradient(set, n, &x, &dy, 0, &mut partial, &mut scratch);
-                    winograd.join(set, 0, &partial, &mut dw);
-                    let most = largest(&gradient) * error(tile);
-                    let errors = dw.iter().zip(&gradient).map(|(a, b)| (f64::from(*a) - b).abs());
-                    assert!(errors.fold(0.0, f64::max) <= most, "{c} {tile} {set:?}");
-                    let u = packed(&winograd, set, &weight, &[], false);
-                    let mut y = vec![f32::NAN; n * k * plane];
-                    winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
-                    compare(
-                        &y,
-                        &expected,
-                        k,
-                        plane,
-                        largest(&expected) * error(tile),
-                        &format!("{c} {tile} {set:?}"),
-                    );
-                }
+            let winograd = Winograd::new(&problem, form).unwrap();
+            for set in Instructions::all() {
+                let mut dw = vec![0.0; k * c * form.taps()];
+                let mut partial = vec![0.0; winograd.partial()];
+                let mut scratch = vec![f32::NAN; winograd.gradient_lane()];
+                winograd.gradient(set, n, &x, &dy, 0, &mut partial, &mut scratch);
+                winograd.join(set, 0, &partial, &mut dw);
+                let most = largest(&gradient) * error(form);
+                let errors = dw.iter().zip(&gradient).map(|(a, b)| (f64::from(*a) - b).abs());
+                assert!(errors.fold(0.0, f64::max) <= most, "{c} {form:?} {set:?}");
+                let u = packed(&winograd, set, &weight, &[], false);
+                let mut y = vec![f32::NAN; n * k * plane];
+                winograd.run(set, n, &x, &u, &epilogue, &mut y, &mut lane(&winograd));
+                compare(
+                    &y,
+                    &expected,
+                    k,
+                    plane,
+                    largest(&expected) * error(form),
+                    &format!("{c} {form:?} {set:?}"),
+                );
             }
         }
     }
 
     #[test]
-    fn the_fastest_tile_is_chosen_by_shape() {
-        let tile = |n, c, side, k| {
-            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
-            Winograd::best(&problem).map(|winograd| winograd.grid.m)
+    fn the_fastest_form_is_chosen_by_shape() {
+        let best = |kernel: (usize, usize), n, c, (h, w), k| {
+            let conv = conv(kernel, k, (kernel.0 / 2, kernel.1 / 2));
+            Winograd::best(&Problem::new(conv, shape(n, c, h, w)).unwrap())
         };
-        assert_eq!(tile(32, 64, 32, 64), Some(4));
-        assert_eq!(tile(32, 256, 8, 256), Some(4));
-        assert_eq!(tile(32, 512, 4, 512), Some(4));
-        assert_eq!(tile(32, 512, 2, 512), Some(2));
-        let panels = |n, c, side, k| {
-            let problem = Problem::new(conv(k, (1, 1)), shape(n, c, side, side)).unwrap();
-            Winograd::best(&problem).unwrap().by_panels()
-        };
+        let form =
+            |kernel, n, c, side, k| best(kernel, n, c, side, k).map(|winograd| winograd.grid.form);
+        let square = |n, c, side, k| form((3, 3), n, c, (side, side), k);
+        assert_eq!(square(32, 64, 32, 64), Some(Form::Four));
+        assert_eq!(square(32, 256, 8, 256), Some(Form::Four));
+        assert_eq!(square(32, 512, 4, 512), Some(Form::Four));
+        assert_eq!(square(32, 512, 2, 512), Some(Form::Two));
+        let panels = |n, c, side, k| best((3, 3), n, c, (side, side), k).unwrap().by_panels();
         assert!(panels(32, 512, 4, 512) && panels(32, 512, 2, 512));
         assert!(!panels(32, 64, 32, 64) && !panels(32, 256, 8, 256));
         // The first layer of an image has too few channels; one tile does not pay for its weights.
-        assert_eq!(tile(32, 3, 32, 64), None);
-        assert_eq!(tile(1, 512, 2, 512), None);
+        assert_eq!(square(32, 3, 32, 64), None);
+        assert_eq!(square(1, 512, 2, 512), None);
+        assert_eq!(form((5, 5), 32, 64, (16, 16), 192), Some(Form::Five));
+        assert_eq!(form((5, 5), 128, 1, (28, 28), 6), None);
+        assert_eq!(form((1, 3), 32, 64, (1, 1024), 64), Some(Form::Row));
+        assert_eq!(form((1, 3), 32, 1, (1, 1024), 64), None);
+        assert_eq!(form((3, 1), 32, 64, (17, 17), 64), Some(Form::Column));
     }
 
     #[test]
@@ -771,15 +810,17 @@ mod tests {
         let s = shape(1, 8, 8, 8);
         let none = |conv: Conv2d| {
             let problem = Problem::new(conv, s).unwrap();
-            assert_eq!(Winograd::new(&problem, 4), None);
-            assert_eq!(Winograd::new(&problem, 2), None);
+            assert_eq!(Winograd::every(&problem).next(), None);
         };
-        none(Conv2d::new(8, 5));
-        none(Conv2d { kernel: (1, 3), ..Conv2d::new(8, 3) });
+        none(Conv2d::new(8, 1));
+        none(Conv2d::new(8, 4));
+        none(Conv2d { kernel: (3, 5), ..Conv2d::new(8, 3) });
         none(Conv2d { stride: (1, 2), ..Conv2d::new(8, 3) });
         none(Conv2d { groups: 2, ..Conv2d::new(8, 3) });
         none(Conv2d { pad: (3, 0), ..Conv2d::new(8, 3) });
+        none(Conv2d { kernel: (1, 3), pad: (1, 0), ..Conv2d::new(8, 3) });
         let problem = Problem::new(Conv2d::new(8, 3), s).unwrap();
-        assert_eq!(Winograd::new(&problem, 3), None);
+        assert_eq!(Winograd::new(&problem, Form::Five), None);
+        assert_eq!(Winograd::every(&problem).count(), 2);
     }
 }
