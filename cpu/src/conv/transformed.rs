@@ -50,9 +50,15 @@ impl Transformed {
     }
 
     /// The pass from dy to dx, as a forward pass.
+    ///
+    /// To at most a block of channels the direct pass has vectors of places, which is faster than
+    /// 5x5 in the Winograd domain: 1.7 times on LeNet's second convolution.
     pub(super) fn turned(problem: &Problem) -> Option<Self> {
         let Problem { c, h, w, k, p, q, kernel, pad, .. } = *problem;
         let back = |taps: usize, pad: usize| taps.checked_sub(1 + pad);
+        if c <= BLOCK && kernel == (5, 5) {
+            return None;
+        }
         let pad = (back(kernel.0, pad.0)?, back(kernel.1, pad.1)?);
         Self::forward(&Problem { c: k, h: p, w: q, k: c, p: h, q: w, pad, ..*problem }, false)
     }
