@@ -321,7 +321,7 @@ impl Cache {
         for copy in 0..choice.copies {
             let draw = Draw { seed, epoch: copy, step: 0 };
             let draw = (budget.keep != Keep::Plain).then_some(draw);
-            forward(device, memory, model, source, last, draw, Lying, |numbers, own| {
+            forward(device, memory, model, (&mut *source, draw), last, Lying, |numbers, own| {
                 if copy == 0 {
                     labels.extend_from_slice(own);
                 }

@@ -49,9 +49,8 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
     device: &D,
     memory: &mut Vec<Word>,
     model: &Model<'_>,
-    source: &mut S,
+    (source, draw): (&mut S, Option<Draw>),
     last: usize,
-    draw: Option<Draw>,
     given: Rows,
     mut sink: impl FnMut(&[f32], &[u16]) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -138,7 +137,7 @@ impl Features {
             let needed = numbers.saturating_mul(size_of::<f32>());
             return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
         }
-        forward(device, &mut Vec::new(), model, source, last, None, Rows::Plain, |rows, own| {
+        forward(device, &mut Vec::new(), model, (source, None), last, Rows::Plain, |rows, own| {
             data.extend_from_slice(rows);
             labels.extend_from_slice(own);
             Ok::<_, Error>(())
