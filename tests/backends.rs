@@ -2,21 +2,23 @@
 #![cfg(all(feature = "cpu", feature = "models"))]
 
 use sepal::arena::Layout;
-use sepal::backend::Device;
+use sepal::backend::{self, Device};
 use sepal::cpu::OnCpu;
 use sepal::error::Error;
 use sepal::format::Meta;
+use sepal::layer::{Conv2d, L2Normalise, Layer};
 use sepal::models::cache::{Budget, Cache, Spill};
-use sepal::models::data::{self, Dataset, Samples};
+use sepal::models::data::{self, Augment, ClassBalanced, Dataset, Samples};
 use sepal::models::features::{Features, allocate};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Event, Fit, Watch, Wish};
 use sepal::models::vgg::VGG16;
 use sepal::models::{lenet::LENET, recipe};
-use sepal::net::Model;
+use sepal::net::{Input, Model, Net, Normalisation};
+use sepal::plan::PlanError;
 use sepal::reference::OnReference;
 use sepal::shape::Shape;
-use sepal::source::{Batch, Source};
+use sepal::source::{Batch, Draw, Source, SourceError};
 use sepal::stage::{Outcome, Recipe, Stage};
 use sepal::strategy::{ForwardSi, Strategy};
 use sepal::train::{Feed, Session, StagePlan};
@@ -107,6 +109,83 @@ fn features_are_kept_as_they_lie() {
     session.load(&mut reference, &model).unwrap();
     let step = session.step(&mut reference, &model, &mut cache);
     assert_eq!(step, Err(Error::Unsupported("copying to another layout")));
+}
+
+/// A source that hands on what is kept hands on how it lies, or refuses to change it.
+#[test]
+fn sources_around_a_cache_know_how_it_lies() {
+    let mut train = data::bundled().train.head(32).unwrap();
+    let (fit, budget) = (Fit::new(LENET, 3).unwrap(), Budget::bytes(1 << 20));
+    let (cpu, model) = (OnCpu::new(), fit.model());
+    // 6 channels, and 16: a block and its padding, and whole blocks.
+    for depth in [4, 7] {
+        let mut kept =
+            || Cache::fill(&cpu, &model, &mut train, depth, &budget, 0).unwrap().unwrap();
+        let expected = Features::new(&cpu, &model, &mut kept(), 8).unwrap();
+        let mut balanced = ClassBalanced::new(kept()).unwrap();
+        assert_eq!(Source::layout(&balanced), Layout::Nchw8c);
+        assert_eq!(Features::new(&cpu, &model, &mut balanced, 8).unwrap(), expected);
+        let mut augmented = Augment { flip: true, ..Augment::new(kept()) };
+        let refused = SourceError::Layout { layout: Layout::Nchw8c };
+        let mut row = vec![0.0; 8 * 196];
+        let draw = Some(Draw::default());
+        let read = augmented.read(&[0], draw, Batch::F32(&mut row), &mut [0]);
+        assert_eq!(read, Err(refused));
+    }
+}
+
+/// A net whose second layer sums in the order that its input lies in.
+const ORDERED: Net<'static> = Net {
+    input: Input { shape: Shape::new(1, 1, 28, 28), normalisation: Normalisation::NONE },
+    layers: &[
+        Layer::Conv2d(Conv2d::new(12, 3)),
+        Layer::L2Normalise(L2Normalise),
+        Layer::Conv2d(Conv2d::new(8, 3)),
+    ],
+    blocks: &[1, 2, 3],
+    features: 3,
+};
+
+#[test]
+fn how_much_of_a_prefix_is_kept_changes_no_bit() {
+    let mut train = data::bundled().train.head(32).unwrap();
+    let fit = Fit::new(ORDERED, 3).unwrap();
+    let budget = Budget { narrow: false, ..Budget::bytes(1 << 26) };
+    let (cpu, model) = (OnCpu::new(), fit.model());
+    let recipe = Recipe { batch: 16, ..recipe::block(1) };
+    let stage = Stage { first: 2, last: 3, calibrate: false, recipe };
+    fn trained_on<S: Source>(
+        cpu: &OnCpu,
+        model: &Model<'_>,
+        stage: Stage<'_>,
+        source: &mut S,
+    ) -> Vec<f32> {
+        let plan = StagePlan::new(&cpu.open(&mut []), &ORDERED, &stage, Feed::of(source)).unwrap();
+        let mut memory = allocate(plan.bytes()).unwrap();
+        let mut backend = cpu.open(&mut memory);
+        let mut session = Session::new(ORDERED, stage, plan, 0, 1);
+        session.load(&mut backend, model).unwrap();
+        session.step(&mut backend, model, source).unwrap();
+        session.step(&mut backend, model, source).unwrap();
+        let mut weights = vec![0.0; ORDERED.params(3).unwrap()];
+        session.store(&mut backend, &mut weights).unwrap();
+        weights
+    }
+    let none = trained_on(&cpu, &model, stage, &mut train);
+    for depth in [1, 2] {
+        let kept = Cache::fill(&cpu, &model, &mut train, depth, &budget, 0).unwrap();
+        let weights = trained_on(&cpu, &model, stage, &mut kept.expect("there is room"));
+        assert!(weights == none, "kept in front of layer {depth}");
+    }
+}
+
+#[test]
+fn weights_past_any_tensor_are_refused_when_planned() {
+    let layers = [Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(0xffff_fff0, 3) })];
+    let shape = Shape::new(1, 1 << 31, 1, 1);
+    let net = Net { input: Input { shape, ..ORDERED.input }, layers: &layers, ..ORDERED };
+    let layout = backend::layout(&OnCpu::new().open(&mut []), &net, 1);
+    assert_eq!(layout, Err(PlanError::Shape { layer: 0, input: shape }));
 }
 
 /// Notes the first layer of each stage, and the depth of what is kept in front of it.

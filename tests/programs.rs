@@ -759,7 +759,7 @@ fn training_takes_other_nets_of_any_width() {
     let narrow = ["--model", "alexnet", "--width", "3", "--json", "--save", &save];
     run("train", &[&SHORT[..], &narrow].concat()).good();
     let model = Loaded::open(Path::new(&save)).unwrap();
-    // 3 percent of 256 filters, and of the weights of no class.
+    // 3 percent of 256 filters, and still an output for each class.
     assert_eq!(model.model().net.shape(18).unwrap().to_string(), "1x8x4x4");
     assert_eq!(model.model().net.output().unwrap().to_string(), "1x10x1x1");
     run("evaluate", &[&save]).good();

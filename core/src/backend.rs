@@ -380,6 +380,8 @@ fn needs<'m, B: Backend + ?Sized>(
 ) -> Result<(&'m Layer, Needs), PlanError> {
     let impossible = PlanError::Shape { layer: at, input: x.shape };
     let layer = chain.get(at).ok_or(impossible)?;
+    // No backend has to plan for weights that no tensor can hold.
+    layer.tensors(x.shape).ok_or(impossible)?;
     Ok((layer, backend.needs(chain, at, x, pass).ok_or(impossible)?))
 }
 

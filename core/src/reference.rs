@@ -401,7 +401,7 @@ fn evaluate(
         Layer::Project(l) => l.forward(shape, x, y),
         Layer::Embedding(l) => l.forward(shape, x, p.weight, y),
         Layer::KMaxPool(l) => l.forward(shape, x, y, None),
-        Layer::Downsample(l) => l.forward(shape, x, y),
+        Layer::SpaceToDepth(l) => l.forward(shape, x, y),
     }
     Ok(())
 }
@@ -514,7 +514,7 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::AvgPoolTo(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
         Layer::ChannelStd(l) => dx.into_iter().for_each(|dx| l.backward(shape, x, dy, dx)),
         Layer::Project(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
-        Layer::Downsample(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
+        Layer::SpaceToDepth(l) => dx.into_iter().for_each(|dx| l.backward(shape, dy, dx)),
     }
     Ok(())
 }

@@ -31,6 +31,11 @@ pub enum SourceError {
         /// Elements that the memory has.
         got: u32,
     },
+    /// Samples that do not lie as images do where images are changed.
+    Layout {
+        /// How they lie.
+        layout: Layout,
+    },
     /// Reading failed; the number is the source's own.
     Read {
         /// The sample that could not be read.
@@ -49,6 +54,9 @@ impl core::fmt::Display for SourceError {
                     f,
                     "batch memory of {got} elements, expected {expected} of the source's type"
                 )
+            }
+            Self::Layout { layout } => {
+                write!(f, "samples that lie as {layout:?}, expected the planes of images")
             }
             Self::Read { index, code } => {
                 write!(f, "sample {index} could not be read (code {code})")
@@ -96,8 +104,9 @@ pub trait Source {
         0
     }
 
-    /// How the numbers that layers gave lie, each sample with the padding of its layout. Raw
-    /// samples lie as the reference's.
+    /// How the numbers that layers gave lie: [`read`](Self::read) gives each sample with the
+    /// padding of its layout, which is 0. Raw samples lie as the reference's. A source that hands
+    /// on another's samples hands on their layout too.
     fn layout(&self) -> Layout {
         Layout::Nchw
     }
@@ -114,8 +123,8 @@ pub trait Source {
     }
 
     /// Reads samples as they are used for training in `draw` (augmented), or as they are
-    /// stored where `draw` is `None`, into `batch` (`indices.len()` samples, in order), and their
-    /// labels into `labels` (of the same length as `indices`).
+    /// stored where `draw` is `None`, into `batch` (`indices.len()` samples, in order, each as long
+    /// as its shape takes in the [`layout`](Self::layout)), and their labels into `labels` (of the same length as `indices`).
     ///
     /// # Errors
     /// An index out of range, batch memory of the wrong type or length, or a failed read.

@@ -191,7 +191,7 @@ impl StagePlan {
         let fixed = Fixed::new(net, stage, feed, layout)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
-                let (chain, input) = (net.chain(depth, first)?, (input, Layout::Nchw));
+                let (chain, input) = (net.chain(depth, first)?, (input, fixed.raw[0].layout));
                 Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
             }
             None => None,

@@ -5,8 +5,8 @@ use sepal_core::error::Error;
 use sepal_core::infer::Inference;
 use sepal_core::init;
 use sepal_core::layer::{
-    Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout, Embedding,
-    Flatten, KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, Standardise, Window,
+    Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding, Flatten,
+    KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, SpaceToDepth, Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
@@ -95,7 +95,7 @@ const TEXT: Net<'static> = Net {
     input: Input { shape: Shape::new(1, 1, 2, 12), normalisation: Normalisation::BYTES },
     layers: &[
         Layer::Embedding(Embedding { tokens: 90, dim: 3 }),
-        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
         Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), bias: false, ..Conv2d::new(5, 1) }),
         NORM,
         RELU,

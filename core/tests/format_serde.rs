@@ -8,9 +8,9 @@ use core::fmt::Debug;
 use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::format::{Counts, File, Provenance};
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
-    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, Role,
-    Standardise, Tensors, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, Role,
+    SpaceToDepth, Standardise, Tensors, Window,
 };
 use sepal_core::loss::Score;
 use sepal_core::neighbour::{Nearest, Pair};
@@ -56,7 +56,7 @@ fn layers() {
         Layer::Project(Project { dim: 3, seed: u64::MAX }),
         Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
         Layer::KMaxPool(KMaxPool { k: 8 }),
-        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
     ] {
         comes_back(layer);
     }

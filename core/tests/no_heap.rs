@@ -8,8 +8,8 @@ use sepal_core::arena::Word;
 use sepal_core::backend::{Backend, Bank};
 use sepal_core::infer::Inference;
 use sepal_core::layer::{
-    BatchNorm, Conv2d, Dense, Downsample, Dropout, Embedding, Flatten, KMaxPool, L2Normalise,
-    Layer, MaxPool, RELU, Standardise,
+    BatchNorm, Conv2d, Dense, Dropout, Embedding, Flatten, KMaxPool, L2Normalise, Layer, MaxPool,
+    RELU, SpaceToDepth, Standardise,
 };
 use sepal_core::neighbour::{Pair, Rows};
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
@@ -81,7 +81,7 @@ const TEXT: Net<'static> = Net {
     input: Input { shape: Shape::new(1, 1, 2, 32), normalisation: Normalisation::BYTES },
     layers: &[
         Layer::Embedding(Embedding { tokens: 200, dim: 3 }),
-        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
         Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), ..Conv2d::new(4, 1) }),
         RELU,
         Layer::KMaxPool(KMaxPool { k: 3 }),

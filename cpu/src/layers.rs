@@ -24,8 +24,9 @@ use crate::{dense, folded, norm, pool, unit};
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
 ///
-/// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools, dropout, standardisation and unit length keep the layout of their
-/// input. The others read either layout and give the reference's.
+/// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools,
+/// dropout, standardisation and unit length keep the layout of their input. The others read either
+/// layout and give the reference's.
 pub(crate) fn needs(
     precision: Precision,
     chain: &Chain<'_>,
@@ -115,7 +116,7 @@ fn forward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
         | Layer::Project(_)
         | Layer::Embedding(_)
         | Layer::KMaxPool(_)
-        | Layer::Downsample(_)
+        | Layer::SpaceToDepth(_)
             if moves(x) =>
         {
             plain(x)
@@ -133,7 +134,7 @@ fn backward_scratch(precision: Precision, layer: &Layer, x: Slot) -> usize {
         }
         Layer::BatchNorm(_) => norm::backward_scratch(x),
         Layer::Dense(_) if moves(x) => plain(x).saturating_mul(2),
-        Layer::Project(_) | Layer::Embedding(_) | Layer::KMaxPool(_) | Layer::Downsample(_)
+        Layer::Project(_) | Layer::Embedding(_) | Layer::KMaxPool(_) | Layer::SpaceToDepth(_)
             if moves(x) =>
         {
             plain(x)
@@ -249,6 +250,13 @@ fn staying(shape: Shape, y: &mut [f32], kernel: impl Fn(Shape, &mut [f32]) + Syn
 /// treat a sample as a vector work on.
 pub(crate) fn as_lying(x: Slot) -> Shape {
     if is_blocked(x) { Shape { c: padded(x.shape.c as usize) as u32, ..x.shape } } else { x.shape }
+}
+
+/// Sets the padding of blocks to zero, in parallel.
+fn clear_all(slot: Slot, x: &mut [f32]) {
+    let one = slot.shape.with_n(1);
+    let samples = x.par_chunks_mut(lying(slot).max(1)).with_min_len(piece(slot.shape));
+    samples.for_each(|x| clear_padding(one, x));
 }
 
 /// How far a batch moves the running statistics.
@@ -378,7 +386,7 @@ pub(crate) fn forward(
         Layer::L2Normalise(_) => {
             unit::forward(with, flat, y, saved.get()?);
             if blocked {
-                clear_padding(shape, y);
+                clear_all(place.x, y);
             }
         }
         Layer::Standardise(l) if blocked => {
@@ -427,7 +435,7 @@ pub(crate) fn forward(
                 l.forward(shape.with_n((x.len() / one) as u32), x, y, Some(places));
             });
         }
-        Layer::Downsample(l) => {
+        Layer::SpaceToDepth(l) => {
             let x = if moves(place.x) { reordered(shape, x, scratch) } else { x };
             moving(shape, out, x, y, |shape, x, y| l.forward(shape, x, y));
         }
@@ -524,7 +532,7 @@ pub(crate) fn backward(
             let (y, saved, g) = (y.get()?, saved.get()?, g.get()?);
             unit::backward(with, flat, y, saved, g);
             if blocked {
-                clear_padding(shape, g);
+                clear_all(place.x, g);
             }
         }
         Layer::Standardise(l) => {
@@ -593,14 +601,14 @@ pub(crate) fn backward(
         | Layer::GlobalAvgPool(_)
         | Layer::AvgPoolTo(_)
         | Layer::Project(_)
-        | Layer::Downsample(_) => {
+        | Layer::SpaceToDepth(_) => {
             let [dy, dx, scratch] = arena.lease([place.dy, place.dx, scratch])?;
             let (dy, dx) = (&*dy.get::<f32>()?, dx.get::<f32>()?);
             match layer {
                 Layer::AvgPool(l) if blocked => pool::mean::backward(*l, shape, dy, dx),
                 Layer::GlobalAvgPool(_) if blocked => pool::mean::backward_global(shape, dy, dx),
                 Layer::AvgPoolTo(l) if blocked => pool::mean::backward_bins(*l, shape, dy, dx),
-                Layer::Project(_) | Layer::Downsample(_) if moves(place.x) => {
+                Layer::Project(_) | Layer::SpaceToDepth(_) if moves(place.x) => {
                     let own = scratch.get::<f32>()?.get_mut(..plain(place.x)).unwrap_or_default();
                     back(layer, shape, out, dy, own);
                     block(shape, own, dx);
@@ -640,7 +648,7 @@ fn back(layer: &Layer, shape: Shape, out: Shape, dy: &[f32], dx: &mut [f32]) {
             Layer::GlobalAvgPool(l) => l.backward(shape, dy, dx),
             Layer::AvgPoolTo(l) => l.backward(shape, dy, dx),
             Layer::Project(l) => l.backward(shape, dy, dx),
-            Layer::Downsample(l) => l.backward(shape, dy, dx),
+            Layer::SpaceToDepth(l) => l.backward(shape, dy, dx),
             _ => {}
         }
     });

@@ -5,7 +5,8 @@
 //! 2. Each anchor's distances from its products, and its weights from these ([`Anchor`]). What
 //!    could be wrong and matters is measured anew.
 //! 3. `dF = 2 (diag(S 1) F - S F)` as sums of rows by weight. The rows of `diag(S 1) - S` sum to
-//!    0, so that a shift of F changes nothing.
+//!    0, so that F may be shifted. A sum is exact to some digits of its largest term: of clusters
+//!    that lie farther apart than they are wide, by some factor, the gradient is off by that factor.
 //!
 //! F is read twice, and nothing of its size is written but the gradient.
 
@@ -162,7 +163,9 @@ pub(crate) fn nearest(
         let sum = Split::number(block, block) * split.parts() * split.square();
         *norm = sums.get(sum + row * split.side + row).copied().unwrap_or(f32::NAN);
     }
-    if !norms.iter().all(|norm| *norm < HUGE) {
+    // Sums by weight reach this before they cancel.
+    let reach = |norm: f32| norm.sqrt() * (m as f32 / temperature);
+    if !norms.iter().all(|norm| *norm < HUGE && reach(*norm) < HUGE) {
         // Products of these would not be finite where the distances are.
         return loss::soft_nearest(data, dim, labels, temperature, terms, Some(gradient));
     }
@@ -330,8 +333,9 @@ impl Split {
 /// A factor on the squared lengths that bounds the rounding of an expanded distance.
 ///
 /// Products and squared lengths are summed over at most [`DEPTH`] features in a row, and these
-/// sums are added up: at most 256 + D / 256 roundings each, for a product and two norms, and as
-/// many again for the shift and for the direct distance.
+/// sums are added up: at most 256 + D / 256 roundings each, for a product and two norms, and some
+/// for the shift. How the reference itself rounds is not in it: of two neighbours that are about as
+/// near, either may count as the nearest.
 fn bound(dim: usize) -> f32 {
     (1024.0 + dim as f32 / 32.0) * (f32::EPSILON / 2.0)
 }

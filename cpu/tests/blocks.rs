@@ -109,7 +109,7 @@ fn layers_that_leave_the_blocks() {
                 agree(layer, shape, EXACT);
             }
         }
-        for layer in [1, 2, 3].map(|factor| Layer::Downsample(Downsample { factor })) {
+        for layer in [1, 2, 3].map(|factor| Layer::SpaceToDepth(SpaceToDepth { factor })) {
             if layer.output(shape).is_some() {
                 agree(layer, shape, EXACT);
             }
@@ -191,7 +191,7 @@ fn threads_change_no_bit() {
         Layer::Dense(Dense::new(7)),
         Layer::Project(Project { dim: 5, seed: 3 }),
         Layer::KMaxPool(KMaxPool { k: 4 }),
-        Layer::Downsample(Downsample { factor: 1 }),
+        Layer::SpaceToDepth(SpaceToDepth { factor: 1 }),
     ];
     let x = (shape, Layout::Nchw8c);
     for layer in layers {

@@ -234,7 +234,7 @@ fn layers_of_text() {
 fn permutations() {
     for shape in shapes() {
         for factor in [1, 2, 4, 5] {
-            let layer = Layer::Downsample(Downsample { factor });
+            let layer = Layer::SpaceToDepth(SpaceToDepth { factor });
             if layer.output(shape).is_some() {
                 agree(layer, shape, EXACT);
             }
@@ -303,7 +303,7 @@ fn threads_change_no_bit() {
         (Layer::L2Normalise(L2Normalise), Shape::rows(128, 1176)),
         (Layer::Embedding(Embedding { tokens: 71, dim: 16 }), Shape::new(37, 1, 1, 1024)),
         (Layer::KMaxPool(KMaxPool { k: 8 }), Shape::new(37, 64, 1, 128)),
-        (Layer::Downsample(Downsample { factor: 2 }), Shape::new(37, 3, 32, 32)),
+        (Layer::SpaceToDepth(SpaceToDepth { factor: 2 }), Shape::new(37, 3, 32, 32)),
     ];
     for (layer, shape) in layers {
         let input = Input::new(&layer, shape, 1);

@@ -43,7 +43,8 @@ struct Args {
     /// The model file
     model: PathBuf,
 
-    /// Folder of a data set: IDX (gzip or not), CIFAR binary, or class folders of images
+    /// Folder of a data set: IDX (gzip or not), CIFAR binary, class folders of images, or labelled
+    /// texts (train.csv, test.csv and classes.txt)
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 

@@ -179,9 +179,9 @@ pub enum Model {
     Alexnet,
     /// Five 3x3 convolutions from 256 filters; space to depth halves the image
     Simcnn1,
-    /// Four from 128 filters, each behind it with an auxiliary net of one more
+    /// Four from 128 filters; each learns with an auxiliary net of one more of 128 behind it
     Simcnn2,
-    /// Four from 128 filters, each behind it with an auxiliary net of two more
+    /// Four from 128 filters; each learns with an auxiliary net of two more of 128 behind it
     Simcnn3,
     /// For text: embedded characters, 9 convolutions, dense 2048-2048-classes
     Vdcnn9,
@@ -191,7 +191,8 @@ pub enum Model {
     Vdcnn29,
 }
 
-/// What the largest auxiliary net of SimCNN makes of a block under training by SI.
+/// What the largest auxiliary net of SimCNN makes of a block under training by SI: of one width for
+/// all blocks, where its authors double it at each smaller plane.
 const READOUT: [Layer; 9] = simcnn_readout(128);
 
 impl Model {

@@ -64,7 +64,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let input = Input { shape: train.shape(), normalisation };
     let net = args.net(&layers, input);
     net.check()
-        .map_err(|e| format!("{:?} cannot take images of {}: {e}", args.model, input.shape))?;
+        .map_err(|e| format!("{:?} cannot take samples of {}: {e}", args.model, input.shape))?;
 
     let chosen = args.chosen();
     let budget = args.budget();

@@ -2,12 +2,14 @@
 //!
 //! The original takes 224x224 images. Karimi et al. (2024) name the net and nothing of its form at
 //! 32x32. Taken here from the original: five convolutions, overlapping max-pools of 3x3 that move
-//! by 2 behind the 1st, 2nd and 5th, two dense layers of 4096 with dropout. The channels are those
-//! of its form for one device (Krizhevsky, "One weird trick for parallelizing convolutional neural
-//! networks", arXiv 1404.5997). Chosen here: the first convolution is 5x5 and moves by 1 instead
+//! by 2 behind the 1st, 2nd and 5th, two dense layers of 4096. The channels are those of its form
+//! for one device (Krizhevsky, "One weird trick for parallelizing convolutional neural networks",
+//! arXiv 1404.5997). Dropout stands before both dense layers, as torchvision has it; the original
+//! has it behind them. Chosen here: the first convolution is 5x5 and moves by 1 instead
 //! of 11x11 by 4, for there are a seventh of the rows; pools are padded by 1, so that they halve;
-//! batch norm (without scale and shift) stands for the normalisation across channels and for the
-//! biases before it.
+//! batch norm (without scale and shift) behind every convolution stands for the normalisation across
+//! channels, which the original has behind the 1st and 2nd, and for the biases before it; features
+//! are standardised before the dense layers.
 
 use sepal_core::layer::{Dropout, Layer, MaxPool, Window};
 use sepal_core::net::{Input, Net, Normalisation};

@@ -14,8 +14,8 @@
 //!
 //! A cache is filled from the one in front of it, and the frozen layers between the two run once.
 //! Both are there meanwhile. Where both are over the budget, the one in front is dropped first,
-//! and all frozen layers run again. Beside its bytes a cache takes 2 for each label; the arena of
-//! the stage comes on top.
+//! and all frozen layers run again. Beside its bytes a cache takes 2 for each label; the largest
+//! arena of the stages so far comes on top.
 //!
 //! Numbers are kept as they lie on the device, so that nothing is reordered when they are read
 //! again. On the CPU that is in blocks of eight channels: 6 channels take the room of 8.

@@ -12,7 +12,7 @@
 //! cross-entropy: here [`simcnn_readout`] is the auxiliary net with unit features in place of the
 //! dense layer. The net's own classifier is the auxiliary net of its last block.
 
-use sepal_core::layer::{AvgPoolTo, BatchNorm, Dense, Downsample, Flatten, L2Normalise, Layer};
+use sepal_core::layer::{AvgPoolTo, BatchNorm, Dense, Flatten, L2Normalise, Layer, SpaceToDepth};
 use sepal_core::net::{Input, Net, Normalisation};
 use sepal_core::shape::Shape;
 
@@ -42,7 +42,7 @@ const fn table<const LAYERS: usize, const BLOCKS: usize>(
         let halved;
         (filters, halved) = convs[conv];
         if halved {
-            table = table.layer(Layer::Downsample(Downsample { factor: 2 }));
+            table = table.layer(Layer::SpaceToDepth(SpaceToDepth { factor: 2 }));
         }
         table = table.conv(filters, (3, 3)).end();
         conv += 1;

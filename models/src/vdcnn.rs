@@ -165,8 +165,8 @@ mod tests {
     fn depths_are_the_published_ones() {
         for (net, depth, millions) in [(VDCNN9, 9, 2.2), (VDCNN17, 17, 4.3), (VDCNN29, 29, 4.6)] {
             check_blocks(&net, depth);
-            // Table 2 gives more parameters than the layers of figures 1 and 2 have without the
-            // dense ones, and 0.59 million more at every depth.
+            // Table 2 of the paper gives 0.59 million more than the convolutions of its figures 1
+            // and 2 have, the same at every depth: what they are it does not say.
             let weights = f64::from(conv_weights(&net, net.features_end())) / 1e6;
             assert!((millions - weights - 0.59).abs() <= 0.05, "{depth}: {weights}");
             assert_eq!(net.shape(net.features_end()), Ok(Shape::new(1, 512, 1, 8)));

@@ -3,7 +3,8 @@
 use sepal_core::layer::{Conv2d, Dense, Embedding, Layer};
 
 /// The same layers with `percent` of the filters, hidden units and embedding dimensions: rounded
-/// to the nearest, at least 1. The last layer keeps its size: it has an output for each class.
+/// to the nearest, at least 1. A dense layer that is the last keeps its size: it has an output for
+/// each class. Groups stay, so grouped convolutions may no longer fit.
 ///
 /// ```
 /// use sepal_core::layer::{Dense, Layer};

@@ -11,8 +11,8 @@ use super::error::FormatError;
 use super::record::Fields;
 use crate::arena::Dtype;
 use crate::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
-    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Role,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Role, SpaceToDepth,
     Standardise, Window,
 };
 
@@ -46,7 +46,7 @@ tags! {
     RESIDUAL = 18, "residual addition";
     EMBEDDING = 19, "embedding";
     K_MAX_POOL = 20, "k_max_pool";
-    DOWNSAMPLE = 21, "downsample";
+    SPACE_TO_DEPTH = 21, "space_to_depth";
 }
 
 /// The tag of a layer.
@@ -71,7 +71,7 @@ pub const fn of(layer: &Layer) -> u16 {
         Layer::Project(_) => PROJECT,
         Layer::Embedding(_) => EMBEDDING,
         Layer::KMaxPool(_) => K_MAX_POOL,
-        Layer::Downsample(_) => DOWNSAMPLE,
+        Layer::SpaceToDepth(_) => SPACE_TO_DEPTH,
     }
 }
 
@@ -101,7 +101,7 @@ impl Serialize for Tagged<'_> {
             Layer::Project(Project { dim, seed }) => (tag, dim, seed).serialize(s),
             Layer::Embedding(Embedding { tokens, dim }) => (tag, tokens, dim).serialize(s),
             Layer::KMaxPool(KMaxPool { k }) => (tag, k).serialize(s),
-            Layer::Downsample(Downsample { factor }) => (tag, factor).serialize(s),
+            Layer::SpaceToDepth(SpaceToDepth { factor }) => (tag, factor).serialize(s),
             Layer::Activation(Activation::Relu | Activation::Relu6 | Activation::Tanh)
             | Layer::GlobalAvgPool(GlobalAvgPool)
             | Layer::Flatten(Flatten)
@@ -144,7 +144,7 @@ pub(super) fn layer(f: &mut Fields<'_>) -> Result<Layer, FormatError> {
         PROJECT => Layer::Project(Project { dim: f.next()?, seed: f.next()? }),
         EMBEDDING => Layer::Embedding(Embedding { tokens: f.next()?, dim: f.next()? }),
         K_MAX_POOL => Layer::KMaxPool(KMaxPool { k: f.next()? }),
-        DOWNSAMPLE => Layer::Downsample(Downsample { factor: f.next()? }),
+        SPACE_TO_DEPTH => Layer::SpaceToDepth(SpaceToDepth { factor: f.next()? }),
         tag => return Err(FormatError::Unknown { field: "layer tag", found: u64::from(tag) }),
     })
 }
@@ -202,7 +202,7 @@ mod tests {
         Layer::Project(Project { dim: 3, seed: u64::MAX }),
         Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
         Layer::KMaxPool(KMaxPool { k: 8 }),
-        Layer::Downsample(Downsample { factor: 2 }),
+        Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
     ];
 
     #[test]

@@ -52,8 +52,8 @@ impl Embedding {
 
     /// Writes `y`.
     pub fn forward<T: Real>(self, shape: Shape, x: &[T], w: &[T], y: &mut [T]) {
-        let Some((plane, dim)) = self.lengths(shape) else { return };
-        for (x, y) in x.chunks_exact(plane).zip(y.chunks_exact_mut(plane * dim)) {
+        let Some((plane, dim, sample)) = self.lengths(shape) else { return };
+        for (x, y) in x.chunks_exact(plane).zip(y.chunks_exact_mut(sample)) {
             for (e, y) in y.chunks_exact_mut(plane).enumerate() {
                 for (y, &x) in y.iter_mut().zip(x) {
                     *y = w.get(self.row(x) * dim + e).copied().unwrap_or(T::ZERO);
@@ -76,8 +76,8 @@ impl Embedding {
         dx: Option<&mut [T]>,
         dw: &mut [T],
     ) {
-        let Some((plane, dim)) = self.lengths(shape) else { return };
-        for (x, dy) in x.chunks_exact(plane).zip(dy.chunks_exact(plane * dim)) {
+        let Some((plane, dim, sample)) = self.lengths(shape) else { return };
+        for (x, dy) in x.chunks_exact(plane).zip(dy.chunks_exact(sample)) {
             for (e, dy) in dy.chunks_exact(plane).enumerate() {
                 for (&dy, &x) in dy.iter().zip(x) {
                     if let Some(dw) = dw.get_mut(self.row(x) * dim + e) {
@@ -98,10 +98,13 @@ impl Embedding {
         if nearest < self.tokens { nearest as usize } else { 0 }
     }
 
-    /// H W and E.
-    fn lengths(self, shape: Shape) -> Option<(usize, usize)> {
-        self.output(shape)?;
-        Some((shape.plane() as usize, self.dim as usize))
+    /// H W, E, and E H W; `None` where one of them or the table is too large to be a shape.
+    fn lengths(self, shape: Shape) -> Option<(usize, usize, usize)> {
+        self.tensors(shape)?;
+        match self.output(shape)?.sample()? {
+            0 => None,
+            sample => Some((shape.plane() as usize, self.dim as usize, sample as usize)),
+        }
     }
 }
 

@@ -103,10 +103,10 @@ fn weakest_of<T: Real>(y: &[T]) -> usize {
 
 /// Removes the value at a place; `by` becomes the last.
 fn replace<T: Copy>(values: &mut [T], at: usize, by: T) {
-    let Some(from) = values.get_mut(at..) else { return };
-    if let [gone, ..] = from {
-        *gone = by;
-        from.rotate_left(1);
+    // One by one: firmware may have no function that moves memory.
+    let mut next = by;
+    for value in values.get_mut(at..).unwrap_or_default().iter_mut().rev() {
+        core::mem::swap(value, &mut next);
     }
 }
 

@@ -19,7 +19,6 @@ mod channel_std;
 pub(crate) mod check;
 mod conv2d;
 mod dense;
-mod downsample;
 mod dropout;
 mod embedding;
 mod flatten;
@@ -28,6 +27,7 @@ mod k_max_pool;
 mod l2_normalise;
 mod max_pool;
 mod project;
+mod space_to_depth;
 mod standardise;
 mod sum;
 mod window;
@@ -39,7 +39,6 @@ pub use batch_norm::BatchNorm;
 pub use channel_std::ChannelStd;
 pub use conv2d::Conv2d;
 pub use dense::Dense;
-pub use downsample::Downsample;
 pub use dropout::Dropout;
 pub use embedding::Embedding;
 pub use flatten::Flatten;
@@ -48,6 +47,7 @@ pub use k_max_pool::KMaxPool;
 pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
 pub use project::Project;
+pub use space_to_depth::SpaceToDepth;
 pub use standardise::Standardise;
 pub(crate) use sum::{sum, sum_pairs};
 pub use window::Window;
@@ -156,7 +156,7 @@ pub enum Layer {
     Project(Project),
     Embedding(Embedding),
     KMaxPool(KMaxPool),
-    Downsample(Downsample),
+    SpaceToDepth(SpaceToDepth),
 }
 
 /// Rectified linear units: the layer that most nets name most often.
@@ -238,7 +238,7 @@ impl Layer {
             Self::Project(_) => "project",
             Self::Embedding(_) => "embedding",
             Self::KMaxPool(_) => "k_max_pool",
-            Self::Downsample(_) => "downsample",
+            Self::SpaceToDepth(_) => "space_to_depth",
         }
     }
 
@@ -261,7 +261,7 @@ impl Layer {
             Self::Project(l) => l.output(x),
             Self::Embedding(l) => l.output(x),
             Self::KMaxPool(l) => l.output(x),
-            Self::Downsample(l) => l.output(x),
+            Self::SpaceToDepth(l) => l.output(x),
         }
     }
 
@@ -328,7 +328,7 @@ impl Layer {
             | Self::Project(_)
             | Self::Embedding(_)
             | Self::KMaxPool(_)
-            | Self::Downsample(_) => moving,
+            | Self::SpaceToDepth(_) => moving,
         })
     }
 }

@@ -409,7 +409,8 @@ impl Multiply<'_, '_, '_> {
             let mut x = [strip.x.as_ptr(); P];
             for (v, x) in x.iter_mut().enumerate() {
                 let (row, place) = place(v);
-                *x = x.add(row * strip.pitch + place);
+                // Without taps nothing is read there, nor need there be anything.
+                *x = x.wrapping_add(row * strip.pitch + place);
             }
             let line = strip.step > 0;
             let columns = if line { right.len() } else { 1 };

@@ -1,5 +1,6 @@
 //! Augmentation of images.
 
+use sepal_core::arena::Layout;
 use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
@@ -140,6 +141,10 @@ impl<S: Source> Source for Augment<S> {
         self.source.depth()
     }
 
+    fn layout(&self) -> Layout {
+        self.source.layout()
+    }
+
     fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
         self.source.pick(draw, batch, first, indices);
     }
@@ -151,6 +156,10 @@ impl<S: Source> Source for Augment<S> {
         batch: Batch<'_>,
         labels: &mut [u16],
     ) -> Result<(), SourceError> {
+        let layout = self.source.layout();
+        if draw.is_some() && layout != Layout::Nchw {
+            return Err(SourceError::Layout { layout });
+        }
         match batch {
             Batch::U8(batch) => {
                 self.source.read(indices, draw, Batch::U8(batch), labels)?;

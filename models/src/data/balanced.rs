@@ -1,5 +1,6 @@
 //! Batches in which classes are equally frequent.
 
+use sepal_core::arena::Layout;
 use sepal_core::rng::{Permutation, Purpose, Rng};
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
@@ -50,7 +51,7 @@ impl<S: Source> ClassBalanced<S> {
     /// # Errors
     /// A sample that could not be read.
     pub fn new(mut source: S) -> Result<Self, SourceError> {
-        let size = source.shape().sample().unwrap_or(0) as usize;
+        let size = source.layout().elements(source.shape()).unwrap_or(0) as usize;
         let mut bytes = vec![0u8; if source.is_u8() { size } else { 0 }];
         let mut numbers = vec![0f32; if source.is_u8() { 0 } else { size }];
         let mut classes: Vec<Vec<u32>> = Vec::new();
@@ -177,6 +178,10 @@ impl<S: Source> Source for ClassBalanced<S> {
 
     fn depth(&self) -> usize {
         self.source.depth()
+    }
+
+    fn layout(&self) -> Layout {
+        self.source.layout()
     }
 
     fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {

@@ -2,6 +2,7 @@
 //! their relatives (Zhang, Zhao and LeCun 2015).
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use sepal_core::shape::Shape;
@@ -18,16 +19,27 @@ use crate::vdcnn;
 ///
 /// # Errors
 /// A file that cannot be read or is no UTF-8, a row without text, a class that is no number of a
-/// name, and a file without rows. Rows are counted as lines of the file, from 1.
+/// name, a file that ends within quotes (as one that is cut off may), and a file without rows. Rows
+/// are counted as lines of the file, from 1.
 pub fn load(path: &Path, names: &[String], length: u32) -> Result<Dataset, DataError> {
     let file =
         File::open(path).map_err(|error| DataError::io(path, "could not be opened", error))?;
-    let mut reader =
-        ::csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(file);
+    let metadata = file.metadata();
+    let len = metadata.map_err(|error| DataError::io(path, "could not be read", error))?.len();
+    // One more row behind the last: quotes that are open there would take it in.
+    let mut reader = ::csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .from_reader(file.chain(&b"\nend"[..]));
     let (mut tokens, mut labels) = (Vec::new(), Vec::new());
     let mut record = ::csv::StringRecord::new();
+    let (mut row, mut ends) = (String::new(), false);
     while reader.read_record(&mut record).map_err(|error| broken(path, error))? {
-        let row = format!("row {}", record.position().map_or(0, ::csv::Position::line));
+        if record.position().is_some_and(|position| position.byte() >= len) {
+            ends = true;
+            break;
+        }
+        row = format!("row {}", record.position().map_or(0, ::csv::Position::line));
         let mut parts = record.iter();
         let class = parts.next().unwrap_or_default();
         match class.trim().parse::<usize>() {
@@ -37,13 +49,16 @@ pub fn load(path: &Path, names: &[String], length: u32) -> Result<Dataset, DataE
                 return Err(DataError::content(path, row, format!("`{class}`"), expected));
             }
         }
-        if record.len() < 2 {
-            return Err(DataError::content(path, row, "1 column", "a class and its text"));
-        }
         let text = parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        if text.trim().is_empty() {
+            return Err(DataError::content(path, row, "no text", "a class and its text"));
+        }
         let from = tokens.len();
         tokens.resize(from + length as usize, 0);
         vdcnn::encode(&text.replace("\\n", "\n"), &mut tokens[from..]);
+    }
+    if !ends {
+        return Err(DataError::content(path, row, "open quotes", "quotes that are closed"));
     }
     let shape = Shape::new(1, 1, 1, length);
     Dataset::new(shape, Samples::U8(tokens), labels, names.to_vec()).map_err(|e| e.of(path))
@@ -56,8 +71,12 @@ pub fn load(path: &Path, names: &[String], length: u32) -> Result<Dataset, DataE
 pub fn names(path: &Path) -> Result<Vec<String>, DataError> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| DataError::io(path, "could not be read", error))?;
-    let names: Vec<String> =
-        text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+    // A line that is empty between others would give those behind it another number.
+    let names: Vec<String> = text.trim_end().lines().map(|line| line.trim().to_owned()).collect();
+    if let Some(empty) = names.iter().position(String::is_empty) {
+        let line = format!("line {}", empty + 1);
+        return Err(DataError::content(path, line, "no name", "a class's name in each line"));
+    }
     if names.is_empty() {
         return Err(DataError::content(path, "file", "no names", "a class's name in each line"));
     }
@@ -99,7 +118,10 @@ mod tests {
         says(&refused(b"1,a\n0,b\n"), &["row 2", "`0`"]);
         says(&refused(b"1,a\n\"1,b\nc\n"), &["row 2", "class"]);
         says(&refused(b"Sports,a\n"), &["row 1", "`Sports`", "a class from 1 to 2"]);
-        says(&refused(b"1,a\n1\n"), &["row 2", "1 column", "text"]);
+        says(&refused(b"1,a\n1\n"), &["row 2", "no text", "a class and its text"]);
+        says(&refused(b"1,a\n2,, \n"), &["row 2", "no text"]);
+        says(&refused(b"1,a\n2,\"b\n1,c\n2,d\n"), &["row 2", "open quotes", "closed"]);
+        says(&refused(b"1,a\n2,b\n1,\"c"), &["row 3", "open quotes"]);
         says(&refused(b"1,a\n2,\xff\n"), &["row 2", "UTF-8", "column 1"]);
         says(&refused(b""), &["x.csv", "0 samples"]);
         let missing = load(&folder.path().join("none.csv"), &two(), 8).unwrap_err();

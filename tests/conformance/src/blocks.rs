@@ -4,9 +4,9 @@
 use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::backend::{self, Backend, EvalBlock, EvalParams, Phase, TrainBlock};
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
-    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, RELU,
-    Role, Standardise, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, RELU, Role,
+    SpaceToDepth, Standardise, Window,
 };
 use sepal_core::plan::{self, Chain};
 use sepal_core::shape::Shape;
@@ -277,7 +277,7 @@ pub fn text(with: With) {
 
 /// Planes that become channels, in front of convolutions and behind them.
 pub fn planes_to_channels(with: With) {
-    let down = Layer::Downsample(Downsample { factor: 2 });
+    let down = Layer::SpaceToDepth(SpaceToDepth { factor: 2 });
     let shape = Shape::new(3, 2, 4, 8);
     check(with, &[down, conv(5), NORM, RELU, down, conv(9), RELU, FLATTEN, dense(2)], shape);
     check(with, &[conv(3), down, TANH, L2], shape);

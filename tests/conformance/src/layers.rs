@@ -3,9 +3,9 @@
 use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::backend::{self, Backend, Call, EvalBlock, EvalParams, Param, Phase, TrainBlock};
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Downsample, Dropout,
-    Embedding, Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Role,
-    Standardise, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Role,
+    SpaceToDepth, Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::plan::{self, Chain, ParamSlots};
@@ -87,7 +87,7 @@ cases! {
     project: projections(), Tolerance::SUM;
     embedding: embeddings(), Tolerance::SUM;
     k_max_pool: k_max_pools(), Tolerance::EXACT;
-    downsample: downsamples(), Tolerance::EXACT;
+    space_to_depth: downsamples(), Tolerance::EXACT;
 }
 
 /// Shapes of one element, odd ones, either side of a vector, and of one row.
@@ -232,8 +232,8 @@ fn k_max_pools() -> Cases {
 
 fn downsamples() -> Cases {
     let shapes = SHAPES.into_iter().chain([Shape::new(3, 9, 4, 6), Shape::new(1, 2, 6, 3)]);
-    let all = shapes.flat_map(|s| [1, 2, 3].map(|factor| (s, Downsample { factor })));
-    possible(all.map(|(s, down)| (s, Layer::Downsample(down))), 14)
+    let all = shapes.flat_map(|s| [1, 2, 3].map(|factor| (s, SpaceToDepth { factor })));
+    possible(all.map(|(s, down)| (s, Layer::SpaceToDepth(down))), 14)
 }
 
 /// Inputs in (-8, 8) in steps of 1/4: ties within windows and rows, zeros, both ends of `Relu6`,

@@ -132,7 +132,7 @@ impl Forward {
                 self.places = vec![0; y.len()];
                 l.forward(shape, x, y, Some(&mut self.places));
             }
-            Layer::Downsample(l) => l.forward(shape, x, y),
+            Layer::SpaceToDepth(l) => l.forward(shape, x, y),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
     }
@@ -175,7 +175,7 @@ impl Forward {
             Layer::Project(l) => l.backward(shape, dy, &mut dx),
             Layer::Embedding(l) => l.backward(shape, x, dy, Some(&mut dx), &mut dw),
             Layer::KMaxPool(l) => l.backward(shape, &self.places, dy, &mut dx),
-            Layer::Downsample(l) => l.backward(shape, dy, &mut dx),
+            Layer::SpaceToDepth(l) => l.backward(shape, dy, &mut dx),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
         Backward { dx, dparams: [dw, db] }

@@ -16,17 +16,17 @@ use crate::shape::Shape;
 /// Shapes: x (N, C, H, W), y (N, s s C, H / s, W / s).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct Downsample {
+pub struct SpaceToDepth {
     /// Rows and columns of a square, s.
     pub factor: u8,
 }
 
-impl Downsample {
+impl SpaceToDepth {
     /// The output's shape; `None` where s does not divide both sides, or there is nothing.
     ///
     /// ```
-    /// use sepal_core::{layer::Downsample, shape::Shape};
-    /// let (down, shape) = (Downsample { factor: 2 }, Shape::new(1, 1, 2, 4));
+    /// use sepal_core::{layer::SpaceToDepth, shape::Shape};
+    /// let (down, shape) = (SpaceToDepth { factor: 2 }, Shape::new(1, 1, 2, 4));
     /// let mut y = [0.0f32; 8];
     /// down.forward(shape, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &mut y);
     /// assert_eq!(y, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
@@ -83,11 +83,11 @@ mod tests {
     use super::*;
     use crate::layer::check::{self, values};
 
-    const CASES: &[(Shape, Downsample)] = &[
-        (Shape::new(2, 3, 4, 6), Downsample { factor: 2 }),
-        (Shape::new(1, 1, 3, 9), Downsample { factor: 3 }),
-        (Shape::new(2, 2, 5, 3), Downsample { factor: 1 }),
-        (Shape::new(1, 2, 4, 4), Downsample { factor: 4 }),
+    const CASES: &[(Shape, SpaceToDepth)] = &[
+        (Shape::new(2, 3, 4, 6), SpaceToDepth { factor: 2 }),
+        (Shape::new(1, 1, 3, 9), SpaceToDepth { factor: 3 }),
+        (Shape::new(2, 2, 5, 3), SpaceToDepth { factor: 1 }),
+        (Shape::new(1, 2, 4, 4), SpaceToDepth { factor: 4 }),
     ];
 
     #[test]
@@ -133,12 +133,12 @@ mod tests {
 
     #[test]
     fn sides_that_are_no_multiple_have_no_output() {
-        let (s, two) = (Shape::new(1, 3, 4, 6), Downsample { factor: 2 });
+        let (s, two) = (Shape::new(1, 3, 4, 6), SpaceToDepth { factor: 2 });
         assert_eq!(two.output(s), Some(Shape::new(1, 12, 2, 3)));
         assert_eq!(two.output(Shape { h: 5, ..s }), None);
         assert_eq!(two.output(Shape { w: 5, ..s }), None);
         assert_eq!(two.output(Shape { h: 0, ..s }), None);
         assert_eq!(two.output(Shape { c: 1 << 31, ..s }), None);
-        assert_eq!(Downsample { factor: 0 }.output(s), None);
+        assert_eq!(SpaceToDepth { factor: 0 }.output(s), None);
     }
 }
