@@ -405,6 +405,18 @@ fn the_soft_loss_of_any_size() {
     }
 }
 
+/// Far clusters in units of the smallest temperatures: sums by weight would not be finite.
+#[test]
+fn the_soft_loss_of_far_clusters() {
+    let near = [0.0, 1024.0, 2048.0];
+    let data = near.iter().copied().chain(near.iter().map(|x| x + 1e10)).collect();
+    let set = Set { data, dim: 1, labels: vec![0, 1, 0, 0, 1, 0] };
+    let what = Objective::Separation(Loss::SoftNearest { temperature: 1e-30 });
+    let (got, expected) = (on_cpu(what, &set, 2), on_reference(what, &set));
+    assert!(expected.1.iter().all(|g| g.is_finite()) && expected.1.iter().any(|g| *g != 0.0));
+    assert_eq!((got.0, got.1), (expected.0, expected.1));
+}
+
 fn soft_loss(what: Objective, rows: usize, dim: usize) {
     // About as far apart whatever their number.
     let scale = (dim as f32).sqrt().recip();
