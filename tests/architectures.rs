@@ -54,9 +54,9 @@ const fn text(length: u32) -> Input {
 }
 
 fn forward_si(block: Recipe<'static>) -> ForwardSi<'static> {
-    let ForwardSi { classifier, form, .. } = recipe::forward_si(1, 1);
-    let classifier = Recipe { batch: BATCH, ..classifier };
-    ForwardSi { block: Recipe { batch: BATCH, ..block }, classifier, form }
+    let si = recipe::forward_si(1, 1);
+    let classifier = Recipe { batch: BATCH, ..si.classifier };
+    ForwardSi { block: Recipe { batch: BATCH, ..block }, classifier, ..si }
 }
 
 fn end_to_end() -> EndToEnd<'static> {

@@ -208,9 +208,9 @@ fn vgg16_is_trained_block_by_block() {
     let names = vec!["even".to_owned(), "odd".to_owned()];
     let set = Dataset::new(Shape::new(1, 3, 32, 32), Samples::U8(pixels.collect()), labels, names);
     let batch = 8;
-    let ForwardSi { block, classifier, form } = recipe::forward_si(1, 1);
-    let block = Recipe { batch, ..block };
-    let strategy = ForwardSi { block, classifier: Recipe { batch, ..classifier }, form };
+    let si = recipe::forward_si(1, 1);
+    let (block, classifier) = (Recipe { batch, ..si.block }, Recipe { batch, ..si.classifier });
+    let strategy = ForwardSi { block, classifier, ..si };
     let mut set = set.unwrap();
     let (mut fit, mut depths) = (Fit::new(VGG16, 0).unwrap(), Depths::default());
     let drawn = fit.snapshot().weights;

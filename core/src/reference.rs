@@ -150,10 +150,8 @@ impl Backend for Reference<'_> {
         let n = at.features.shape.n;
         let dim = at.features.shape.sample().unwrap_or(0) as usize;
         let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
-        let row = match objective {
-            Objective::Separation(Loss::SoftNearest { .. }) => {
-                Slot::vector(at.scratch.at, n, Dtype::F32)
-            }
+        let row = match objective.loss() {
+            Some(Loss::SoftNearest { .. }) => Slot::vector(at.scratch.at, n, Dtype::F32),
             _ => Slot::EMPTY,
         };
         let [features, labels, pairs, row, gradient] =
@@ -165,10 +163,11 @@ impl Backend for Reference<'_> {
             Objective::CrossEntropy { smoothing } => {
                 loss::cross_entropy(data, dim, labels, smoothing, gradient)
             }
-            Objective::Separation(Loss::SoftNearest { temperature }) => {
+            Objective::Separation(Loss::SoftNearest { temperature })
+            | Objective::Views(Loss::SoftNearest { temperature }) => {
                 loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)
             }
-            Objective::Separation(loss) => {
+            Objective::Separation(loss) | Objective::Views(loss) => {
                 let pairs = pairs.get::<[u32; 4]>()?;
                 let rows = Rows { data, dim, labels };
                 for ((i, pair), (query, label)) in (0..).zip(pairs.iter_mut()).zip(rows.iter()) {

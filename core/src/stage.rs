@@ -33,6 +33,14 @@ pub enum Objective {
     Statistics,
     /// A higher Separation Index of the chain's output.
     Separation(Loss),
+    /// The same without labels: a batch holds two views of each of its samples, two draws of the
+    /// source, and a sample's own label is the sample itself. Its nearest neighbour is to be its
+    /// other view.
+    ///
+    /// The outlook of Karimi et al. (2024) names self-supervised learning and leaves the form open.
+    /// With [`Loss::SoftNearest`] this is the loss of SimCLR (Chen et al., ICML 2020) over squared
+    /// distances. A source that draws a sample alike each time teaches nothing.
+    Views(Loss),
     /// A classifier, by cross-entropy of the chain's output as logits.
     CrossEntropy {
         /// The share of each target that is spread over all classes; 0 for none.
@@ -41,10 +49,23 @@ pub enum Objective {
 }
 
 impl Objective {
+    /// What stands in for SI, where SI is what the stage works towards.
+    pub const fn loss(&self) -> Option<Loss> {
+        match *self {
+            Self::Separation(loss) | Self::Views(loss) => Some(loss),
+            Self::Statistics | Self::CrossEntropy { .. } => None,
+        }
+    }
+
+    /// How many places of a batch each sample takes.
+    pub const fn views(&self) -> u32 {
+        if matches!(self, Self::Views(_)) { 2 } else { 1 }
+    }
+
     /// Scratch bytes that the reference takes for features of shape `(N, D, 1, 1)`.
     pub const fn scratch(&self, features: Shape) -> usize {
-        match self {
-            Self::Separation(Loss::SoftNearest { .. }) => {
+        match self.loss() {
+            Some(Loss::SoftNearest { .. }) => {
                 (features.n as usize).saturating_mul(size_of::<f32>())
             }
             _ => 0,
@@ -53,7 +74,7 @@ impl Objective {
 
     /// Whether nearest neighbours are looked up.
     pub const fn pairs(&self) -> bool {
-        matches!(self, Self::Separation(Loss::Triplet | Loss::Margin { .. }))
+        matches!(self.loss(), Some(Loss::Triplet | Loss::Margin { .. }))
     }
 }
 

@@ -104,6 +104,9 @@ impl Fixed {
         if batch == 0 || feed.chunk == 0 {
             return Err(PlanError::Batch { size: 0 });
         }
+        if !batch.is_multiple_of(stage.recipe.objective.views()) {
+            return Err(PlanError::Batch { size: batch });
+        }
         if feed.queue == 0 || feed.queue > 2 {
             return Err(PlanError::Queue { batches: feed.queue });
         }
@@ -363,6 +366,15 @@ pub struct Session<'m> {
     loaded: [Option<(u16, u32)>; 2],
 }
 
+/// Places of a batch that are read together.
+#[derive(Clone, Copy)]
+struct Part {
+    at: u32,
+    n: u32,
+    /// Labels are the samples' own numbers in the batch.
+    own: bool,
+}
+
 impl<'m> Session<'m> {
     /// Stage number `index` of a run, before its first step. Call [`load`](Self::load) next.
     pub const fn new(
@@ -560,9 +572,14 @@ impl<'m> Session<'m> {
         Ok(last.filter(|_| self.stage.calibrate).map_or(0, |at| at + 1))
     }
 
+    /// Samples of a batch, each in as many places as it has views.
+    const fn samples(&self) -> u32 {
+        self.stage.recipe.batch / self.stage.recipe.objective.views()
+    }
+
     /// Updates in one pass over `samples`: whole batches only.
     pub const fn steps(&self, samples: u32) -> u32 {
-        match samples.checked_div(self.stage.recipe.batch) {
+        match samples.checked_div(self.samples()) {
             Some(steps) => steps,
             None => 0,
         }
@@ -588,8 +605,8 @@ impl<'m> Session<'m> {
             return Err(Error::Sample { expected, got: source.shape() });
         }
         let samples = source.len();
-        if samples < recipe.batch {
-            return Err(Error::TooFew { samples, needed: recipe.batch });
+        if samples < self.samples() {
+            return Err(Error::TooFew { samples, needed: self.samples() });
         }
         let calibrated = self.calibrated_layers()?;
         let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch.max(1)) };
@@ -791,27 +808,35 @@ impl<'m> Session<'m> {
         if self.loaded.get(place).copied().flatten() == Some(when) {
             return Ok(());
         }
-        let epoch = u32::from(self.progress.stage) << 16 | u32::from(when.0);
-        let draw = Draw { seed: self.seed, epoch, step: when.1 };
-        let batch = self.stage.recipe.batch;
-        self.read(backend, source, place, batch, |source, first, indices| {
-            source.pick(draw, batch, first, indices);
-            Some(draw)
-        })?;
+        let (views, samples) = (self.stage.recipe.objective.views() as u16, self.samples());
+        for view in 0..views {
+            // Each view is a draw of its own, of the samples of the first.
+            let drawn = |view| {
+                let epoch = when.0.wrapping_mul(views).wrapping_add(view);
+                let epoch = u32::from(self.progress.stage) << 16 | u32::from(epoch);
+                Draw { seed: self.seed, epoch, step: when.1 }
+            };
+            let (chosen, draw) = (drawn(0), drawn(view));
+            let part = Part { at: u32::from(view) * samples, n: samples, own: views > 1 };
+            self.read(backend, source, place, part, |source, first, indices| {
+                source.pick(chosen, samples, first, indices);
+                Some(draw)
+            })?;
+        }
         if let Some(loaded) = self.loaded.get_mut(place) {
             *loaded = Some(when);
         }
         Ok(())
     }
 
-    /// Reads `n` samples into a place of the queue, some at a time: indices need no memory that
-    /// grows with the batch.
+    /// Reads samples into a part of a place of the queue, some at a time: indices need no memory
+    /// that grows with the batch.
     fn read<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         source: &mut S,
         place: usize,
-        n: u32,
+        part: Part,
         mut choose: impl FnMut(&S, u32, &mut [u32]) -> Option<Draw>,
     ) -> Result<(), Error> {
         const PIECE: usize = 32;
@@ -819,7 +844,8 @@ impl<'m> Session<'m> {
             *loaded = None;
         }
         let empty = Slot::EMPTY;
-        let raw = self.plan.raw.get(place).copied().unwrap_or(empty).head(n);
+        let Part { at: start, n, own: of_sample } = part;
+        let raw = self.plan.raw.get(place).copied().unwrap_or(empty).samples(start, n);
         let labels = self.plan.labels.get(place).copied().unwrap_or(empty);
         let mut first = 0;
         while first < n {
@@ -837,7 +863,10 @@ impl<'m> Session<'m> {
                 };
                 Ok(source.read(indices, draw, batch, own)?)
             })?;
-            let at = labels.at + first as usize * Dtype::U16.size();
+            if of_sample {
+                (first..).zip(own.iter_mut()).for_each(|(sample, label)| *label = sample as u16);
+            }
+            let at = labels.at + (start + first) as usize * Dtype::U16.size();
             backend.write(Slot::vector(at, count, Dtype::U16), Host::U16(own))?;
             first += count;
         }
@@ -894,7 +923,8 @@ impl<'m> Session<'m> {
         let batch = self.stage.recipe.batch;
         let seen = self.progress.calibrated.saturating_mul(batch);
         let n = source.len().saturating_sub(seen).min(batch);
-        self.read(backend, source, 0, n, |_, first, indices| {
+        let part = Part { at: 0, n, own: false };
+        self.read(backend, source, 0, part, |_, first, indices| {
             for (i, index) in indices.iter_mut().enumerate() {
                 *index = seen.saturating_add(first).saturating_add(i as u32);
             }

@@ -20,7 +20,9 @@ use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::Draw;
 use sepal_core::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
-use sepal_core::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen};
+use sepal_core::strategy::{
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Window as Together,
+};
 use sepal_core::train::{Feed, Progress};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -146,8 +148,21 @@ fn nets_and_stages_are_written_field_by_field() {
     assert_eq!(size(&|to| postcard::to_slice(&whole, to).unwrap().len()), one);
     let frozen = RandomFrozen { classifier: recipe };
     assert_eq!(size(&|to| postcard::to_slice(&frozen, to).unwrap().len()), one);
-    let forward = ForwardSi { block: recipe, classifier: recipe, form: Classifier::Whole };
-    assert_eq!(size(&|to| postcard::to_slice(&forward, to).unwrap().len()), 2 * one + 1);
+    let forward = ForwardSi {
+        block: recipe,
+        classifier: recipe,
+        form: Classifier::Whole,
+        heads: &[],
+        window: Together::ONE,
+    };
+    assert_eq!(size(&|to| postcard::to_slice(&forward, to).unwrap().len()), 2 * one + 1 + 3);
+    let backward = ForwardBackward { block: recipe, rest: recipe };
+    assert_eq!(size(&|to| postcard::to_slice(&backward, to).unwrap().len()), 2 * one);
+    let (classifier, fine_tune) = (recipe, Some(recipe));
+    let greedy = Greedy { block: recipe, heads: &[HEAD, HEAD], classifier, fine_tune };
+    // How many heads there are and how many layers each has, none of which takes more than its tag.
+    let heads = size(&|to| postcard::to_slice(&[HEAD, HEAD], to).unwrap().len());
+    assert_eq!(size(&|to| postcard::to_slice(&greedy, to).unwrap().len()), 3 * one + heads + 2);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_core::stage::{Loss, Objective, Recipe, Stop};
-use sepal_core::strategy::{Classifier, ForwardSi, Strategy};
+use sepal_core::strategy::{Classifier, ForwardSi, Strategy, Window};
 use sepal_core::train::{Feed, Session, StagePlan};
 
 thread_local! {
@@ -104,6 +104,8 @@ const RECIPE: Recipe<'static> = Recipe {
 
 const STRATEGY: ForwardSi<'static> = ForwardSi {
     block: RECIPE,
+    heads: &[],
+    window: Window::ONE,
     classifier: Recipe {
         head: &[],
         objective: Objective::CrossEntropy { smoothing: 0.1 },

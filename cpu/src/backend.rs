@@ -327,7 +327,7 @@ impl Backend for Cpu<'_> {
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
-        let Objective::Separation(loss) = *objective else {
+        let Some(loss) = objective.loss() else {
             if layers::moves(at.features) && *objective != Objective::Statistics {
                 return objective::moved(&mut self.reference, objective, at);
             }

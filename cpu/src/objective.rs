@@ -16,10 +16,10 @@ use crate::{search, soft};
 /// Numbers of scratch over `features`; a smaller batch never takes more.
 pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
     let (m, dim) = (features.n as usize, features.sample().unwrap_or(0) as usize);
-    match objective {
-        Objective::Separation(Loss::SoftNearest { .. }) => soft::scratch(m, dim),
-        Objective::Separation(_) => search::batch_numbers(m, dim),
-        _ => 0,
+    match objective.loss() {
+        Some(Loss::SoftNearest { .. }) => soft::scratch(m, dim),
+        Some(_) => search::batch_numbers(m, dim),
+        None => 0,
     }
 }
 

@@ -8,12 +8,16 @@ use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
 use sepal::layer::Layer;
 use sepal::models::cache::{Budget, Keep, Spill};
-use sepal::models::simcnn::{of_depth, simcnn_readout};
+use sepal::models::simcnn::{of_depth, simcnn_head, simcnn_readout};
 use sepal::models::width::scaled;
 use sepal::models::{alexnet, lenet, recipe, simcnn, vdcnn, vgg};
 use sepal::net::{Input, Net};
+use sepal::optim::Rule;
+use sepal::plan::PlanError;
 use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
-use sepal::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Strategy};
+use sepal::strategy::{
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Strategy, Window,
+};
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
 /// learnt. Without options: LeNet on 2,000 bundled images of Fashion-MNIST.
@@ -53,21 +57,52 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Stand::Soft)]
     pub loss: Stand,
 
+    /// The temperature of --loss soft
+    #[arg(long, value_name = "T", default_value_t = 0.1, value_parser = positive)]
+    pub temperature: f32,
+
+    /// Blocks that learn by SI together. More than one is local back-propagation, with the memory
+    /// that this takes
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub window: u16,
+
+    /// By how many blocks the window moves: those that stay in it learn on
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub stride: u16,
+
+    /// What is laid over a block while it learns by SI
+    #[arg(long, value_enum, default_value_t = Readout::Unit)]
+    pub readout: Readout,
+
+    /// Layers of the auxiliary classifier of --strategy greedy: 1 is dense, more have 3x3
+    /// convolutions of the block's width in front of it
+    #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    pub auxiliary: u8,
+
+    /// Passes over the data for all layers at once after --strategy greedy
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub fine_tune: u16,
+
     /// Passes over the data for each block; for the whole net with --strategy end-to-end
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub epochs: u16,
 
-    /// Passes for the classifier on frozen features
+    /// Passes for the classifier on frozen features; for all but the first block with --strategy
+    /// forward-backward
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub head_epochs: u16,
 
-    /// First learning rate of blocks, and of --strategy end-to-end
+    /// First learning rate of blocks, and of stages that train the classifier with them
     #[arg(long, value_name = "RATE", default_value_t = 1e-2, value_parser = positive)]
     pub rate: f32,
 
     /// First learning rate of the classifier
     #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
     pub head_rate: f32,
+
+    /// What updates the weights
+    #[arg(long, value_enum, default_value_t = Optimiser::Adam)]
+    pub optimiser: Optimiser,
 
     /// Samples in a step
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
@@ -171,6 +206,8 @@ pub enum Model {
     Lenet,
     /// The same without padding and norm, with biases
     Lenet5,
+    /// Six 3x3 convolutions of 16 to 64 filters with batch norm and one dense layer
+    Vgg6,
     /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
     Vgg16,
     /// The same with 16 convolutions
@@ -191,25 +228,39 @@ pub enum Model {
     Vdcnn29,
 }
 
-/// What the largest auxiliary net of SimCNN makes of a block under training by SI: of one width for
-/// all blocks, where its authors double it at each smaller plane.
-const READOUT: [Layer; 9] = simcnn_readout(128);
-
 impl Model {
     /// Whether it reads characters.
     pub const fn reads_text(self) -> bool {
         matches!(self, Self::Vdcnn9 | Self::Vdcnn17 | Self::Vdcnn29)
     }
 
-    /// What is laid over a block while it learns by SI.
-    const fn head(self) -> &'static [Layer] {
+    /// The depth of the auxiliary nets of SimCNN.
+    const fn depth(self) -> Option<usize> {
         match self {
-            Self::Simcnn1 => of_depth(1, &READOUT),
-            Self::Simcnn2 => of_depth(2, &READOUT),
-            Self::Simcnn3 => of_depth(3, &READOUT),
-            _ => recipe::UNIT_FEATURES,
+            Self::Simcnn1 => Some(1),
+            Self::Simcnn2 => Some(2),
+            Self::Simcnn3 => Some(3),
+            _ => None,
         }
     }
+}
+
+/// A readout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Readout {
+    /// All that it gives, scaled to length 1; SimCNN's auxiliary nets, where it has some
+    Unit,
+    /// A 3x3 convolution of 64 channels between means of bins, which is discarded
+    Conv,
+}
+
+/// An optimiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Optimiser {
+    /// Adam
+    Adam,
+    /// Gradient descent with momentum 0.9
+    Sgd,
 }
 
 /// A strategy.
@@ -219,6 +270,12 @@ pub enum Way {
     Si,
     /// Each block and each hidden dense layer by SI, then the last layer by cross-entropy
     SiLayerwise,
+    /// As si, without labels: the neighbour of an image is to be the same image, changed otherwise
+    SelfSupervised,
+    /// The first block by SI, then all others by back-propagation
+    ForwardBackward,
+    /// Each block by cross-entropy behind an auxiliary classifier, then the classifier
+    Greedy,
     /// The whole net by back-propagation
     EndToEnd,
     /// Random frozen blocks, then the classifier: the control
@@ -230,7 +287,7 @@ pub enum Way {
 pub enum Stand {
     /// The nearest other class must be farther than the nearest own by 0.2
     Margin,
-    /// Soft nearest neighbour, temperature 0.1
+    /// Soft nearest neighbour
     Soft,
     /// Eq. 7 of the paper
     Triplet,
@@ -238,16 +295,20 @@ pub enum Stand {
 
 /// Any of the strategies.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
-pub enum Chosen {
-    Si(ForwardSi<'static>),
-    EndToEnd(EndToEnd<'static>),
-    Random(RandomFrozen<'static>),
+pub enum Chosen<'m> {
+    Si(ForwardSi<'m>),
+    ForwardBackward(ForwardBackward<'m>),
+    Greedy(Greedy<'m>),
+    EndToEnd(EndToEnd<'m>),
+    Random(RandomFrozen<'m>),
 }
 
-impl Strategy for Chosen {
+impl Strategy for Chosen<'_> {
     fn next(&self, net: &sepal::net::Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
         match self {
             Self::Si(s) => s.next(net, done),
+            Self::ForwardBackward(s) => s.next(net, done),
+            Self::Greedy(s) => s.next(net, done),
             Self::EndToEnd(s) => s.next(net, done),
             Self::Random(s) => s.next(net, done),
         }
@@ -255,45 +316,74 @@ impl Strategy for Chosen {
 }
 
 impl Args {
+    /// What is laid over each block of features while it learns.
+    pub fn heads(&self, net: &Net<'_>, classes: u32) -> Result<Vec<Vec<Layer>>, PlanError> {
+        let head = |block: usize| {
+            let (_, end) = net.block(block).unwrap_or_default();
+            let filters = net.shape(end)?.c;
+            Ok(match (self.strategy, self.model.depth()) {
+                (Way::Greedy, None) if self.auxiliary == 1 => recipe::linear_head(classes).to_vec(),
+                (Way::Greedy, depth) => {
+                    let depth = depth.unwrap_or(self.auxiliary.into());
+                    of_depth(depth, &simcnn_head(filters, classes)).to_vec()
+                }
+                (_, Some(depth)) if self.readout == Readout::Unit => {
+                    of_depth(depth, &simcnn_readout(filters)).to_vec()
+                }
+                _ if self.readout == Readout::Conv => recipe::CONV_READOUT.to_vec(),
+                _ => recipe::UNIT_FEATURES.to_vec(),
+            })
+        };
+        (0..usize::from(net.features)).map(head).collect()
+    }
+
     /// The strategy that the options describe.
-    pub fn chosen(&self) -> Chosen {
+    pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]]) -> Chosen<'m> {
         let stop = match self.patience {
             Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
             None => Stop::Never,
         };
-        let block = recipe::block(self.epochs);
-        let block = Recipe {
-            objective: Objective::Separation(match self.loss {
-                Stand::Margin => Loss::Margin { margin: 0.2 },
-                Stand::Soft => Loss::SoftNearest { temperature: 0.1 },
-                Stand::Triplet => Loss::Triplet,
-            }),
-            head: self.model.head(),
-            rate: self.rate,
-            batch: self.batch,
-            stop,
-            ..block
+        let rule = match self.optimiser {
+            Optimiser::Adam => Rule::adam(),
+            Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         };
-        let classifier = Recipe {
-            rate: self.head_rate,
-            batch: self.batch,
-            ..recipe::classifier(self.head_epochs)
+        let (rate, batch) = (self.rate, self.batch);
+        let loss = match self.loss {
+            Stand::Margin => Loss::Margin { margin: 0.2 },
+            Stand::Soft => Loss::SoftNearest { temperature: self.temperature },
+            Stand::Triplet => Loss::Triplet,
         };
-        let si = |form| Chosen::Si(ForwardSi { block, classifier, form });
+        let objective = match self.strategy {
+            Way::SelfSupervised => Objective::Views(loss),
+            _ => Objective::Separation(loss),
+        };
+        let block = Recipe { objective, rate, batch, rule, stop, ..recipe::block(self.epochs) };
+        let classifier =
+            Recipe { rate: self.head_rate, batch, rule, ..recipe::classifier(self.head_epochs) };
+        let window = Window { blocks: self.window, stride: self.stride };
+        // Blocks and classifier together, at the rate of blocks.
+        let whole = |epochs| Recipe { rate, epochs, ..classifier };
+        let si = |form| Chosen::Si(ForwardSi { block, heads, window, classifier, form });
         match self.strategy {
-            Way::Si => si(Classifier::Whole),
+            Way::Si | Way::SelfSupervised => si(Classifier::Whole),
             Way::SiLayerwise => si(Classifier::LayerWise),
-            Way::EndToEnd => {
-                let recipe = recipe::end_to_end(self.epochs, self.rate).recipe;
-                Chosen::EndToEnd(EndToEnd { recipe: Recipe { batch: self.batch, ..recipe } })
+            Way::ForwardBackward => {
+                let block = Recipe { head: heads.first().copied().unwrap_or_default(), ..block };
+                Chosen::ForwardBackward(ForwardBackward { block, rest: whole(self.head_epochs) })
             }
+            Way::Greedy => {
+                let fine_tune = (self.fine_tune > 0).then(|| whole(self.fine_tune));
+                let block = whole(self.epochs);
+                Chosen::Greedy(Greedy { block, heads, classifier, fine_tune })
+            }
+            Way::EndToEnd => Chosen::EndToEnd(EndToEnd { recipe: whole(self.epochs) }),
             Way::Random => Chosen::Random(RandomFrozen { classifier }),
         }
     }
 
     /// The control that the strategy is measured against.
-    pub fn control(&self) -> Chosen {
-        Self { strategy: Way::Random, ..self.clone() }.chosen()
+    pub fn control(&self) -> Chosen<'static> {
+        Self { strategy: Way::Random, ..self.clone() }.chosen(&[])
     }
 
     /// Where the run is kept while it is under way.
@@ -330,6 +420,7 @@ impl Args {
         match self.model {
             Model::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
             Model::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
+            Model::Vgg6 => scaled(vgg::vgg6_layers(classes), width).to_vec(),
             Model::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
             Model::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
             Model::Alexnet => scaled(alexnet::alexnet_layers(classes), width).to_vec(),
@@ -347,6 +438,7 @@ impl Args {
         match self.model {
             Model::Lenet => lenet::lenet(layers, input),
             Model::Lenet5 => lenet::lenet5(layers, input),
+            Model::Vgg6 => vgg::vgg6(layers, input),
             Model::Vgg16 => vgg::vgg16(layers, input),
             Model::Vgg19 => vgg::vgg19(layers, input),
             Model::Alexnet => alexnet::alexnet(layers, input),

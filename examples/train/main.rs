@@ -66,10 +66,24 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     net.check()
         .map_err(|e| format!("{:?} cannot take samples of {}: {e}", args.model, input.shape))?;
 
-    let chosen = args.chosen();
+    let heads = args.heads(&net, classes)?;
+    let heads: Vec<&[sepal::layer::Layer]> = heads.iter().map(Vec::as_slice).collect();
+    let chosen = args.chosen(&heads);
     let budget = args.budget();
     if args.copies.is_some() && !args.augments() {
         return Err("--copies: expected --flip, --shift or --cutout beside it".into());
+    }
+    if args.strategy == args::Way::SelfSupervised {
+        if !args.augments() {
+            let needed = "expected --flip, --shift or --cutout beside it";
+            return Err(format!("--strategy self-supervised: {needed}").into());
+        }
+        if !args.batch.is_multiple_of(2) {
+            let batch = args.batch;
+            return Err(
+                format!("--batch {batch}: expected an even number, two of each image").into()
+            );
+        }
     }
     if args.model.reads_text() && args.augments() {
         return Err("--flip, --shift and --cutout change images, not text".into());
@@ -252,7 +266,7 @@ fn fit_on(
     fit: &mut Fit<'_>,
     args: &Args,
     device: &Device,
-    strategy: &args::Chosen,
+    strategy: &args::Chosen<'_>,
     train: &Dataset,
     budget: &Budget,
     watch: &mut impl Watch,

@@ -115,6 +115,7 @@ impl<'a> Progress<'a> {
         let what = match stage.recipe.objective {
             Objective::Statistics => "statistics",
             Objective::Separation(_) => "separation",
+            Objective::Views(_) => "separation of views",
             Objective::CrossEntropy { .. } => "cross-entropy",
             _ => "training",
         };
@@ -227,7 +228,7 @@ impl Watch for Progress<'_> {
 
     fn judge(&mut self, now: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
         let Some((held_out, device)) = &self.held_out else { return Ok(None) };
-        if !matches!(stage.recipe.objective, Objective::Separation(_)) {
+        if stage.recipe.objective.loss().is_none() {
             return Ok(None);
         }
         let last = usize::from(stage.last);

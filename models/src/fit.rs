@@ -491,7 +491,7 @@ mod tests {
     use sepal_core::net::{Input, Normalisation};
     use sepal_core::reference::OnReference;
     use sepal_core::stage::Recipe;
-    use sepal_core::strategy::{Classifier, ForwardSi};
+    use sepal_core::strategy::{Classifier, ForwardSi, Window};
 
     /// Two classes that differ in their first number, in batches of its own.
     struct Two;
@@ -608,7 +608,7 @@ mod tests {
     fn strategy() -> impl Strategy {
         let block = Recipe { batch: 8, ..recipe::block(2) };
         let classifier = Recipe { batch: 8, ..recipe::classifier(2) };
-        ForwardSi { block, classifier, form: Classifier::Whole }
+        ForwardSi { block, classifier, form: Classifier::Whole, heads: &[], window: Window::ONE }
     }
 
     /// The weights of a run, and the caches that its stages had.

@@ -1,16 +1,31 @@
 //! Recipes: how stages are trained, with the settings that are measured to work.
 
-use sepal_core::layer::{L2Normalise, Layer};
+use sepal_core::layer::{AvgPoolTo, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, RELU};
 use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
 use sepal_core::stage::{Loss, Objective, Recipe, Stop};
-use sepal_core::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen};
+use sepal_core::strategy::{
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Window,
+};
 
 /// The readout of every SI stage: all features of a sample, scaled to length 1. Distances then
 /// lie in 0 to 4 whatever the layer, and the loss cannot fall by growing the weights alone.
 ///
 /// Neither asks how features lie, so nothing brings them into the order of a dense layer's input.
 pub const UNIT_FEATURES: &[Layer] = &[Layer::L2Normalise(L2Normalise)];
+
+/// A convolution that is laid over a block while it learns by SI, and discarded: means of at most
+/// 7x7 bins, a 3x3 convolution to 64 channels with batch norm and ReLU, means of 3x3 bins, length 1.
+/// Distances are then between 576 features, whatever the block.
+pub const CONV_READOUT: &[Layer] = &[
+    Layer::AvgPoolTo(AvgPoolTo { h: 7, w: 7 }),
+    Layer::Conv2d(Conv2d { pad: (1, 1), bias: false, ..Conv2d::new(64, 3) }),
+    Layer::BatchNorm(BatchNorm::new()),
+    RELU,
+    Layer::AvgPoolTo(AvgPoolTo { h: 3, w: 3 }),
+    Layer::Flatten(Flatten),
+    Layer::L2Normalise(L2Normalise),
+];
 
 /// A block by SI: soft nearest neighbours at temperature 0.1, Adam from 1e-2 down to 0.
 ///
@@ -48,6 +63,8 @@ pub const fn classifier(epochs: u16) -> Recipe<'static> {
 pub const fn forward_si(epochs: u16, classifier_epochs: u16) -> ForwardSi<'static> {
     ForwardSi {
         block: block(epochs),
+        heads: &[],
+        window: Window::ONE,
         classifier: classifier(classifier_epochs),
         form: Classifier::Whole,
     }
@@ -61,4 +78,34 @@ pub const fn random_frozen(classifier_epochs: u16) -> RandomFrozen<'static> {
 /// All layers at once by cross-entropy.
 pub const fn end_to_end(epochs: u16, rate: f32) -> EndToEnd<'static> {
     EndToEnd { recipe: Recipe { rate, ..classifier(epochs) } }
+}
+
+/// The first block by SI, the rest at once by cross-entropy.
+pub const fn forward_backward(
+    epochs: u16,
+    rest_epochs: u16,
+    rate: f32,
+) -> ForwardBackward<'static> {
+    ForwardBackward { block: block(epochs), rest: Recipe { rate, ..classifier(rest_epochs) } }
+}
+
+/// The auxiliary classifier of a block of one layer: dense, on all that the block gives.
+pub const fn linear_head(classes: u32) -> [Layer; 2] {
+    [Layer::Flatten(Flatten), Layer::Dense(Dense::new(classes))]
+}
+
+/// Each block by cross-entropy behind the head of its own, the last one for all that follow; then
+/// the classifier. Blocks stay as they were trained.
+pub const fn greedy<'m>(
+    heads: &'m [&'m [Layer]],
+    epochs: u16,
+    rate: f32,
+    classifier_epochs: u16,
+) -> Greedy<'m> {
+    Greedy {
+        block: Recipe { rate, ..classifier(epochs) },
+        heads,
+        classifier: classifier(classifier_epochs),
+        fine_tune: None,
+    }
 }

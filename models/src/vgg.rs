@@ -1,4 +1,5 @@
-//! VGG16 and VGG19 (Simonyan and Zisserman, arXiv 1409.1556) with batch norm, for 32x32 images.
+//! VGG16 and VGG19 (Simonyan and Zisserman, arXiv 1409.1556) with batch norm, for 32x32 images, and a
+//! small net of their kind.
 //!
 //! The original has biases (batch norm takes them away again), no batch norm, and three dense
 //! layers for 224x224 images. Karimi et al. (2024) name the nets and nothing of their form; the
@@ -13,7 +14,10 @@ use crate::table::Table;
 /// Channels of the convolutions up to each pool.
 const CHANNELS: [u32; 5] = [64, 128, 256, 512, 512];
 
-/// How many there are up to each pool in configuration D.
+/// And of the small net.
+const SMALL: [u32; 3] = [16, 32, 64];
+
+/// How many convolutions there are up to each pool in configuration D.
 const D: [u8; 5] = [2, 2, 3, 3, 3];
 
 /// And in configuration E.
@@ -26,7 +30,8 @@ const COLOUR_32: Input =
 /// 3x3 convolutions, each with batch norm and ReLU, a 2x2 max-pool behind the last of each
 /// number of channels; then standardised features and one dense layer.
 const fn table<const LAYERS: usize, const BLOCKS: usize>(
-    convs: [u8; 5],
+    channels: &[u32],
+    convs: &[u8],
     classes: u32,
 ) -> Table<LAYERS, BLOCKS> {
     let mut table = Table::new();
@@ -34,7 +39,7 @@ const fn table<const LAYERS: usize, const BLOCKS: usize>(
     while stage < convs.len() {
         let mut conv = 1;
         while conv <= convs[stage] {
-            table = table.conv(CHANNELS[stage], (3, 3));
+            table = table.conv(channels[stage], (3, 3));
             if conv == convs[stage] {
                 table = table.layer(Layer::MaxPool(MaxPool::new(2)));
             }
@@ -52,7 +57,7 @@ const fn table<const LAYERS: usize, const BLOCKS: usize>(
 ///
 /// On 32x32 colour images: 512 features, 313,201,664 multiply-accumulates.
 pub const fn vgg16_layers(classes: u32) -> [Layer; 47] {
-    table::<47, 14>(D, classes).layers()
+    table::<47, 14>(&CHANNELS, &D, classes).layers()
 }
 
 /// The 16 convolutions of configuration E, as in [`vgg16_layers`], with a max-pool behind the 2nd,
@@ -60,7 +65,7 @@ pub const fn vgg16_layers(classes: u32) -> [Layer; 47] {
 ///
 /// On 32x32 colour images: 512 features, 398,136,320 multiply-accumulates.
 pub const fn vgg19_layers(classes: u32) -> [Layer; 56] {
-    table::<56, 17>(E, classes).layers()
+    table::<56, 17>(&CHANNELS, &E, classes).layers()
 }
 
 /// [`vgg16_layers`] as a net of 13 blocks and a classifier. Images are of 32x32 pixels at least.
@@ -77,14 +82,29 @@ pub const fn vgg19_layers(classes: u32) -> [Layer; 56] {
 /// # Ok::<(), sepal_core::plan::PlanError>(())
 /// ```
 pub const fn vgg16(layers: &[Layer], input: Input) -> Net<'_> {
-    const BLOCKS: [u16; 14] = table::<47, 14>(D, 1).ends();
+    const BLOCKS: [u16; 14] = table::<47, 14>(&CHANNELS, &D, 1).ends();
     Net { input, layers, blocks: &BLOCKS, features: 13 }
 }
 
 /// [`vgg19_layers`] as a net of 16 blocks and a classifier. Images are of 32x32 pixels at least.
 pub const fn vgg19(layers: &[Layer], input: Input) -> Net<'_> {
-    const BLOCKS: [u16; 17] = table::<56, 17>(E, 1).ends();
+    const BLOCKS: [u16; 17] = table::<56, 17>(&CHANNELS, &E, 1).ends();
     Net { input, layers, blocks: &BLOCKS, features: 16 }
+}
+
+/// Two 3x3 convolutions of 16, two of 32 and two of 64 filters, as in [`vgg16_layers`], with a
+/// max-pool behind the 2nd, 4th and 6th. Small enough for many runs, deep enough to tell layer-wise
+/// methods apart.
+///
+/// On 28x28 grey images: 576 features, 7,344,000 multiply-accumulates.
+pub const fn vgg6_layers(classes: u32) -> [Layer; 24] {
+    table::<24, 7>(&SMALL, &[2, 2, 2], classes).layers()
+}
+
+/// [`vgg6_layers`] as a net of 6 blocks and a classifier. Images are of 8x8 pixels at least.
+pub const fn vgg6(layers: &[Layer], input: Input) -> Net<'_> {
+    const BLOCKS: [u16; 7] = table::<24, 7>(&SMALL, &[2, 2, 2], 1).ends();
+    Net { input, layers, blocks: &BLOCKS, features: 6 }
 }
 
 /// VGG16 for ten classes of 32x32 colour images.
@@ -120,6 +140,18 @@ mod tests {
         // 19,632,062,464 multiply-accumulates there, 123,633,664 of them dense, on 49 times the
         // places.
         assert_eq!(macs(&VGG19), (19_632_062_464 - 123_633_664) / 49 + 5_120);
+    }
+
+    #[test]
+    fn the_small_net_fits_28x28() {
+        let normalisation = Normalisation::NONE;
+        let net = vgg6(
+            &const { vgg6_layers(10) },
+            Input { shape: Shape::new(1, 1, 28, 28), normalisation },
+        );
+        check_blocks(&net, 6);
+        assert_eq!(net.shape(net.features_end()), Ok(Shape::new(1, 64, 3, 3)));
+        assert_eq!(macs(&net), 7_344_000);
     }
 
     #[test]

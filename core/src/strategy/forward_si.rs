@@ -1,4 +1,5 @@
-use super::{Strategy, block, classifier};
+use super::{Strategy, block, classifier, with_head};
+use crate::layer::Layer;
 use crate::net::Net;
 use crate::stage::{Outcome, Recipe, Stage};
 
@@ -12,8 +13,58 @@ pub enum Classifier {
     LayerWise,
 }
 
+/// Which blocks learn together.
+///
+/// A window of more than one block is local back-propagation: errors pass through its blocks, never
+/// through the net. It costs the memory of its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Window {
+    /// How many blocks, at least 1.
+    pub blocks: u16,
+    /// By how many the window moves, 1 to `blocks`: those that it leaves behind stay as they are,
+    /// the others learn on. Another number counts as the nearest of these.
+    pub stride: u16,
+}
+
+impl Window {
+    /// Each block alone: strictly layer by layer.
+    pub const ONE: Self = Self { blocks: 1, stride: 1 };
+
+    /// Of `blocks` blocks, moved by one.
+    pub const fn sliding(blocks: u16) -> Self {
+        Self { blocks, stride: 1 }
+    }
+
+    /// Of `blocks` blocks that learn once.
+    pub const fn groups(blocks: u16) -> Self {
+        Self { blocks, stride: blocks }
+    }
+
+    /// The blocks of stage number `done` of those that train `count` blocks, as first and one past
+    /// the last; `None` where they are all trained.
+    fn blocks(self, done: usize, count: usize) -> Option<(usize, usize)> {
+        let blocks = usize::from(self.blocks.max(1));
+        let stride = usize::from(self.stride.max(1)).min(blocks);
+        let first = done.checked_mul(stride)?;
+        // The stage before has reached the last block already.
+        if first >= count || done > 0 && first - stride + blocks >= count {
+            return None;
+        }
+        Some((first, (first + blocks).min(count)))
+    }
+
+    /// How many stages train `count` blocks.
+    fn stages(self, count: usize) -> usize {
+        (0..count).take_while(|&done| self.blocks(done, count).is_some()).count()
+    }
+}
+
 /// Algorithm 1 of Karimi, Kalhor and Tabrizi (Sci. Rep. 2024): each block alone, the ones before
 /// it frozen, so that SI rises; then the classifier by cross-entropy.
+///
+/// Windows of several blocks are not in the paper; [`Window::ONE`] is its form. Nor are heads: its
+/// distances are between the block's outputs.
 ///
 /// The paper adds "a classification layer" last and trains hidden dense layers by SI
 /// ([`Classifier::LayerWise`]); training the whole head by cross-entropy is the form that is
@@ -23,7 +74,12 @@ pub enum Classifier {
 pub struct ForwardSi<'m> {
     /// How blocks are trained.
     pub block: Recipe<'m>,
-    /// How the classifier is.
+    /// What is laid over each block while it is the last of its stage, the last for all blocks that
+    /// follow; none for the recipe's.
+    pub heads: &'m [&'m [Layer]],
+    /// Which blocks learn together.
+    pub window: Window,
+    /// How the classifier is trained.
     pub classifier: Recipe<'m>,
     /// Which layers that is.
     pub form: Classifier,
@@ -38,10 +94,13 @@ impl Strategy for ForwardSi<'_> {
                 (last, block(net, last, net.blocks.len()))
             }
         };
-        if let Some((first, last)) = block(net, done.len(), count) {
-            return Some(Stage { first, last, calibrate: true, recipe: self.block });
+        if let Some((from, to)) = self.window.blocks(done.len(), count) {
+            let (first, _) = block(net, from, count)?;
+            let (_, last) = block(net, to - 1, count)?;
+            let recipe = with_head(self.block, self.heads, to - 1);
+            return Some(Stage { first, last, calibrate: true, recipe });
         }
-        let (first, last) = rest.filter(|_| done.len() == count)?;
+        let (first, last) = rest.filter(|_| done.len() == self.window.stages(count))?;
         Some(Stage { first, last, calibrate: true, recipe: self.classifier })
     }
 }

@@ -2,15 +2,20 @@
 //! same stages.
 
 mod end_to_end;
+mod forward_backward;
 mod forward_si;
+mod greedy;
 mod random_frozen;
 
 pub use end_to_end::EndToEnd;
-pub use forward_si::{Classifier, ForwardSi};
+pub use forward_backward::ForwardBackward;
+pub use forward_si::{Classifier, ForwardSi, Window};
+pub use greedy::Greedy;
 pub use random_frozen::RandomFrozen;
 
+use crate::layer::Layer;
 use crate::net::Net;
-use crate::stage::{Outcome, Stage};
+use crate::stage::{Outcome, Recipe, Stage};
 
 /// Chooses the next stage from what came of those before: nothing else may enter.
 pub trait Strategy {
@@ -32,4 +37,11 @@ fn classifier(net: &Net<'_>) -> Option<(u16, u16)> {
     let first = u16::try_from(net.features_end()).ok()?;
     let last = u16::try_from(net.layers.len()).ok()?;
     (first < last).then_some((first, last))
+}
+
+/// A recipe with the head of block `at`: its own of `heads`, the last of them for all blocks behind
+/// it, the recipe's where there are none.
+fn with_head<'m>(recipe: Recipe<'m>, heads: &'m [&'m [Layer]], at: usize) -> Recipe<'m> {
+    let head = heads.get(at).or(heads.last()).copied().unwrap_or(recipe.head);
+    Recipe { head, ..recipe }
 }
