@@ -1086,4 +1086,69 @@ mod tests {
         all.sort_by(f32::total_cmp);
         assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
     }
+
+    /// A batch of views holds each of its samples twice, drawn twice, with a label of its own.
+    #[test]
+    fn views_are_two_draws_of_each_sample() {
+        struct Drawn(Vec<(Draw, Vec<u32>)>);
+        impl Source for Drawn {
+            fn len(&self) -> u32 {
+                40
+            }
+            fn shape(&self) -> Shape {
+                Shape::rows(1, 2)
+            }
+            fn is_u8(&self) -> bool {
+                false
+            }
+            fn read(
+                &mut self,
+                indices: &[u32],
+                draw: Option<Draw>,
+                x: Batch<'_>,
+                labels: &mut [u16],
+            ) -> Result<(), crate::source::SourceError> {
+                let Batch::F32(x) = x else { panic!("bytes") };
+                let draw = draw.unwrap();
+                for (x, &index) in x.chunks_exact_mut(2).zip(indices) {
+                    x.copy_from_slice(&[index as f32, draw.epoch as f32]);
+                }
+                labels.fill(7);
+                self.0.push((draw, indices.to_vec()));
+                Ok(())
+            }
+        }
+        let layers = [Layer::Dense(Dense::new(2))];
+        let input = Input { shape: Shape::rows(1, 2), ..NET.input };
+        let net = Net { input, layers: &layers, ..NET };
+        let objective = Objective::Views(crate::stage::Loss::SoftNearest { temperature: 1.0 });
+        let recipe = Recipe { objective, head: &[], epochs: 2, batch: 72, ..RECIPE };
+        let stage = Stage { recipe, ..STAGE };
+        let feed = Feed { bytes: false, ..Feed::BYTES };
+        let odd = Stage { recipe: Recipe { batch: 71, ..recipe }, ..stage };
+        let refused = Err(PlanError::Batch { size: 71 });
+        assert_eq!(StagePlan::reference(&net, &odd, feed), refused);
+
+        let plan = StagePlan::reference(&net, &stage, feed).unwrap();
+        let mut memory = vec![crate::arena::Word::NAN; plan.bytes() / 16];
+        let mut backend = Reference::new(&mut memory);
+        let model = Model { net, weights: Weights::Flat(&[0.5; 6]) };
+        let mut session = Session::new(net, stage, plan, 0, 3);
+        session.load(&mut backend, &model).unwrap();
+        let mut source = Drawn(Vec::new());
+        assert_eq!(session.steps(source.len()), 1);
+        for epoch in 0..2 {
+            session.step(&mut backend, &model, &mut source).unwrap();
+            // 36 samples, 32 at a time.
+            let reads = source.0.split_off(0);
+            let samples: Vec<usize> = reads.iter().map(|(_, indices)| indices.len()).collect();
+            assert_eq!(samples, [32, 4, 32, 4]);
+            assert_eq!((&reads[0].1, &reads[1].1), (&reads[2].1, &reads[3].1));
+            let epochs: Vec<u32> = reads.iter().map(|(draw, _)| draw.epoch).collect();
+            assert_eq!(epochs, [0, 0, 1, 1].map(|view| 3 << 16 | (2 * epoch + view)));
+            let mut labels = vec![0; 72];
+            backend.read(session.plan.labels[0], HostMut::U16(&mut labels)).unwrap();
+            assert!(labels.iter().copied().eq((0..36).chain(0..36)));
+        }
+    }
 }

@@ -104,3 +104,35 @@ impl Strategy for ForwardSi<'_> {
         Some(Stage { first, last, calibrate: true, recipe: self.classifier })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn windows_cover_all_blocks_and_stop_at_the_last() {
+        let stages = |window: Window, count| -> Vec<(usize, usize)> {
+            (0..).map_while(|done| window.blocks(done, count)).collect()
+        };
+        assert_eq!(stages(Window::ONE, 3), [(0, 1), (1, 2), (2, 3)]);
+        assert_eq!(stages(Window::sliding(3), 6), [(0, 3), (1, 4), (2, 5), (3, 6)]);
+        assert_eq!(stages(Window::groups(3), 7), [(0, 3), (3, 6), (6, 7)]);
+        assert_eq!(stages(Window { blocks: 3, stride: 2 }, 6), [(0, 3), (2, 5), (4, 6)]);
+        assert_eq!(stages(Window::sliding(9), 2), [(0, 2)]);
+        assert_eq!(stages(Window::ONE, 0), []);
+        // Out of range: the nearest.
+        assert_eq!(stages(Window { blocks: 0, stride: 0 }, 2), stages(Window::ONE, 2));
+        let far = Window { blocks: 2, stride: 9 };
+        assert_eq!(stages(far, 5), stages(Window::groups(2), 5));
+        for (blocks, stride, count) in
+            [1, 2, 3, 5].into_iter().flat_map(|b| [(b, 1, 7), (b, 2, 7), (b, b, 7)])
+        {
+            let window = Window { blocks, stride };
+            let stages = stages(window, count);
+            assert_eq!(stages.len(), window.stages(count));
+            assert_eq!(stages.last().map(|stage| stage.1), Some(count));
+            assert!(stages.windows(2).all(|two| two[1].0 <= two[0].1 && two[0].1 < two[1].1));
+        }
+    }
+}

@@ -11,11 +11,13 @@ use sepal_core::stage::{Loss, Objective};
 use crate::{Cut, Tolerance, With, ask, len, read, run, values, wide, write};
 
 /// All objectives that have a gradient.
-const OBJECTIVES: [Objective; 6] = [
+const OBJECTIVES: [Objective; 8] = [
     Objective::Separation(Loss::Triplet),
     Objective::Separation(Loss::Margin { margin: 0.2 }),
     Objective::Separation(Loss::Margin { margin: 0.0 }),
     Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
+    Objective::Views(Loss::Margin { margin: 0.2 }),
+    Objective::Views(Loss::SoftNearest { temperature: 0.5 }),
     Objective::CrossEntropy { smoothing: 0.0 },
     Objective::CrossEntropy { smoothing: 0.1 },
 ];
@@ -35,11 +37,12 @@ fn expected<T: Real>(objective: Objective, x: &[T], dim: usize, labels: &[u16]) 
         Objective::CrossEntropy { smoothing } => {
             loss::cross_entropy(x, dim, labels, T::from_f32(smoothing), grad)
         }
-        Objective::Separation(Loss::SoftNearest { temperature }) => {
+        Objective::Separation(Loss::SoftNearest { temperature })
+        | Objective::Views(Loss::SoftNearest { temperature }) => {
             let mut row = vec![T::ZERO; labels.len()];
             loss::soft_nearest(x, dim, labels, T::from_f32(temperature), &mut row, grad)
         }
-        Objective::Separation(other) => {
+        Objective::Separation(other) | Objective::Views(other) => {
             pairs = vec![Pair::NONE; labels.len()];
             let rows = Rows { data: x, dim, labels };
             nearest_pair(rows, rows, 0, Some(0), &mut pairs);
