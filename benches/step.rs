@@ -26,7 +26,7 @@ use sepal::rng::{Purpose, Rng};
 use sepal::schedule::Schedule;
 use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
-use sepal::stage::{Recipe, Stage};
+use sepal::stage::{Cut, Recipe, Stage};
 use sepal::strategy::{EndToEnd, ForwardSi, Strategy};
 use sepal::train::{Feed, Session, StagePlan};
 
@@ -188,7 +188,7 @@ impl Work {
             ..recipe::classifier(u16::MAX)
         };
         let last = self.net.layers.len() as u16;
-        let stage = Stage { first: 0, last, calibrate: false, recipe };
+        let stage = Stage { first: 0, last, calibrate: false, cut: Cut::Whole, recipe };
         let mut source = Noise::new(self.net.input.shape, self.batch);
         let device = OnCpu::with_threads(threads)?;
         let feed = Feed { chunk: device.chunk(), ..Feed::of(&source) };

@@ -23,7 +23,9 @@ use sepal::reference::OnReference;
 use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
 use sepal::stage::{Loss, Objective, Recipe};
-use sepal::strategy::{EndToEnd, ForwardBackward, ForwardSi, Greedy, Strategy, Window};
+use sepal::strategy::{
+    EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, Strategy, Window,
+};
 
 const CLASSES: u32 = 2;
 const BATCH: u32 = 8;
@@ -141,6 +143,9 @@ fn others(device: &impl Device, net: Net<'_>) {
     for fine_tune in [None, Some(whole)] {
         learns(device, net, &Greedy { block: whole, heads: &heads, classifier: whole, fine_tune });
     }
+    learns(device, net, &LocalLosses { block: whole, heads: &heads, classifier: whole });
+    let unit: [&[Layer]; 1] = [recipe::UNIT_FEATURES];
+    learns(device, net, &LocalLosses { block: si.block, heads: &unit, classifier: whole });
     for window in [Window::sliding(2), Window::groups(3)] {
         learns(device, net, &ForwardSi { window, ..si });
     }

@@ -19,7 +19,7 @@ use sepal::plan::PlanError;
 use sepal::reference::OnReference;
 use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
-use sepal::stage::{Outcome, Recipe, Stage};
+use sepal::stage::{Cut, Outcome, Recipe, Stage};
 use sepal::strategy::{ForwardSi, Strategy};
 use sepal::train::{Feed, Session, StagePlan};
 
@@ -153,7 +153,7 @@ fn how_much_of_a_prefix_is_kept_changes_no_bit() {
     let budget = Budget { narrow: false, ..Budget::bytes(1 << 26) };
     let (cpu, model) = (OnCpu::new(), fit.model());
     let recipe = Recipe { batch: 16, ..recipe::block(1) };
-    let stage = Stage { first: 2, last: 3, calibrate: false, recipe };
+    let stage = Stage { first: 2, last: 3, calibrate: false, cut: Cut::Whole, recipe };
     fn trained_on<S: Source>(
         cpu: &OnCpu,
         model: &Model<'_>,

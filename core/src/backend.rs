@@ -447,7 +447,7 @@ pub fn plan_train<B: Backend + ?Sized>(
     input: Slot,
     objective: &Objective,
 ) -> Result<plan::Train, PlanError> {
-    let mut plan = plan::Train::new(at, input);
+    let mut plan = plan::Train::keeping(at, input, chain.kept());
     let mut x = input;
     for i in 0..chain.len() {
         let (_, needs) = needs(backend, chain, i, x, Pass::Train)?;

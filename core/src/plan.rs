@@ -75,12 +75,20 @@ pub struct Chain<'m> {
     pub body: &'m [Layer],
     /// The head's, or a readout's.
     pub head: &'m [Layer],
+    /// Whether what the body gives is kept until the batch is done: other layers read it, so no
+    /// layer of the head may overwrite it.
+    pub keep: bool,
 }
 
 impl<'m> Chain<'m> {
     /// Only layers of a net.
     pub const fn new(body: &'m [Layer]) -> Self {
-        Self { body, head: &[] }
+        Self { body, head: &[], keep: false }
+    }
+
+    /// How many layers give what is kept; none where nothing is.
+    pub(crate) const fn kept(&self) -> usize {
+        if self.keep { self.body.len() } else { 0 }
     }
 
     /// How many layers.
@@ -369,16 +377,25 @@ pub struct Train {
     gradients: usize,
     output: Shape,
     layout: Layout,
-    /// The last layer pushed keeps its output for backward.
+    /// The last layer pushed keeps its output.
     keeps: bool,
+    /// After how many layers it does so whatever it needs itself.
+    kept_after: usize,
     layers: usize,
 }
 
 impl Train {
     /// Begins a plan for a batch that lies at `input`, elsewhere, in a region from byte `at`.
     pub const fn new(at: usize, input: Slot) -> Self {
+        Self::keeping(at, input, 0)
+    }
+
+    /// As [`new`](Self::new); the output of the first `layers` layers stays to the end, where there
+    /// are any.
+    pub const fn keeping(at: usize, input: Slot, layers: usize) -> Self {
         Self {
             at,
+            kept_after: layers,
             kept: 0,
             gradients: 0,
             output: input.shape,
@@ -398,7 +415,7 @@ impl Train {
         input: Shape,
         loss_scratch: usize,
     ) -> Result<Self, PlanError> {
-        let mut plan = Self::new(at, Slot::new(at, input, Dtype::F32));
+        let mut plan = Self::keeping(at, Slot::new(at, input, Dtype::F32), chain.kept());
         let mut i = 0;
         while i < chain.len() {
             let Some(layer) = chain.get(i) else { break };
@@ -438,6 +455,7 @@ impl Train {
         let forward = tri!(scratch_room(needs.forward_scratch, layer));
         let gradients = max(self.gradients, max(backward, forward));
         let keeps = if needs.view { self.keeps } else { needs.keeps_output };
+        let keeps = keeps || layer + 1 == self.kept_after;
         Ok(Self {
             kept,
             gradients,
@@ -468,7 +486,7 @@ impl Train {
 
     /// Begins to walk over the layers with the input at `x`.
     pub const fn walk(self, x: Slot) -> TrainWalk {
-        let start = Self::new(self.at, x);
+        let start = Self::keeping(self.at, x, self.kept_after);
         TrainWalk { plan: self, done: start, cursor: Cursor { layer: 0, x, top: false } }
     }
 }
@@ -559,6 +577,8 @@ pub struct Params {
     trained: usize,
     measured: usize,
     slots: usize,
+    /// Bytes of trained and of measured parameters before those that a walk begins at.
+    skipped: (usize, usize),
 }
 
 impl Params {
@@ -573,7 +593,20 @@ impl Params {
         input: Shape,
         slots: usize,
     ) -> Result<Self, PlanError> {
-        let mut plan = Self { at, trained: 0, measured: 0, slots };
+        Self::empty(at, slots).and(chain, input)
+    }
+
+    /// The plan for no parameters, to which chains are added.
+    pub const fn empty(at: usize, slots: usize) -> Self {
+        Self { at, trained: 0, measured: 0, slots, skipped: (0, 0) }
+    }
+
+    /// Makes room for the parameters of one more chain, behind those that there are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub const fn and(self, chain: Chain<'_>, input: Shape) -> Result<Self, PlanError> {
+        let mut plan = self;
         let mut shape = input;
         let mut i = 0;
         while i < chain.len() {
@@ -585,7 +618,7 @@ impl Params {
             shape = out;
             i += 1;
         }
-        let vectors = match slots.checked_add(2) {
+        let vectors = match plan.slots.checked_add(2) {
             Some(vectors) => vectors,
             None => return Err(PlanError::Overflow { layer: i }),
         };
@@ -596,6 +629,12 @@ impl Params {
             }
             None => Err(PlanError::Overflow { layer: i }),
         }
+    }
+
+    /// The same parameters, for a walk over the chain behind all those of `before`, which is a
+    /// plan of the first of them.
+    pub const fn behind(self, before: Self) -> Self {
+        Self { skipped: (before.trained, before.measured), ..self }
     }
 
     const fn push(self, tensors: Tensors, layer: usize) -> Result<Self, PlanError> {
@@ -654,7 +693,8 @@ impl Params {
 
     /// Begins to walk over the layers.
     pub const fn walk(self) -> ParamsWalk {
-        ParamsWalk { plan: self, done: Self { at: 0, trained: 0, measured: 0, slots: 0 } }
+        let (trained, measured) = self.skipped;
+        ParamsWalk { plan: self, done: Self { trained, measured, ..Self::empty(0, 0) } }
     }
 }
 

@@ -116,6 +116,18 @@ pub struct Recipe<'m> {
     pub stop: Stop,
 }
 
+/// Where errors stop on their way back through a stage.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub enum Cut<'m> {
+    /// At its first layer.
+    Whole,
+    /// At the first layer of each block. All blocks learn in every step, each towards the recipe's
+    /// objective behind a head of its own, from what the one before made of the batch. These are
+    /// their heads, the last for all blocks that follow; none for the recipe's.
+    EveryBlock(&'m [&'m [Layer]]),
+}
+
 /// Layers `first..last` of a net, trained by a recipe.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -126,6 +138,8 @@ pub struct Stage<'m> {
     pub last: u16,
     /// Whether standardisation layers are measured on all samples before the first step.
     pub calibrate: bool,
+    /// Where errors stop.
+    pub cut: Cut<'m>,
     /// How.
     pub recipe: Recipe<'m>,
 }

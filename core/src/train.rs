@@ -12,6 +12,7 @@
 //! labels and raw samples of each batch in flight
 //! neighbour pairs
 //! the batch as the chain's input, unless the raw samples are that
+//! where every block learns: what a block gives the next, and the same of the one before it
 //! work: the prefix, some samples at a time, then the chain       the larger of both
 //! ```
 
@@ -27,7 +28,7 @@ use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
 use crate::rng::{Purpose, Rng};
 use crate::shape::Shape;
 use crate::source::{Batch, Draw, Source};
-use crate::stage::{Objective, Outcome, Stage, Stop};
+use crate::stage::{Cut, Objective, Outcome, Stage, Stop};
 
 /// How samples reach a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,10 +72,89 @@ pub struct StagePlan {
     raw: [Slot; 2],
     pairs: Slot,
     x: Slot,
+    /// What parts give each other: two places, each of so many bytes.
+    handed: (usize, usize),
     work: usize,
     prefix: Option<plan::Eval>,
+    /// Of the first part.
     train: plan::Train,
+    /// Bytes of the largest part's.
+    most: usize,
     feed: Feed,
+}
+
+/// Layers of a stage that errors run through together, with their head.
+#[derive(Clone, Copy)]
+struct Part<'m> {
+    /// The first of the net's.
+    first: usize,
+    chain: Chain<'m>,
+}
+
+/// Part `index` of a stage; `None` behind the last.
+const fn part<'m>(
+    net: &Net<'m>,
+    stage: &Stage<'m>,
+    index: usize,
+) -> Result<Option<Part<'m>>, PlanError> {
+    let (first, last) = (stage.first as usize, stage.last as usize);
+    let heads = match stage.cut {
+        Cut::Whole if index > 0 => return Ok(None),
+        Cut::Whole => {
+            let chain = tri!(net.chain(first, last));
+            let chain = Chain { head: stage.recipe.head, ..chain };
+            return Ok(Some(Part { first, chain }));
+        }
+        Cut::EveryBlock(heads) => heads,
+    };
+    let mut before = 0;
+    while let Some((start, _)) = net.block(before) {
+        if start >= first {
+            break;
+        }
+        before += 1;
+    }
+    let outside = PlanError::Range { first, last, layers: net.layers.len() };
+    let (start, end) = match net.block(before + index) {
+        Some(block) => block,
+        None if index > 0 => return Ok(None),
+        None => return Err(outside),
+    };
+    if start >= last && index > 0 {
+        return Ok(None);
+    }
+    // A stage of blocks begins with one and ends with one.
+    if (index == 0 && start != first) || end > last {
+        return Err(outside);
+    }
+    let head = if index < heads.len() {
+        heads[index]
+    } else if let [.., last] = heads {
+        last
+    } else {
+        stage.recipe.head
+    };
+    let chain = Chain { head, keep: end < last, ..tri!(net.chain(start, end)) };
+    Ok(Some(Part { first: start, chain }))
+}
+
+/// The parameters of the first `parts` parts of a stage from byte `at` on; of all where there are
+/// fewer.
+const fn params(
+    net: &Net<'_>,
+    stage: &Stage<'_>,
+    at: usize,
+    parts: usize,
+) -> Result<plan::Params, PlanError> {
+    let mut params = plan::Params::empty(at, stage.recipe.rule.slots());
+    let mut index = 0;
+    while index < parts {
+        let Some(Part { first, chain }) = tri!(part(net, stage, index)) else { break };
+        let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
+        params = tri!(params.and(chain, input));
+        index += 1;
+    }
+    Ok(params)
 }
 
 /// The slots below the work region.
@@ -84,7 +164,8 @@ struct Fixed {
     raw: [Slot; 2],
     pairs: Slot,
     x: Slot,
-    work: usize,
+    /// Behind all of these.
+    end: usize,
     prefix: Option<(usize, Shape)>,
 }
 
@@ -115,9 +196,7 @@ impl Fixed {
         let given = tri!(net.shape(feed.depth));
         let given_layout = if feed.depth == 0 { Layout::Nchw } else { feed.layout };
         let input = tri!(net.shape(first)).with_n(batch);
-        let chain = tri!(net.chain(first, last));
-        let chain = Chain { head: stage.recipe.head, ..chain };
-        let params = tri!(plan::Params::new(0, chain, input, stage.recipe.rule.slots()));
+        let params = tri!(params(net, stage, 0, usize::MAX));
 
         let none = Slot::EMPTY;
         let (mut labels, mut raw) = ([none; 2], [none; 2]);
@@ -141,14 +220,24 @@ impl Fixed {
         // Numbers that need no prefix and lie as the chain's input does are that.
         let own = bytes || prefix.is_some() || given_layout as u8 != layout as u8;
         let x = Slot { at: tri!(plan::past(pairs)), shape: input, dtype: Dtype::F32, layout };
-        let work = if own { tri!(plan::past(x)) } else { x.at };
-        Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, work, prefix })
+        let end = if own { tri!(plan::past(x)) } else { x.at };
+        Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, end, prefix })
     }
 
-    const fn finish(self, prefix: Option<plan::Eval>, train: plan::Train, feed: Feed) -> StagePlan {
-        let Self { params, labels, raw, pairs, x, work, .. } = self;
-        StagePlan { params, labels, raw, pairs, x, work, prefix, train, feed }
+    const fn finish(self, work: Work, prefix: Option<plan::Eval>, feed: Feed) -> StagePlan {
+        let Self { params, labels, raw, pairs, x, end, .. } = self;
+        let Work { at, handed, train, most } = work;
+        let handed = (end, handed);
+        StagePlan { params, labels, raw, pairs, x, handed, work: at, prefix, train, most, feed }
     }
+}
+
+/// Where chains work, the slots below being planned.
+struct Work {
+    at: usize,
+    handed: usize,
+    train: plan::Train,
+    most: usize,
 }
 
 impl StagePlan {
@@ -162,20 +251,43 @@ impl StagePlan {
         feed: Feed,
     ) -> Result<Self, PlanError> {
         let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
+        let mut handed = 0;
+        let mut index = 0;
+        while let Some(Part { first, chain }) = tri!(part(net, stage, index)) {
+            if chain.keep {
+                let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
+                let out = tri!(chain.shape(input, chain.body.len()));
+                let room = tri!(plan::past(Slot::new(0, out, Dtype::F32)));
+                handed = if room > handed { room } else { handed };
+            }
+            index += 1;
+        }
+        let at = tri!(behind(fixed.end, handed));
+        let (mut first_train, mut most) = (None, 0);
+        index = 0;
+        while let Some(Part { first, chain }) = tri!(part(net, stage, index)) {
+            let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
+            let end = tri!(chain.shape(input, chain.len()));
+            let scratch = stage.recipe.objective.scratch(end);
+            let train = tri!(plan::Train::reference(at, chain, input, scratch));
+            most = if train.bytes() > most { train.bytes() } else { most };
+            if index == 0 {
+                first_train = Some(train);
+            }
+            index += 1;
+        }
+        let Some(train) = first_train else {
+            return Err(PlanError::Range { first: 0, last: 0, layers: net.layers.len() });
+        };
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = tri!(net.chain(depth, stage.first as usize));
-                let plan = tri!(plan::Eval::reference(fixed.work, chain, input, feed.pass()));
+                let plan = tri!(plan::Eval::reference(at, chain, input, feed.pass()));
                 Some(plan)
             }
             None => None,
         };
-        let chain = tri!(chain(net, stage));
-        let input = tri!(net.shape(stage.first as usize)).with_n(stage.recipe.batch);
-        let end = tri!(chain.shape(input, chain.len()));
-        let scratch = stage.recipe.objective.scratch(end);
-        let train = tri!(plan::Train::reference(fixed.work, chain, input, scratch));
-        Ok(fixed.finish(prefix, train, feed))
+        Ok(fixed.finish(Work { at, handed, train, most }, prefix, feed))
     }
 
     /// The plan of a stage on any backend.
@@ -192,23 +304,43 @@ impl StagePlan {
         // As the whole prefix gives it, whatever of it is kept: both give the same bits.
         let layout = backend::layout(backend, net, first)?;
         let fixed = Fixed::new(net, stage, feed, layout)?;
+        let shape = net.shape(first)?.with_n(stage.recipe.batch);
+        let input = Slot { at: 0, shape, dtype: Dtype::F32, layout };
+        let (mut x, mut handed, mut index) = (input, 0, 0);
+        while let Some(Part { chain, .. }) = part(net, stage, index)? {
+            if chain.keep {
+                x = Slot { at: 0, ..given(backend, &chain, x)? };
+                handed = plan::past(x)?.max(handed);
+            }
+            index += 1;
+        }
+        let at = behind(fixed.end, handed)?;
+        let objective = &stage.recipe.objective;
+        let (mut x, mut train, mut most, mut index) = (input, None, 0, 0);
+        while let Some(Part { chain, .. }) = part(net, stage, index)? {
+            let plan = backend::plan_train(backend, at, &chain, x, objective)?;
+            most = plan.bytes().max(most);
+            train = train.or(Some(plan));
+            if chain.keep {
+                x = Slot { at: 0, ..given(backend, &chain, x)? };
+            }
+            index += 1;
+        }
+        let nothing = PlanError::Range { first, last: first, layers: net.layers.len() };
+        let train = train.ok_or(nothing)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let (chain, input) = (net.chain(depth, first)?, (input, fixed.raw[0].layout));
-                Some(backend::plan_eval(backend, fixed.work, &chain, input, feed.pass())?)
+                Some(backend::plan_eval(backend, at, &chain, input, feed.pass())?)
             }
             None => None,
         };
-        let shape = net.shape(first)?.with_n(stage.recipe.batch);
-        let input = Slot { at: fixed.x.at, shape, dtype: Dtype::F32, layout };
-        let (chain, objective) = (chain(net, stage)?, &stage.recipe.objective);
-        let train = backend::plan_train(backend, fixed.work, &chain, input, objective)?;
-        Ok(fixed.finish(prefix, train, feed))
+        Ok(fixed.finish(Work { at, handed, train, most }, prefix, feed))
     }
 
     /// The arena's size in bytes that the stage needs: exact.
     pub const fn bytes(&self) -> usize {
-        let train = self.train.bytes();
+        let train = self.most;
         let prefix = match self.prefix {
             Some(plan) => plan.bytes(),
             None => 0,
@@ -217,10 +349,26 @@ impl StagePlan {
     }
 }
 
-/// The layers that a stage trains, with its head.
-const fn chain<'m>(net: &Net<'m>, stage: &Stage<'m>) -> Result<Chain<'m>, PlanError> {
-    let chain = tri!(net.chain(stage.first as usize, stage.last as usize));
-    Ok(Chain { head: stage.recipe.head, ..chain })
+/// The first byte behind two places of `handed` bytes from `end` on.
+const fn behind(end: usize, handed: usize) -> Result<usize, PlanError> {
+    match handed.checked_mul(2) {
+        Some(both) => match end.checked_add(both) {
+            Some(at) => Ok(at),
+            None => Err(PlanError::Overflow { layer: 0 }),
+        },
+        None => Err(PlanError::Overflow { layer: 0 }),
+    }
+}
+
+/// Shape, type and layout of what the body of a chain under training gives.
+fn given<B: Backend + ?Sized>(backend: &B, chain: &Chain<'_>, x: Slot) -> Result<Slot, PlanError> {
+    let mut x = x;
+    for at in 0..chain.body.len() {
+        let needs = backend.needs(chain, at, x, Pass::Train);
+        let needs = needs.ok_or(PlanError::Shape { layer: at, input: x.shape })?;
+        x = Slot { shape: needs.out, dtype: needs.dtype, layout: needs.layout, ..x };
+    }
+    Ok(x)
 }
 
 /// How far a session has come: all of its state that is not in the arena.
@@ -291,7 +439,7 @@ pub enum Step {
 /// use sepal_core::schedule::Schedule;
 /// use sepal_core::shape::Shape;
 /// use sepal_core::source::{Batch, Draw, Source, SourceError};
-/// use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+/// use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 /// use sepal_core::train::{Feed, Session, StagePlan};
 ///
 /// struct Stripes;
@@ -368,7 +516,7 @@ pub struct Session<'m> {
 
 /// Places of a batch that are read together.
 #[derive(Clone, Copy)]
-struct Part {
+struct Places {
     at: u32,
     n: u32,
     /// Labels are the samples' own numbers in the batch.
@@ -425,12 +573,12 @@ impl<'m> Session<'m> {
         [params.trained(), params.measured(), params.state(0), params.state(1)]
     }
 
-    fn chain(&self) -> Result<Chain<'m>, PlanError> {
-        chain(&self.net, &self.stage)
-    }
-
-    fn input(&self) -> Result<Shape, PlanError> {
-        Ok(self.net.shape(usize::from(self.stage.first))?.with_n(self.stage.recipe.batch))
+    /// The parts of the stage, with where their parameters lie and what reaches them.
+    fn part(&self, index: usize) -> Result<Option<(Part<'m>, plan::Params, Shape)>, PlanError> {
+        let Some(part) = part(&self.net, &self.stage, index)? else { return Ok(None) };
+        let before = params(&self.net, &self.stage, 0, index)?;
+        let input = self.net.shape(part.first)?.with_n(self.stage.recipe.batch);
+        Ok(Some((part, self.plan.params.behind(before), input)))
     }
 
     /// Copies the stage's parameters from the model into the arena, draws those of its head,
@@ -450,11 +598,26 @@ impl<'m> Session<'m> {
         for slot in self.state() {
             backend.zero(slot)?;
         }
-        let (chain, mut shape) = (self.chain()?, self.input()?);
-        let mut walk = self.plan.params.walk();
+        let mut index = 0;
+        while let Some((part, params, shape)) = self.part(index)? {
+            self.load_part(backend, model, (index, part), params, shape)?;
+            index += 1;
+        }
+        self.prepare(backend, model)
+    }
+
+    fn load_part<B: Backend + ?Sized>(
+        &self,
+        backend: &mut B,
+        model: &Model<'_>,
+        (part, Part { first, chain }): (usize, Part<'_>),
+        params: plan::Params,
+        mut shape: Shape,
+    ) -> Result<(), Error> {
+        let mut walk = params.walk();
         for at in 0..chain.len() {
             let (layer, tensors, slots) = next_params(&mut walk, &chain, at, shape)?;
-            let index = usize::from(self.stage.first) + at;
+            let index = first + at;
             let stored = model.weights.layer(&self.net, index);
             for (role, stored) in Role::ALL.into_iter().zip(stored) {
                 let slot = slots.get(role);
@@ -466,9 +629,10 @@ impl<'m> Session<'m> {
                 backend.fill(slot, &mut |host| {
                     let HostMut::F32(host) = host else { return Err(missing) };
                     if at >= chain.body.len() {
-                        // The head is drawn anew in every stage.
-                        let (stage, key) = (self.progress.stage, crate::init::key(at, role));
-                        let draw = Rng::new(self.seed, Purpose::Weights, 1 + u32::from(stage), key);
+                        // The head is drawn anew in every stage, another for each block.
+                        let key = crate::init::key(part << 16 | at, role);
+                        let stage = 1 + u32::from(self.progress.stage);
+                        let draw = Rng::new(self.seed, Purpose::Weights, stage, key);
                         crate::init::tensor(layer, shape, role, draw, host);
                     } else if !stored.widen(host) {
                         return Err(missing);
@@ -478,7 +642,7 @@ impl<'m> Session<'m> {
             }
             shape = layer.output(shape).ok_or(PlanError::Shape { layer: at, input: shape })?;
         }
-        self.prepare(backend, model)
+        Ok(())
     }
 
     /// Has the frozen prefix prepared; [`load`](Self::load) does, a resumed session must ask.
@@ -507,17 +671,20 @@ impl<'m> Session<'m> {
         role: Role,
         into: &mut [f32],
     ) -> Result<(), Error> {
-        let (chain, mut shape) = (self.chain()?, self.input()?);
-        let mut walk = self.plan.params.walk();
-        for at in 0..chain.body.len() {
-            let (own, _, slots) = next_params(&mut walk, &chain, at, shape)?;
-            if usize::from(self.stage.first) + at == layer {
-                return match slots.get(role) {
-                    slot if slot.is_empty() && into.is_empty() => Ok(()),
-                    slot => backend.read(slot, HostMut::F32(into)),
-                };
+        let mut index = 0;
+        while let Some((part, params, mut shape)) = self.part(index)? {
+            let mut walk = params.walk();
+            for at in 0..part.chain.body.len() {
+                let (own, _, slots) = next_params(&mut walk, &part.chain, at, shape)?;
+                if part.first + at == layer {
+                    return match slots.get(role) {
+                        slot if slot.is_empty() && into.is_empty() => Ok(()),
+                        slot => backend.read(slot, HostMut::F32(into)),
+                    };
+                }
+                shape = own.output(shape).ok_or(PlanError::Shape { layer: at, input: shape })?;
             }
-            shape = own.output(shape).ok_or(PlanError::Shape { layer: at, input: shape })?;
+            index += 1;
         }
         let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
         Err(PlanError::Range { first, last, layers: layer }.into())
@@ -556,10 +723,17 @@ impl<'m> Session<'m> {
 
     /// How many layers run while statistics are measured; 0 where none are.
     fn calibrated_layers(&self) -> Result<usize, Error> {
-        let chain = self.chain()?;
-        let count = (0..chain.len())
-            .filter(|at| matches!(chain.get(*at), Some(Layer::Standardise(_))))
-            .count();
+        let Some((Part { chain, .. }, ..)) = self.part(0)? else { return Ok(0) };
+        let standardises = |at: &usize| matches!(chain.get(*at), Some(Layer::Standardise(_)));
+        if self.stage.cut != Cut::Whole {
+            // Those of later blocks would be measured behind blocks that still move.
+            let measures = self.stage.recipe.objective == Objective::Statistics;
+            return match measures {
+                true => Err(Error::Unsupported("measuring statistics of every block at once")),
+                false => Ok(0),
+            };
+        }
+        let count = (0..chain.len()).filter(standardises).count();
         // The second would be measured behind a first that still moves.
         if count > 1 && self.stage.calibrate {
             return Err(Error::Unsupported("measuring two standardisation layers in one stage"));
@@ -567,7 +741,6 @@ impl<'m> Session<'m> {
         if self.stage.recipe.objective == Objective::Statistics {
             return Ok(chain.len());
         }
-        let standardises = |at: &usize| matches!(chain.get(*at), Some(Layer::Standardise(_)));
         let last = (0..chain.len()).rev().find(standardises);
         Ok(last.filter(|_| self.stage.calibrate).map_or(0, |at| at + 1))
     }
@@ -632,19 +805,39 @@ impl<'m> Session<'m> {
             seed: self.seed ^ u64::from(self.progress.stage) << 48,
             update: self.progress.updates,
         };
-        let block = self.block(x, phase)?;
         backend.zero(self.plan.params.gradients())?;
-        let features = backend.forward_block(&block, block.chain.len())?;
-        let at = self.objective_place(backend, &block, features, place)?;
-        let score = backend.objective(&recipe.objective, &at)?;
-        // Losses leave out what is not finite, so a batch without anchors is looked at.
-        if score.anchors == 0 {
-            self.check_finite(backend, features)?;
+        let (mut x, mut index, mut score, mut learns) = (x, 0, Score::default(), false);
+        while let Some((part, params, _)) = self.part(index)? {
+            let plan = match index {
+                0 => self.plan.train,
+                _ => {
+                    let (at, objective) = (self.plan.work, &recipe.objective);
+                    backend::plan_train(backend, at, &part.chain, x, objective)?
+                }
+            };
+            let block = TrainBlock { chain: part.chain, params, plan, x, phase };
+            let features = backend.forward_block(&block, block.chain.len())?;
+            let (at, given) = self.objective_place(backend, &block, features, place)?;
+            if block.chain.keep {
+                let (first, bytes) = self.plan.handed;
+                x = Slot { at: first + index % 2 * bytes, ..given };
+                backend.copy(given, x)?;
+            }
+            let own = backend.objective(&recipe.objective, &at)?;
+            // Losses leave out what is not finite, so a batch without anchors is looked at.
+            if own.anchors == 0 {
+                self.check_finite(backend, features, part.first)?;
+            } else {
+                backend.backward_block(&block)?;
+                learns = true;
+            }
+            // All blocks' losses; of the counts, those of the last.
+            score = Score { value: score.value + own.value, ..own };
+            index += 1;
         }
         let total = steps.saturating_mul(u32::from(recipe.epochs));
         let rate = recipe.schedule.rate(recipe.rate, self.progress.updates, total);
-        if score.anchors > 0 {
-            backend.backward_block(&block)?;
+        if learns {
             let update = self.progress.updates.saturating_add(1);
             backend.update(&recipe.rule, rate, update, self.plan.params)?;
         }
@@ -665,10 +858,11 @@ impl<'m> Session<'m> {
         &self,
         backend: &mut B,
         features: Slot,
+        first: usize,
     ) -> Result<(), Error> {
         let diverged = Error::Diverged {
             stage: self.progress.stage,
-            layer: self.stage.first,
+            layer: first as u16,
             update: self.progress.updates,
         };
         const PIECE: usize = 64;
@@ -768,33 +962,34 @@ impl<'m> Session<'m> {
         }
     }
 
-    fn block(&self, x: Slot, phase: Phase) -> Result<TrainBlock<'m>, PlanError> {
-        let chain = self.chain()?;
-        Ok(TrainBlock { chain, params: self.plan.params, plan: self.plan.train, x, phase })
-    }
-
+    /// Where the objective works, and where what the body gave lies.
     fn objective_place<B: Backend + ?Sized>(
         &self,
         backend: &B,
         block: &TrainBlock<'_>,
         features: Slot,
         place: usize,
-    ) -> Result<ObjectivePlace, Error> {
+    ) -> Result<(ObjectivePlace, Slot), Error> {
         let mut walk = block.plan.walk(block.x);
+        let mut given = block.x;
         for at in 0..block.chain.len() {
             let x = walk.x();
             let needs = backend
                 .needs(&block.chain, at, x, Pass::Train)
                 .ok_or(PlanError::Shape { layer: at, input: x.shape })?;
             walk.step(needs)?;
+            if at + 1 == block.chain.body.len() {
+                given = walk.x();
+            }
         }
-        Ok(ObjectivePlace {
+        let at = ObjectivePlace {
             features,
             labels: self.plan.labels.get(place).copied().unwrap_or(Slot::EMPTY),
             pairs: self.plan.pairs,
             scratch: walk.objective_scratch(),
             gradient: walk.dx(),
-        })
+        };
+        Ok((at, given))
     }
 
     /// Puts the batch of `when` into a place of the queue, unless it is there.
@@ -817,8 +1012,8 @@ impl<'m> Session<'m> {
                 Draw { seed: self.seed, epoch, step: when.1 }
             };
             let (chosen, draw) = (drawn(0), drawn(view));
-            let part = Part { at: u32::from(view) * samples, n: samples, own: views > 1 };
-            self.read(backend, source, place, part, |source, first, indices| {
+            let places = Places { at: u32::from(view) * samples, n: samples, own: views > 1 };
+            self.read(backend, source, place, places, |source, first, indices| {
                 source.pick(chosen, samples, first, indices);
                 Some(draw)
             })?;
@@ -836,7 +1031,7 @@ impl<'m> Session<'m> {
         backend: &mut B,
         source: &mut S,
         place: usize,
-        part: Part,
+        places: Places,
         mut choose: impl FnMut(&S, u32, &mut [u32]) -> Option<Draw>,
     ) -> Result<(), Error> {
         const PIECE: usize = 32;
@@ -844,7 +1039,7 @@ impl<'m> Session<'m> {
             *loaded = None;
         }
         let empty = Slot::EMPTY;
-        let Part { at: start, n, own: of_sample } = part;
+        let Places { at: start, n, own: of_sample } = places;
         let raw = self.plan.raw.get(place).copied().unwrap_or(empty).samples(start, n);
         let labels = self.plan.labels.get(place).copied().unwrap_or(empty);
         let mut first = 0;
@@ -923,16 +1118,18 @@ impl<'m> Session<'m> {
         let batch = self.stage.recipe.batch;
         let seen = self.progress.calibrated.saturating_mul(batch);
         let n = source.len().saturating_sub(seen).min(batch);
-        let part = Part { at: 0, n, own: false };
-        self.read(backend, source, 0, part, |_, first, indices| {
+        let places = Places { at: 0, n, own: false };
+        self.read(backend, source, 0, places, |_, first, indices| {
             for (i, index) in indices.iter_mut().enumerate() {
                 *index = seen.saturating_add(first).saturating_add(i as u32);
             }
             None
         })?;
         let x = self.input_slot(backend, model, 0, n)?;
-        let block = self.block(x, Phase::Calibrate { seen })?;
-        backend.forward_block(&block, layers)?;
+        if let Some((Part { chain, .. }, params, _)) = self.part(0)? {
+            let (plan, phase) = (self.plan.train, Phase::Calibrate { seen });
+            backend.forward_block(&TrainBlock { chain, params, plan, x, phase }, layers)?;
+        }
         self.progress.calibrated += 1;
         Ok(())
     }
@@ -973,7 +1170,8 @@ mod tests {
         schedule: Schedule::Constant,
         stop: Stop::Never,
     };
-    const STAGE: Stage<'static> = Stage { first: 0, last: 1, calibrate: false, recipe: RECIPE };
+    const STAGE: Stage<'static> =
+        Stage { first: 0, last: 1, calibrate: false, cut: Cut::Whole, recipe: RECIPE };
     const NET: Net<'static> = Net {
         input: Input { shape: Shape::new(1, 8, 256, 256), normalisation: Normalisation::NONE },
         layers: &[Layer::GlobalAvgPool(GlobalAvgPool)],
@@ -1008,7 +1206,7 @@ mod tests {
         let net = Net { layers: LAYERS, blocks: &[2], ..NET };
         let calibrated = |last: u16, head, calibrate| {
             let recipe = Recipe { batch: 1, head, ..RECIPE };
-            let stage = Stage { first: 0, last, calibrate, recipe };
+            let stage = Stage { first: 0, last, calibrate, cut: Cut::Whole, recipe };
             let plan = StagePlan::reference(&net, &stage, Feed::BYTES).unwrap();
             Session::new(net, stage, plan, 0, 0).calibrated_layers()
         };

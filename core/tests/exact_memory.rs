@@ -14,7 +14,7 @@ use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan, Step};
 
 const fn input(c: u32, h: u32, w: u32) -> Input {
@@ -169,7 +169,7 @@ const fn training(
     recipe: Recipe<'static>,
     feed: Feed,
 ) -> Training {
-    let stage = Stage { first, last, calibrate: true, recipe };
+    let stage = Stage { first, last, calibrate: true, cut: Cut::Whole, recipe };
     match StagePlan::reference(&net, &stage, feed) {
         Ok(plan) => Training { name, net, stage, feed, plan },
         Err(_) => panic!("the layers do not fit each other"),

@@ -21,7 +21,7 @@ use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
-use sepal_core::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Progress, Session, StagePlan};
 
 /// A net with every kind of tensor that is still small.
@@ -626,6 +626,7 @@ const BLOCK: Stage<'static> = Stage {
     first: 0,
     last: 4,
     calibrate: true,
+    cut: Cut::Whole,
     recipe: Recipe {
         head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),

@@ -19,7 +19,7 @@ use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::Draw;
-use sepal_core::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal_core::strategy::{
     Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Window as Together,
 };
@@ -128,7 +128,7 @@ fn nets_and_stages_are_written_field_by_field() {
         schedule: Schedule::Constant,
         stop: Stop::Never,
     };
-    let stage = Stage { first: 0, last: 2, calibrate: true, recipe };
+    let stage = Stage { first: 0, last: 2, calibrate: true, cut: Cut::Whole, recipe };
     let mut bytes = [0; 256];
     let written = postcard::to_slice(&net, &mut bytes).unwrap();
     type Parts = (Input, (u8, Layer, Layer), (u8, u16, u16), u16);

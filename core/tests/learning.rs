@@ -14,7 +14,7 @@ use sepal_core::rng::{Purpose, Rng};
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan, Step};
 
 const SIDE: usize = 10;
@@ -142,8 +142,13 @@ fn train_at(rate: f32, objectives: [Objective; 2], seed: u64) -> (Vec<f32>, Vec<
     let mut within = vec![];
     for (index, objective) in (0u16..).zip(objectives) {
         let (first, last) = (4 * index, 4 * index + 4);
-        let stage =
-            Stage { first, last, calibrate: true, recipe: Recipe { rate, ..recipe(objective) } };
+        let stage = Stage {
+            first,
+            last,
+            calibrate: true,
+            cut: Cut::Whole,
+            recipe: Recipe { rate, ..recipe(objective) },
+        };
         let plan = StagePlan::reference(&NET, &stage, Feed::BYTES).unwrap();
         let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
         let mut backend = Reference::new(&mut memory);

@@ -35,8 +35,10 @@ pub(crate) struct Group<'a> {
 }
 
 /// How many layers from `at` on run together: fewer than two are one. `x` is what reaches the
-/// first.
+/// first. What is kept of a body is written: no group goes on into the head behind it.
 fn length(chain: &Chain<'_>, at: usize, past: usize, x: Slot) -> usize {
+    let body = chain.body.len();
+    let past = if chain.keep && at < body { past.min(body) } else { past };
     let layer = |i: usize| if at + i < past { chain.get(at + i) } else { None };
     if !is_blocked(x) {
         return 1;

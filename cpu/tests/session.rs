@@ -13,7 +13,7 @@ use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan, Step};
 use sepal_cpu::{Cpu, OnCpu, views, words};
 
@@ -63,7 +63,7 @@ const fn stage(
         schedule: Schedule::Cosine { warmup: 0 },
         stop: Stop::Never,
     };
-    Stage { first, last, calibrate: true, recipe }
+    Stage { first, last, calibrate: true, cut: Cut::Whole, recipe }
 }
 
 const STAGES: [Stage<'static>; 4] = [

@@ -12,7 +12,7 @@ use sepal::net::{Model, Net};
 use sepal::optim::Rule;
 use sepal::plan::PlanError;
 use sepal::reference::Reference;
-use sepal::stage::{Recipe, Stage};
+use sepal::stage::{Cut, Recipe, Stage};
 use sepal::train::{Feed, StagePlan};
 use serde_json::{Value, json};
 
@@ -70,7 +70,8 @@ fn train(
     recipe: Recipe<'_>,
     narrow: bool,
 ) -> Result<usize, PlanError> {
-    let stage = Stage { first: first as u16, last: last as u16, calibrate: true, recipe };
+    let stage =
+        Stage { first: first as u16, last: last as u16, calibrate: true, cut: Cut::Whole, recipe };
     Ok(StagePlan::reference(net, &stage, Feed { narrow, ..Feed::BYTES })?.bytes())
 }
 

@@ -16,7 +16,8 @@ use sepal::optim::Rule;
 use sepal::plan::PlanError;
 use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal::strategy::{
-    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Strategy, Window,
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, RandomFrozen, Strategy,
+    Window,
 };
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
@@ -74,7 +75,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Readout::Unit)]
     pub readout: Readout,
 
-    /// Layers of the auxiliary classifier of --strategy greedy: 1 is dense, more have 3x3
+    /// Layers of the auxiliary classifiers of --strategy greedy and local-losses: 1 is dense, more have 3x3
     /// convolutions of the block's width in front of it
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     pub auxiliary: u8,
@@ -276,6 +277,8 @@ pub enum Way {
     ForwardBackward,
     /// Each block by cross-entropy behind an auxiliary classifier, then the classifier
     Greedy,
+    /// All blocks at once, each by cross-entropy behind an auxiliary classifier of its own
+    LocalLosses,
     /// The whole net by back-propagation
     EndToEnd,
     /// Random frozen blocks, then the classifier: the control
@@ -299,6 +302,7 @@ pub enum Chosen<'m> {
     Si(ForwardSi<'m>),
     ForwardBackward(ForwardBackward<'m>),
     Greedy(Greedy<'m>),
+    LocalLosses(LocalLosses<'m>),
     EndToEnd(EndToEnd<'m>),
     Random(RandomFrozen<'m>),
 }
@@ -309,6 +313,7 @@ impl Strategy for Chosen<'_> {
             Self::Si(s) => s.next(net, done),
             Self::ForwardBackward(s) => s.next(net, done),
             Self::Greedy(s) => s.next(net, done),
+            Self::LocalLosses(s) => s.next(net, done),
             Self::EndToEnd(s) => s.next(net, done),
             Self::Random(s) => s.next(net, done),
         }
@@ -322,8 +327,10 @@ impl Args {
             let (_, end) = net.block(block).unwrap_or_default();
             let filters = net.shape(end)?.c;
             Ok(match (self.strategy, self.model.depth()) {
-                (Way::Greedy, None) if self.auxiliary == 1 => recipe::linear_head(classes).to_vec(),
-                (Way::Greedy, depth) => {
+                (Way::Greedy | Way::LocalLosses, None) if self.auxiliary == 1 => {
+                    recipe::linear_head(classes).to_vec()
+                }
+                (Way::Greedy | Way::LocalLosses, depth) => {
                     let depth = depth.unwrap_or(self.auxiliary.into());
                     of_depth(depth, &simcnn_head(filters, classes)).to_vec()
                 }
@@ -375,6 +382,10 @@ impl Args {
                 let fine_tune = (self.fine_tune > 0).then(|| whole(self.fine_tune));
                 let block = whole(self.epochs);
                 Chosen::Greedy(Greedy { block, heads, classifier, fine_tune })
+            }
+            Way::LocalLosses => {
+                let block = whole(self.epochs);
+                Chosen::LocalLosses(LocalLosses { block, heads, classifier })
             }
             Way::EndToEnd => Chosen::EndToEnd(EndToEnd { recipe: whole(self.epochs) }),
             Way::Random => Chosen::Random(RandomFrozen { classifier }),

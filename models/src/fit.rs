@@ -540,7 +540,13 @@ mod tests {
         fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
             let (first, last) = net.block(*self.0.get(done.len())?)?;
             let recipe = Recipe { batch: 8, head: &[], ..recipe::block(1) };
-            Some(Stage { first: first as u16, last: last as u16, calibrate: true, recipe })
+            Some(Stage {
+                first: first as u16,
+                last: last as u16,
+                calibrate: true,
+                cut: Cut::Whole,
+                recipe,
+            })
         }
     }
 

@@ -7,7 +7,7 @@ use sepal_core::neighbour::{Pair, Rows};
 use sepal_core::net::{Input, Net, Normalisation};
 use sepal_core::si::{self, Tally};
 use sepal_core::source::Source;
-use sepal_core::stage::{Outcome, Recipe, Stage};
+use sepal_core::stage::{Cut, Outcome, Recipe, Stage};
 use sepal_core::strategy::Strategy;
 
 use crate::cache::Budget;
@@ -110,6 +110,12 @@ impl Strategy for Linear {
         let recipe = recipe::classifier(self.epochs);
         let recipe = Recipe { batch: recipe.batch.min(self.samples), ..recipe };
         let last = net.layers.len() as u16;
-        done.is_empty().then_some(Stage { first: 0, last, calibrate: true, recipe })
+        done.is_empty().then_some(Stage {
+            first: 0,
+            last,
+            calibrate: true,
+            cut: Cut::Whole,
+            recipe,
+        })
     }
 }

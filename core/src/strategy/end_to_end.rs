@@ -1,6 +1,6 @@
 use super::Strategy;
 use crate::net::Net;
-use crate::stage::{Outcome, Recipe, Stage};
+use crate::stage::{Cut, Outcome, Recipe, Stage};
 
 /// All layers at once by back-propagation: what layer-wise learning is measured against.
 ///
@@ -15,6 +15,6 @@ pub struct EndToEnd<'m> {
 impl Strategy for EndToEnd<'_> {
     fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
         let last = u16::try_from(net.layers.len()).ok().filter(|_| done.is_empty())?;
-        Some(Stage { first: 0, last, calibrate: false, recipe: self.recipe })
+        Some(Stage { first: 0, last, calibrate: false, cut: Cut::Whole, recipe: self.recipe })
     }
 }

@@ -1,6 +1,6 @@
 use super::{Strategy, block};
 use crate::net::Net;
-use crate::stage::{Outcome, Recipe, Stage};
+use crate::stage::{Cut, Outcome, Recipe, Stage};
 
 /// The first block by SI, then all the others at once by back-propagation (Karimi, Kalhor and
 /// Ahmadian, "A forward-backward learning strategy for CNNs via separation index maximizing at the
@@ -21,10 +21,16 @@ pub struct ForwardBackward<'m> {
 impl Strategy for ForwardBackward<'_> {
     fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
         if let Some((first, last)) = block(net, done.len(), 1) {
-            return Some(Stage { first, last, calibrate: true, recipe: self.block });
+            return Some(Stage {
+                first,
+                last,
+                calibrate: true,
+                cut: Cut::Whole,
+                recipe: self.block,
+            });
         }
         let first = done.first().filter(|_| done.len() == 1)?.last;
         let last = u16::try_from(net.layers.len()).ok().filter(|&last| first < last)?;
-        Some(Stage { first, last, calibrate: false, recipe: self.rest })
+        Some(Stage { first, last, calibrate: false, cut: Cut::Whole, recipe: self.rest })
     }
 }

@@ -1,7 +1,7 @@
 use super::{Strategy, block, classifier, with_head};
 use crate::layer::Layer;
 use crate::net::Net;
-use crate::stage::{Outcome, Recipe, Stage};
+use crate::stage::{Cut, Outcome, Recipe, Stage};
 
 /// How the layers behind the features learn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,10 +98,10 @@ impl Strategy for ForwardSi<'_> {
             let (first, _) = block(net, from, count)?;
             let (_, last) = block(net, to - 1, count)?;
             let recipe = with_head(self.block, self.heads, to - 1);
-            return Some(Stage { first, last, calibrate: true, recipe });
+            return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }
         let (first, last) = rest.filter(|_| done.len() == self.window.stages(count))?;
-        Some(Stage { first, last, calibrate: true, recipe: self.classifier })
+        Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe: self.classifier })
     }
 }
 

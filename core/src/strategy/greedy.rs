@@ -1,7 +1,7 @@
 use super::{Strategy, block, classifier, with_head};
 use crate::layer::Layer;
 use crate::net::Net;
-use crate::stage::{Outcome, Recipe, Stage};
+use crate::stage::{Cut, Outcome, Recipe, Stage};
 
 /// Each block alone by cross-entropy behind an auxiliary classifier that is discarded with its
 /// stage; then the classifier on the frozen blocks; then, where asked for, all layers at once.
@@ -30,17 +30,23 @@ impl Strategy for Greedy<'_> {
         let count = usize::from(net.features);
         if let Some((first, last)) = block(net, done.len(), count) {
             let recipe = with_head(self.block, self.heads, done.len());
-            return Some(Stage { first, last, calibrate: true, recipe });
+            return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }
         if done.len() == count {
             if let Some((first, last)) = classifier(net) {
-                return Some(Stage { first, last, calibrate: true, recipe: self.classifier });
+                return Some(Stage {
+                    first,
+                    last,
+                    calibrate: true,
+                    cut: Cut::Whole,
+                    recipe: self.classifier,
+                });
             }
         }
         let last = u16::try_from(net.layers.len()).ok()?;
         // Not once more after itself.
         let tuned = done.last().is_some_and(|stage| done.len() > count && stage.first == 0);
         let recipe = self.fine_tune.filter(|_| !tuned)?;
-        Some(Stage { first: 0, last, calibrate: false, recipe })
+        Some(Stage { first: 0, last, calibrate: false, cut: Cut::Whole, recipe })
     }
 }

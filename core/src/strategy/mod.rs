@@ -5,12 +5,14 @@ mod end_to_end;
 mod forward_backward;
 mod forward_si;
 mod greedy;
+mod local_losses;
 mod random_frozen;
 
 pub use end_to_end::EndToEnd;
 pub use forward_backward::ForwardBackward;
 pub use forward_si::{Classifier, ForwardSi, Window};
 pub use greedy::Greedy;
+pub use local_losses::LocalLosses;
 pub use random_frozen::RandomFrozen;
 
 use crate::layer::Layer;

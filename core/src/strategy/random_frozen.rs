@@ -1,6 +1,6 @@
 use super::{Strategy, block, classifier};
 use crate::net::Net;
-use crate::stage::{Objective, Outcome, Recipe, Stage};
+use crate::stage::{Cut, Objective, Outcome, Recipe, Stage};
 
 /// The control: feature layers stay as they were drawn, with batch norm measured on the data;
 /// only the classifier learns. What SI learning adds is the distance from this.
@@ -21,9 +21,9 @@ impl Strategy for RandomFrozen<'_> {
                 epochs: 1,
                 ..self.classifier
             };
-            return Some(Stage { first, last, calibrate: true, recipe });
+            return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }
         let (first, last) = classifier(net).filter(|_| done.len() == count)?;
-        Some(Stage { first, last, calibrate: true, recipe: self.classifier })
+        Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe: self.classifier })
     }
 }

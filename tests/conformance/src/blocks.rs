@@ -51,7 +51,7 @@ impl<'a> Bench<'a> {
     fn new(with: With, layers: &'a [Layer], shape: Shape) -> Self {
         // The last layer is given as a head: chains of two parts are chains.
         let (body, head) = layers.split_at(layers.len() - 1);
-        let chain = Chain { body, head };
+        let chain = Chain { head, ..Chain::new(body) };
         let mut reached = shape;
         let numbers = (1..)
             .zip(layers)

@@ -47,6 +47,7 @@ const STAGES: [Stage<'static>; 3] = [
         first: 0,
         last: 4,
         calibrate: true,
+        cut: sepal_core::stage::Cut::Whole,
         recipe: Recipe {
             head: &[FLATTEN, UNIT],
             objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
@@ -63,6 +64,7 @@ const STAGES: [Stage<'static>; 3] = [
         first: 4,
         last: 8,
         calibrate: true,
+        cut: sepal_core::stage::Cut::Whole,
         recipe: Recipe {
             head: &[Layer::Dense(Dense { units: 5, bias: true }), RELU, FLATTEN, UNIT],
             objective: Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
@@ -79,6 +81,7 @@ const STAGES: [Stage<'static>; 3] = [
         first: 8,
         last: 13,
         calibrate: true,
+        cut: sepal_core::stage::Cut::Whole,
         recipe: Recipe {
             head: &[],
             objective: Objective::CrossEntropy { smoothing: 0.05 },

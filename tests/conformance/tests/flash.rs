@@ -15,7 +15,7 @@ use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan};
 
 /// 6 inputs, 4 and 3 units: 24 + 4, a norm's 4 + 4, and 12 + 3 numbers.
@@ -225,6 +225,7 @@ fn a_block_learns_behind_a_prefix_in_flash() {
         first: 3,
         last: 4,
         calibrate: true,
+        cut: Cut::Whole,
         recipe: Recipe {
             head: &[Layer::L2Normalise(L2Normalise)],
             objective: Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),

@@ -10,7 +10,7 @@ use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
 use sepal_core::source::{Batch, Draw, Source, SourceError};
-use sepal_core::stage::{Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_core::train::{Feed, Session, StagePlan, Step};
 
 /// Classes of the golden model.
@@ -75,6 +75,7 @@ pub const STAGE: Stage<'static> = Stage {
     first: 4,
     last: 8,
     calibrate: true,
+    cut: Cut::Whole,
     recipe: Recipe {
         head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
