@@ -490,6 +490,7 @@ mod tests {
     use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU, Standardise};
     use sepal_core::net::{Input, Normalisation};
     use sepal_core::reference::OnReference;
+    use sepal_core::stage::Cut;
     use sepal_core::stage::Recipe;
     use sepal_core::strategy::{Classifier, ForwardSi, Window};
 

@@ -32,16 +32,10 @@ impl Strategy for Greedy<'_> {
             let recipe = with_head(self.block, self.heads, done.len());
             return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }
-        if done.len() == count {
-            if let Some((first, last)) = classifier(net) {
-                return Some(Stage {
-                    first,
-                    last,
-                    calibrate: true,
-                    cut: Cut::Whole,
-                    recipe: self.classifier,
-                });
-            }
+        let classifies = classifier(net).filter(|_| done.len() == count);
+        if let Some((first, last)) = classifies {
+            let recipe = self.classifier;
+            return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }
         let last = u16::try_from(net.layers.len()).ok()?;
         // Not once more after itself.
