@@ -1,5 +1,9 @@
 //! Strategies: which stages make a net. Data and pure functions, so that a resumed run takes the
 //! same stages.
+//!
+//! Not here: local contrastive learning without labels (Xiong, Ren and Urtasun, "LoCo", NeurIPS 2020),
+//! stage-wise learning (Li et al., CVPR 2021) and unsupervised pretraining by autoencoders or
+//! Boltzmann machines (Bengio et al., NIPS 2006, their other forms).
 
 mod end_to_end;
 mod forward_backward;
