@@ -754,6 +754,45 @@ fn training_refuses_what_it_cannot_keep() {
 }
 
 #[test]
+fn training_takes_other_strategies() {
+    let stages = |more: &[&str]| -> Vec<(u64, u64, String)> {
+        let said =
+            run("train", &[&SHORT[..], &["--json", "--model", "vgg6"], more].concat()).good();
+        let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let stages = lines.filter(|line| line["event"] == "stage");
+        let layer = |line: &Value, name: &str| line[name].as_u64().unwrap();
+        let what = |line: &Value| line["objective"].as_str().unwrap().to_owned();
+        stages.map(|line| (layer(&line, "first"), layer(&line, "last"), what(&line))).collect()
+    };
+    let by = |what: &str, ends: &[(u64, u64)]| -> Vec<(u64, u64, String)> {
+        ends.iter().map(|&(first, last)| (first, last, what.to_owned())).collect()
+    };
+    let (si, views, entropy) = ("separation", "separation of views", "cross-entropy");
+    let blocks = [(0, 3), (3, 7), (7, 10), (10, 14), (14, 17), (17, 21)];
+    let classifier = by(entropy, &[(21, 24)]);
+    let check = |more: &[&str], expected: &[&[(u64, u64, String)]]| {
+        assert_eq!(stages(more), expected.concat(), "{more:?}");
+    };
+    let windows = [(0, 10), (3, 14), (7, 17), (10, 21)];
+    check(&["--window", "3"], &[&by(si, &windows), &classifier]);
+    let groups = ["--window", "3", "--stride", "3", "--readout", "conv", "--temperature", "0.05"];
+    check(&groups, &[&by(si, &[(0, 10), (10, 21)]), &classifier]);
+    let alone = ["--strategy", "self-supervised", "--flip", "--optimiser", "sgd"];
+    check(&alone, &[&by(views, &blocks), &classifier]);
+    let backward = ["--strategy", "forward-backward"];
+    check(&backward, &[&by(si, &[(0, 3)]), &by(entropy, &[(3, 24)])]);
+    let greedy = ["--strategy", "greedy", "--auxiliary", "2", "--fine-tune", "1"];
+    check(&greedy, &[&by(entropy, &blocks), &classifier, &by(entropy, &[(0, 24)])]);
+    let local = ["--strategy", "local-losses"];
+    check(&local, &[&by(entropy, &[(0, 21)]), &classifier]);
+
+    let views = [&SHORT[..], &["--strategy", "self-supervised"]].concat();
+    run("train", &views).refused(&["self-supervised", "--flip"]);
+    let odd = [&views[..], &["--flip", "--batch", "33"]].concat();
+    run("train", &odd).refused(&["--batch 33", "even"]);
+}
+
+#[test]
 fn training_takes_other_nets_of_any_width() {
     let folder = Folder::new("nets");
     let save = folder.path("narrow.sepal");

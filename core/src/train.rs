@@ -185,7 +185,9 @@ impl Fixed {
         if batch == 0 || feed.chunk == 0 {
             return Err(PlanError::Batch { size: 0 });
         }
-        if !batch.is_multiple_of(stage.recipe.objective.views()) {
+        // Views fill whole samples, each with a label of its own.
+        let views = stage.recipe.objective.views();
+        if views > 1 && (!batch.is_multiple_of(views) || batch / views > 1 << 16) {
             return Err(PlanError::Batch { size: batch });
         }
         if feed.queue == 0 || feed.queue > 2 {
@@ -1323,9 +1325,12 @@ mod tests {
         let recipe = Recipe { objective, head: &[], epochs: 2, batch: 72, ..RECIPE };
         let stage = Stage { recipe, ..STAGE };
         let feed = Feed { bytes: false, ..Feed::BYTES };
-        let odd = Stage { recipe: Recipe { batch: 71, ..recipe }, ..stage };
-        let refused = Err(PlanError::Batch { size: 71 });
-        assert_eq!(StagePlan::reference(&net, &odd, feed), refused);
+        for (batch, fits) in [(71, false), (1 << 17, true), ((1 << 17) + 2, false)] {
+            let stage = Stage { recipe: Recipe { batch, ..recipe }, ..stage };
+            let plan = StagePlan::reference(&net, &stage, feed);
+            assert!(plan.is_ok() == fits, "{batch}: {plan:?}");
+            assert!(fits || plan == Err(PlanError::Batch { size: batch }));
+        }
 
         let plan = StagePlan::reference(&net, &stage, feed).unwrap();
         let mut memory = vec![crate::arena::Word::NAN; plan.bytes() / 16];
