@@ -756,8 +756,11 @@ fn training_refuses_what_it_cannot_keep() {
 #[test]
 fn training_takes_other_strategies() {
     let stages = |more: &[&str]| -> Vec<(u64, u64, String)> {
-        let said =
-            run("train", &[&SHORT[..], &["--json", "--model", "vgg6"], more].concat()).good();
+        let said = run(
+            "train",
+            &[&SHORT[..], &["--json", "--model", "vgg6", "--width", "25"], more].concat(),
+        )
+        .good();
         let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let stages = lines.filter(|line| line["event"] == "stage");
         let layer = |line: &Value, name: &str| line[name].as_u64().unwrap();
