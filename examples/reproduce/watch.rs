@@ -75,7 +75,7 @@ impl Watch for Ledger<'_> {
                 let Stage { first, last, cpu_seconds, .. } = *stage;
                 let passes = outcome.epochs;
                 self.say(&format!(
-                    "  layers {first}..{last}: {passes} passes, {cpu_seconds:.1} CPU s"
+                    "  layers {first}..{last}: passes {passes}, {cpu_seconds:.2} CPU s"
                 ));
             }
         }
