@@ -19,7 +19,10 @@ use sepal::models::recipe;
 use sepal::reference::OnReference;
 use serde_json::Value;
 
-const PROGRAMS: [&str; 5] = ["train", "evaluate", "predict", "inspect", "separation"];
+#[path = "programs/reproduce.rs"]
+mod reproduce;
+
+const PROGRAMS: [&str; 6] = ["train", "evaluate", "predict", "inspect", "separation", "reproduce"];
 
 /// Where cargo puts a program: beside the folder of this test.
 fn program(name: &str) -> PathBuf {
@@ -864,6 +867,8 @@ fn an_unknown_option_has_status_2() {
         ("train", &["--every", "1e30"]),
         ("train", &["--every", "nan"]),
         ("train", &["--every", "-1"]),
+        ("reproduce", &["--table", "9"]),
+        ("reproduce", &["--table", "3", "--seeds", "one"]),
     ] {
         assert_eq!(run(name, args).status, 2, "{name} {args:?}");
     }

@@ -6,19 +6,13 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
-use sepal::layer::Layer;
 use sepal::models::cache::{Budget, Keep, Spill};
-use sepal::models::simcnn::{of_depth, simcnn_head, simcnn_readout};
-use sepal::models::width::scaled;
-use sepal::models::{alexnet, lenet, recipe, simcnn, vdcnn, vgg};
-use sepal::net::{Input, Net};
-use sepal::optim::Rule;
-use sepal::plan::PlanError;
-use sepal::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
-use sepal::strategy::{
-    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, RandomFrozen, Strategy,
-    Window,
-};
+use sepal::stage::{Loss, Stop};
+use sepal::strategy::Window;
+
+use crate::learning::{Chosen, Learning, Optimiser, Readout, Way};
+use crate::model::Model;
+use crate::seconds::seconds;
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
 /// learnt. Without options: LeNet on 2,000 bundled images of Fashion-MNIST.
@@ -195,96 +189,6 @@ fn positive(text: &str) -> Result<f32, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
-    seconds.ok_or_else(|| "expected a number of seconds, 0 or more".to_owned())
-}
-
-/// An architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Model {
-    /// Two 5x5 convolutions with batch norm, dense 120-84-classes
-    Lenet,
-    /// The same without padding and norm, with biases
-    Lenet5,
-    /// Six 3x3 convolutions of 16 to 64 filters with batch norm and one dense layer
-    Vgg6,
-    /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
-    Vgg16,
-    /// The same with 16 convolutions
-    Vgg19,
-    /// Five convolutions, dense 4096-4096-classes
-    Alexnet,
-    /// Five 3x3 convolutions from 256 filters; space to depth halves the image
-    Simcnn1,
-    /// Four from 128 filters; each learns with an auxiliary net of one more of 128 behind it
-    Simcnn2,
-    /// Four from 128 filters; each learns with an auxiliary net of two more of 128 behind it
-    Simcnn3,
-    /// For text: embedded characters, 9 convolutions, dense 2048-2048-classes
-    Vdcnn9,
-    /// The same with 17 convolutions
-    Vdcnn17,
-    /// The same with 29 convolutions
-    Vdcnn29,
-}
-
-impl Model {
-    /// Whether it reads characters.
-    pub const fn reads_text(self) -> bool {
-        matches!(self, Self::Vdcnn9 | Self::Vdcnn17 | Self::Vdcnn29)
-    }
-
-    /// The depth of the auxiliary nets of SimCNN.
-    const fn depth(self) -> Option<usize> {
-        match self {
-            Self::Simcnn1 => Some(1),
-            Self::Simcnn2 => Some(2),
-            Self::Simcnn3 => Some(3),
-            _ => None,
-        }
-    }
-}
-
-/// A readout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Readout {
-    /// All that it gives, scaled to length 1; SimCNN's auxiliary nets, where it has some
-    Unit,
-    /// A 3x3 convolution of 64 channels between means of bins, which is discarded
-    Conv,
-}
-
-/// An optimiser.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Optimiser {
-    /// Adam
-    Adam,
-    /// Gradient descent with momentum 0.9
-    Sgd,
-}
-
-/// A strategy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Way {
-    /// Each block by SI, then the whole classifier by cross-entropy
-    Si,
-    /// Each block and each hidden dense layer by SI, then the last layer by cross-entropy
-    SiLayerwise,
-    /// As si, without labels: the neighbour of an image is to be the same image, changed otherwise
-    SelfSupervised,
-    /// The first block by SI, then all others by back-propagation
-    ForwardBackward,
-    /// Each block by cross-entropy behind an auxiliary classifier, then the classifier
-    Greedy,
-    /// All blocks at once, each by cross-entropy behind an auxiliary classifier of its own
-    LocalLosses,
-    /// The whole net by back-propagation
-    EndToEnd,
-    /// Random frozen blocks, then the classifier: the control
-    Random,
-}
-
 /// A loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Stand {
@@ -296,105 +200,37 @@ pub enum Stand {
     Triplet,
 }
 
-/// Any of the strategies.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
-pub enum Chosen<'m> {
-    Si(ForwardSi<'m>),
-    ForwardBackward(ForwardBackward<'m>),
-    Greedy(Greedy<'m>),
-    LocalLosses(LocalLosses<'m>),
-    EndToEnd(EndToEnd<'m>),
-    Random(RandomFrozen<'m>),
-}
-
-impl Strategy for Chosen<'_> {
-    fn next(&self, net: &sepal::net::Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
-        match self {
-            Self::Si(s) => s.next(net, done),
-            Self::ForwardBackward(s) => s.next(net, done),
-            Self::Greedy(s) => s.next(net, done),
-            Self::LocalLosses(s) => s.next(net, done),
-            Self::EndToEnd(s) => s.next(net, done),
-            Self::Random(s) => s.next(net, done),
-        }
-    }
-}
-
 impl Args {
-    /// What is laid over each block of features while it learns.
-    pub fn heads(&self, net: &Net<'_>, classes: u32) -> Result<Vec<Vec<Layer>>, PlanError> {
-        let head = |block: usize| {
-            let (_, end) = net.block(block).unwrap_or_default();
-            let filters = net.shape(end)?.c;
-            Ok(match (self.strategy, self.model.depth()) {
-                (Way::Greedy | Way::LocalLosses, None) if self.auxiliary == 1 => {
-                    recipe::linear_head(classes).to_vec()
-                }
-                (Way::Greedy | Way::LocalLosses, depth) => {
-                    let depth = depth.unwrap_or(self.auxiliary.into());
-                    of_depth(depth, &simcnn_head(filters, classes)).to_vec()
-                }
-                (_, Some(depth)) if self.readout == Readout::Unit => {
-                    of_depth(depth, &simcnn_readout(filters)).to_vec()
-                }
-                _ if self.readout == Readout::Conv => recipe::CONV_READOUT.to_vec(),
-                _ => recipe::UNIT_FEATURES.to_vec(),
-            })
-        };
-        (0..usize::from(net.features)).map(head).collect()
-    }
-
-    /// The strategy that the options describe.
-    pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]]) -> Chosen<'m> {
-        let stop = match self.patience {
-            Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
-            None => Stop::Never,
-        };
-        let rule = match self.optimiser {
-            Optimiser::Adam => Rule::adam(),
-            Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
-        };
-        let (rate, batch) = (self.rate, self.batch);
-        let loss = match self.loss {
-            Stand::Margin => Loss::Margin { margin: 0.2 },
-            Stand::Soft => Loss::SoftNearest { temperature: self.temperature },
-            Stand::Triplet => Loss::Triplet,
-        };
-        let objective = match self.strategy {
-            Way::SelfSupervised => Objective::Views(loss),
-            _ => Objective::Separation(loss),
-        };
-        let block = Recipe { objective, rate, batch, rule, stop, ..recipe::block(self.epochs) };
-        let classifier =
-            Recipe { rate: self.head_rate, batch, rule, ..recipe::classifier(self.head_epochs) };
-        let window = Window { blocks: self.window, stride: self.stride };
-        // Blocks and classifier together, at the rate of blocks.
-        let whole = |epochs| Recipe { rate, epochs, ..classifier };
-        let si = |form| Chosen::Si(ForwardSi { block, heads, window, classifier, form });
-        match self.strategy {
-            Way::Si | Way::SelfSupervised => si(Classifier::Whole),
-            Way::SiLayerwise => si(Classifier::LayerWise),
-            Way::ForwardBackward => {
-                let block = Recipe { head: heads.first().copied().unwrap_or_default(), ..block };
-                Chosen::ForwardBackward(ForwardBackward { block, rest: whole(self.head_epochs) })
-            }
-            Way::Greedy => {
-                let fine_tune = (self.fine_tune > 0).then(|| whole(self.fine_tune));
-                let block = whole(self.epochs);
-                Chosen::Greedy(Greedy { block, heads, classifier, fine_tune })
-            }
-            Way::LocalLosses => {
-                let block = whole(self.epochs);
-                Chosen::LocalLosses(LocalLosses { block, heads, classifier })
-            }
-            Way::EndToEnd => Chosen::EndToEnd(EndToEnd { recipe: whole(self.epochs) }),
-            Way::Random => Chosen::Random(RandomFrozen { classifier }),
+    /// How the net learns.
+    pub fn learning(&self) -> Learning {
+        Learning {
+            model: self.model,
+            way: self.strategy,
+            readout: self.readout,
+            loss: match self.loss {
+                Stand::Margin => Loss::Margin { margin: 0.2 },
+                Stand::Soft => Loss::SoftNearest { temperature: self.temperature },
+                Stand::Triplet => Loss::Triplet,
+            },
+            window: Window { blocks: self.window, stride: self.stride },
+            auxiliary: self.auxiliary,
+            fine_tune: self.fine_tune,
+            epochs: self.epochs,
+            head_epochs: self.head_epochs,
+            rate: self.rate,
+            head_rate: self.head_rate,
+            optimiser: self.optimiser,
+            batch: self.batch,
+            stop: match self.patience {
+                Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
+                None => Stop::Never,
+            },
         }
     }
 
     /// The control that the strategy is measured against.
     pub fn control(&self) -> Chosen<'static> {
-        Self { strategy: Way::Random, ..self.clone() }.chosen(&[])
+        Learning { way: Way::Random, ..self.learning() }.chosen(&[])
     }
 
     /// Where the run is kept while it is under way.
@@ -423,42 +259,5 @@ impl Args {
         let memory =
             self.memory.map_or_else(Budget::default, |memory| Budget::bytes(memory.as_u64()));
         Budget { keep, spill, ..memory }
-    }
-
-    /// The layers of the net, for a number of classes.
-    pub fn layers(&self, classes: u32) -> Vec<Layer> {
-        let width = self.width;
-        match self.model {
-            Model::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
-            Model::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
-            Model::Vgg6 => scaled(vgg::vgg6_layers(classes), width).to_vec(),
-            Model::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
-            Model::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
-            Model::Alexnet => scaled(alexnet::alexnet_layers(classes), width).to_vec(),
-            Model::Simcnn1 => scaled(simcnn::simcnn1_layers(classes), width).to_vec(),
-            Model::Simcnn2 => scaled(simcnn::simcnn2_layers(classes), width).to_vec(),
-            Model::Simcnn3 => scaled(simcnn::simcnn3_layers(classes), width).to_vec(),
-            Model::Vdcnn9 => scaled(vdcnn::vdcnn9_layers(classes), width).to_vec(),
-            Model::Vdcnn17 => scaled(vdcnn::vdcnn17_layers(classes), width).to_vec(),
-            Model::Vdcnn29 => scaled(vdcnn::vdcnn29_layers(classes), width).to_vec(),
-        }
-    }
-
-    /// The net of these layers.
-    pub fn net<'m>(&self, layers: &'m [Layer], input: Input) -> Net<'m> {
-        match self.model {
-            Model::Lenet => lenet::lenet(layers, input),
-            Model::Lenet5 => lenet::lenet5(layers, input),
-            Model::Vgg6 => vgg::vgg6(layers, input),
-            Model::Vgg16 => vgg::vgg16(layers, input),
-            Model::Vgg19 => vgg::vgg19(layers, input),
-            Model::Alexnet => alexnet::alexnet(layers, input),
-            Model::Simcnn1 => simcnn::simcnn1(layers, input),
-            Model::Simcnn2 => simcnn::simcnn2(layers, input),
-            Model::Simcnn3 => simcnn::simcnn3(layers, input),
-            Model::Vdcnn9 => vdcnn::vdcnn9(layers, input),
-            Model::Vdcnn17 => vdcnn::vdcnn17(layers, input),
-            Model::Vdcnn29 => vdcnn::vdcnn29(layers, input),
-        }
     }
 }

@@ -2,23 +2,11 @@
 
 use std::path::Path;
 
-use sepal::format::Digest;
-use sepal::models::data::{self, Dataset, Samples, Split};
+use sepal::models::data::{self, Split};
 
 /// The set in `path`, or the bundled one.
 pub fn open(path: Option<&Path>) -> Result<Split, data::DataError> {
     path.map_or_else(|| Ok(data::bundled()), data::open)
-}
-
-/// A digest of samples and labels, by which runs and models name their data.
-pub fn digest(set: &Dataset) -> u64 {
-    let mut digest = Digest::new();
-    match set.samples() {
-        Samples::U8(samples) => digest.bytes(samples),
-        Samples::F32(samples) => samples.iter().for_each(|x| digest.bytes(&x.to_le_bytes())),
-    }
-    set.labels().iter().for_each(|label| digest.bytes(&label.to_le_bytes()));
-    digest.finish()
 }
 
 /// Reads an order: little-endian u16 indices into a training set of `len` images.

@@ -6,41 +6,46 @@ mod args;
 mod data;
 #[path = "../common/device.rs"]
 mod device;
+#[path = "../common/digest.rs"]
+mod digest;
+#[path = "../common/judge.rs"]
+mod judge;
+#[path = "../common/learning.rs"]
+mod learning;
+#[path = "../common/model.rs"]
+mod model;
 #[path = "../common/program.rs"]
 mod program;
 mod progress;
 mod report;
+#[path = "../common/seconds.rs"]
+mod seconds;
+#[path = "../common/stop.rs"]
+mod stop;
 #[path = "../common/warn.rs"]
 mod warn;
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use clap::Parser;
 use sepal::format::{Meta, Provenance, identity};
-use sepal::models::cache::{Budget, Keep, Precision};
+use sepal::models::cache::Budget;
 use sepal::models::data::{Augment, Dataset};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Fit, FitError, Watch};
-use sepal::net::{Input, Net, Normalisation};
-use sepal::source::Source;
 use serde_json::json;
 
 use args::Args;
 use device::Device;
+use learning::Way;
 use program::Failure;
 use progress::Progress;
 use warn::warn;
 
-/// The status that a shell gives a program that was interrupted.
-const INTERRUPTED: u8 = 130;
-
 fn main() -> ExitCode {
     let args = Args::parse();
-    let code = program::run(|out| run(&args, out));
-    let stopped = progress::STOP.load(Ordering::Relaxed) && code == ExitCode::FAILURE;
-    if stopped { ExitCode::from(INTERRUPTED) } else { code }
+    stop::status(program::run(|out| run(&args, out)))
 }
 
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
@@ -53,27 +58,21 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     check_classes(args, &train)?;
 
     let classes = train.names().len() as u32;
-    let moments = train.moments();
-    let scale = if train.is_u8() { 255.0 } else { 1.0 };
-    let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
-    let normalisation = match args.model.reads_text() {
-        true => Normalisation::BYTES,
-        false => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
-    };
-    let layers = args.layers(classes);
-    let input = Input { shape: train.shape(), normalisation };
-    let net = args.net(&layers, input);
+    let layers = args.model.layers(classes, args.width);
+    let input = args.model.input(&train);
+    let net = args.model.net(&layers, input);
     net.check()
         .map_err(|e| format!("{:?} cannot take samples of {}: {e}", args.model, input.shape))?;
 
-    let heads = args.heads(&net, classes)?;
+    let learning = args.learning();
+    let heads = learning.heads(&net, classes)?;
     let heads: Vec<&[sepal::layer::Layer]> = heads.iter().map(Vec::as_slice).collect();
-    let chosen = args.chosen(&heads);
+    let chosen = learning.chosen(&heads);
     let budget = args.budget();
     if args.copies.is_some() && !args.augments() {
         return Err("--copies: expected --flip, --shift or --cutout beside it".into());
     }
-    if args.strategy == args::Way::SelfSupervised {
+    if args.strategy == Way::SelfSupervised {
         if !args.augments() {
             let needed = "expected --flip, --shift or --cutout beside it";
             return Err(format!("--strategy self-supervised: {needed}").into());
@@ -88,9 +87,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if args.model.reads_text() && args.augments() {
         return Err("--flip, --shift and --cutout change images, not text".into());
     }
-    let kept = kept(net, &budget, train.len())?;
+    let kept = learning::kept(net, &budget, train.len())?;
     let run_identity = (chosen, args.flip, args.shift, args.cutout, kept);
-    let data = data::digest(&train);
+    let data = digest::digest(&train);
     let text = format!("{chosen:?}");
     let mut progress = Progress::new(net, args.json, out);
     progress.checkpoints = args.checkpoint().map(|path| progress::Checkpoints {
@@ -100,13 +99,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         text: text.clone(),
     });
     progress.held_out = held_out.map(|set| (set, &device));
-    ctrlc::set_handler(|| {
-        // The first ends the training at its next step. The second does not wait for one: files
-        // are whole at every moment.
-        if progress::STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED.into());
-        }
-    })?;
+    stop::listen()?;
 
     let mut fit = match &progress.checkpoints {
         Some(checkpoints) if args.resume && checkpoints.path.exists() => {
@@ -126,7 +119,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let costs = progress.finish()?;
     done?;
 
-    let judge = report::Judge {
+    let judge = judge::Judge {
         device: &device,
         bank: train.head(args.si_samples.min(train.len()))?,
         train: &train,
@@ -137,19 +130,19 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let model = fit.model();
     let ends: Vec<usize> = match args.strategy {
-        args::Way::SiLayerwise => {
+        Way::SiLayerwise => {
             net.blocks.iter().rev().skip(1).rev().map(|&end| usize::from(end)).collect()
         }
         _ => (0..usize::from(net.features)).filter_map(|b| Some(net.block(b)?.1)).collect(),
     };
-    let rows = judge.rows(&model, &ends, &costs)?;
+    let rows = judge.rows(&model, &ends)?;
     if let Some(path) = &args.save {
         save(path, args, &fit, &train, data, &text, &rows)?;
     }
-    report::print_rows(out, &rows, args.json)?;
-    let name = if args.strategy == args::Way::EndToEnd { "end to end" } else { "this net" };
+    report::print_rows(out, &rows, &costs, args.json)?;
+    let name = if args.strategy == Way::EndToEnd { "end to end" } else { "this net" };
     let mut accuracy = vec![(name, judge.accuracy(&model)?)];
-    if !args.no_control && args.strategy != args::Way::Random {
+    if !args.no_control && args.strategy != Way::Random {
         let mut control = Fit::new(net, args.seed)?;
         fit_on(
             &mut control,
@@ -249,24 +242,11 @@ fn check_classes(args: &Args, train: &Dataset) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What decides the bits of a run: where the output of each block is kept as f16, and of how many
-/// copies of an image it is kept.
-fn kept(net: Net<'_>, budget: &Budget, samples: u32) -> Result<Vec<(bool, u32)>, Failure> {
-    let mut kept = Vec::new();
-    for &end in net.blocks {
-        let dim = net.shape(end.into())?.sample().unwrap_or(0) as usize;
-        let choice = budget.choose(dim, samples);
-        let copies = if budget.keep == Keep::Plain { 0 } else { choice.copies };
-        kept.push((choice.store.precision() == Some(Precision::F16), copies));
-    }
-    Ok(kept)
-}
-
 fn fit_on(
     fit: &mut Fit<'_>,
     args: &Args,
     device: &Device,
-    strategy: &args::Chosen<'_>,
+    strategy: &learning::Chosen<'_>,
     train: &Dataset,
     budget: &Budget,
     watch: &mut impl Watch,
@@ -287,7 +267,7 @@ fn save(
     train: &Dataset,
     data: u64,
     recipe: &str,
-    rows: &[report::Row],
+    rows: &[judge::Row],
 ) -> Result<(), Failure> {
     let classes: Vec<&str> = train.names().iter().map(String::as_str).collect();
     let separation: Vec<(u16, f32)> =

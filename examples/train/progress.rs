@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,10 +16,7 @@ use sepal::train::Step;
 use serde_json::{Value, json};
 
 use crate::device::Device;
-use crate::report;
-
-/// Set by Ctrl-C.
-pub static STOP: AtomicBool = AtomicBool::new(false);
+use crate::{report, stop};
 
 /// Where checkpoints go.
 pub struct Checkpoints {
@@ -146,7 +142,7 @@ impl<'a> Progress<'a> {
     }
 
     fn wish(&mut self) -> Wish {
-        if STOP.load(Ordering::Relaxed) || self.broken.is_some() {
+        if stop::wished() || self.broken.is_some() {
             return Wish::Stop;
         }
         match &self.checkpoints {
@@ -248,6 +244,6 @@ pub struct Quiet;
 
 impl Watch for Quiet {
     fn event(&mut self, _: &Event<'_>) -> Wish {
-        if STOP.load(Ordering::Relaxed) { Wish::Stop } else { Wish::Go }
+        if stop::wished() { Wish::Stop } else { Wish::Go }
     }
 }

@@ -1,0 +1,103 @@
+//! The architectures that a command line names.
+
+use clap::ValueEnum;
+use sepal::layer::Layer;
+use sepal::models::data::Dataset;
+use sepal::models::width::scaled;
+use sepal::models::{alexnet, lenet, simcnn, vdcnn, vgg};
+use sepal::net::{Input, Net, Normalisation};
+use sepal::source::Source;
+
+/// An architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Model {
+    /// Two 5x5 convolutions with batch norm, dense 120-84-classes
+    Lenet,
+    /// The same without padding and norm, with biases
+    Lenet5,
+    /// Six 3x3 convolutions of 16 to 64 filters with batch norm and one dense layer
+    Vgg6,
+    /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
+    Vgg16,
+    /// The same with 16 convolutions
+    Vgg19,
+    /// Five convolutions, dense 4096-4096-classes
+    Alexnet,
+    /// Five 3x3 convolutions from 256 filters; space to depth halves the image
+    Simcnn1,
+    /// Four from 128 filters; each learns with an auxiliary net of one more of 128 behind it
+    Simcnn2,
+    /// Four from 128 filters; each learns with an auxiliary net of two more of 128 behind it
+    Simcnn3,
+    /// For text: embedded characters, 9 convolutions, dense 2048-2048-classes
+    Vdcnn9,
+    /// The same with 17 convolutions
+    Vdcnn17,
+    /// The same with 29 convolutions
+    Vdcnn29,
+}
+
+impl Model {
+    /// Whether it reads characters.
+    pub const fn reads_text(self) -> bool {
+        matches!(self, Self::Vdcnn9 | Self::Vdcnn17 | Self::Vdcnn29)
+    }
+
+    /// The depth of the auxiliary nets of SimCNN.
+    pub const fn depth(self) -> Option<usize> {
+        match self {
+            Self::Simcnn1 => Some(1),
+            Self::Simcnn2 => Some(2),
+            Self::Simcnn3 => Some(3),
+            _ => None,
+        }
+    }
+
+    /// The layers of the net, for a number of classes; their width in percent.
+    pub fn layers(self, classes: u32, width: u32) -> Vec<Layer> {
+        match self {
+            Self::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
+            Self::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
+            Self::Vgg6 => scaled(vgg::vgg6_layers(classes), width).to_vec(),
+            Self::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
+            Self::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
+            Self::Alexnet => scaled(alexnet::alexnet_layers(classes), width).to_vec(),
+            Self::Simcnn1 => scaled(simcnn::simcnn1_layers(classes), width).to_vec(),
+            Self::Simcnn2 => scaled(simcnn::simcnn2_layers(classes), width).to_vec(),
+            Self::Simcnn3 => scaled(simcnn::simcnn3_layers(classes), width).to_vec(),
+            Self::Vdcnn9 => scaled(vdcnn::vdcnn9_layers(classes), width).to_vec(),
+            Self::Vdcnn17 => scaled(vdcnn::vdcnn17_layers(classes), width).to_vec(),
+            Self::Vdcnn29 => scaled(vdcnn::vdcnn29_layers(classes), width).to_vec(),
+        }
+    }
+
+    /// The net of these layers.
+    pub fn net<'m>(self, layers: &'m [Layer], input: Input) -> Net<'m> {
+        match self {
+            Self::Lenet => lenet::lenet(layers, input),
+            Self::Lenet5 => lenet::lenet5(layers, input),
+            Self::Vgg6 => vgg::vgg6(layers, input),
+            Self::Vgg16 => vgg::vgg16(layers, input),
+            Self::Vgg19 => vgg::vgg19(layers, input),
+            Self::Alexnet => alexnet::alexnet(layers, input),
+            Self::Simcnn1 => simcnn::simcnn1(layers, input),
+            Self::Simcnn2 => simcnn::simcnn2(layers, input),
+            Self::Simcnn3 => simcnn::simcnn3(layers, input),
+            Self::Vdcnn9 => vdcnn::vdcnn9(layers, input),
+            Self::Vdcnn17 => vdcnn::vdcnn17(layers, input),
+            Self::Vdcnn29 => vdcnn::vdcnn29(layers, input),
+        }
+    }
+
+    /// The input of a net that reads these samples, normalised by their mean and deviation.
+    pub fn input(self, train: &Dataset) -> Input {
+        let moments = train.moments();
+        let scale = if train.is_u8() { 255.0 } else { 1.0 };
+        let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
+        let normalisation = match self.reads_text() {
+            true => Normalisation::BYTES,
+            false => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
+        };
+        Input { shape: train.shape(), normalisation }
+    }
+}

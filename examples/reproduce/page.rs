@@ -1,0 +1,129 @@
+//! The page of results.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use sepal::models::file::{self, FileError};
+
+use crate::cells::{Cell, STRATEGIES, Scale, Set, all, name};
+use crate::program::Failure;
+use crate::results::Record;
+
+/// Writes `results.md`, whole or not at all.
+pub fn write(folder: &Path, records: &[Record]) -> Result<(), Failure> {
+    let path = folder.join("results.md");
+    let text = page(records);
+    Ok(file::replace(&path, |out| {
+        let io = |error| FileError::Io { path: path.clone(), doing: "writing", error };
+        out.write_all(text.as_bytes()).map_err(io)
+    })?)
+}
+
+/// Mean and deviation of the runs' numbers: `sqrt(sum (x - m)^2 / (n - 1))`, where there are two.
+pub fn spread(numbers: &[f64]) -> (f64, Option<f64>) {
+    let n = numbers.len() as f64;
+    let mean = numbers.iter().sum::<f64>() / n;
+    let squares: f64 = numbers.iter().map(|x| (x - mean).powi(2)).sum();
+    (mean, (numbers.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
+}
+
+fn shown(numbers: &[f64]) -> String {
+    match spread(numbers) {
+        (mean, Some(deviation)) => format!("{mean:.2} ± {deviation:.2}"),
+        (mean, None) => format!("{mean:.2}"),
+    }
+}
+
+/// The scales of the runs, in the order in which they came.
+fn scales(records: &[Record]) -> Vec<&Scale> {
+    let mut scales: Vec<&Scale> = Vec::new();
+    for record in records {
+        if !scales.contains(&&record.scale) {
+            scales.push(&record.scale);
+        }
+    }
+    scales
+}
+
+fn page(records: &[Record]) -> String {
+    let mut page = String::from("# The paper's tables\n");
+    page.push_str(
+        "\nKarimi, Kalhor and Tabrizi, Sci. Rep. 2024. Ours is the mean over seeds and its \
+         standard deviation, their number behind it. Counted memory is the largest arena of a \
+         stage with what is kept of frozen layers, and the weights. WBC (chula) stands in for the \
+         paper's set of white blood cells, which is another one.\n",
+    );
+    for scale in scales(records) {
+        let own: Vec<&Record> = records.iter().filter(|r| r.scale == *scale).collect();
+        for (table, title) in [
+            (3, "accuracy on images, %"),
+            (4, "accuracy of SimCNN, %"),
+            (5, "time on CIFAR-10, minutes:seconds in the paper, CPU seconds here"),
+            (8, "error rate on text, %"),
+        ] {
+            section(&mut page, table, title, scale, &own);
+        }
+    }
+    page
+}
+
+fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[&Record]) {
+    let mut rows = String::new();
+    let mut commands: Vec<&str> = Vec::new();
+    for cell in all().iter().filter(|c| c.table == table || (table == 5 && c.time.is_some())) {
+        let runs: Vec<&Record> = records.iter().filter(|r| r.is_of(cell)).copied().collect();
+        if !runs.is_empty() {
+            row(&mut rows, table, cell, &runs);
+            commands.extend(runs.iter().map(|run| &*run.command));
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    commands.sort_unstable();
+    commands.dedup();
+    // Writing to a string does not fail.
+    let _ = writeln!(page, "\n## Table {table}: {title}\n\n{scale}.\n");
+    for command in commands {
+        let _ = writeln!(page, "    {command}");
+    }
+    page.push_str(match table {
+        5 => "\n| cell | paper | CPU s (n) | CPU s an epoch and layer | counted MB |\n|---|---|---|---|---|\n",
+        _ => "\n| cell | paper | ours (n) | linear | nearest | CPU s | counted MB |\n|---|---|---|---|---|---|---|\n",
+    });
+    page.push_str(&rows);
+}
+
+fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record]) {
+    let of = |f: &dyn Fn(&Record) -> f64| runs.iter().map(|r| f(r)).collect::<Vec<f64>>();
+    let share = |x: f64| 100.0 * if table == 8 { 1.0 - x } else { x };
+    let title = STRATEGIES.iter().find(|s| s.0 == cell.strategy).map_or(cell.strategy, |s| s.1);
+    let set = Set::named(cell.set.name).map_or(cell.set.name, |set| set.title);
+    let (model, n) = (name(cell.model), runs.len());
+    let cpu = shown(&of(&|r| r.cpu_seconds));
+    let bytes = runs.iter().map(|r| r.peak_bytes).max().unwrap_or(0) as f64 / 1e6;
+    let _ = match table {
+        5 => {
+            let paper = cell.time.unwrap_or("-");
+            // Stages that train more count for more.
+            let each = shown(&of(&|r| {
+                let parts = r.stages.iter().map(|s| f64::from(s.epochs) * s.blocks as f64);
+                r.cpu_seconds / parts.sum::<f64>().max(1.0)
+            }));
+            writeln!(
+                rows,
+                "| {set}, {model}, {title} | {paper} | {cpu} ({n}) | {each} | {bytes:.1} |"
+            )
+        }
+        _ => {
+            let paper = cell.paper.map_or("-".to_owned(), |value| format!("{value:.2}"));
+            let head = shown(&of(&|r| share(r.head)));
+            let (linear, nearest) =
+                (shown(&of(&|r| share(r.linear))), shown(&of(&|r| share(r.nearest))));
+            writeln!(
+                rows,
+                "| {set}, {model}, {title} | {paper} | {head} ({n}) | {linear} | {nearest} | {cpu} | {bytes:.1} |"
+            )
+        }
+    };
+}

@@ -1,0 +1,156 @@
+//! The program that runs the paper's cells.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A root of data sets with one of them: ten classes of 28x28 images.
+fn root(folder: &Folder) -> String {
+    folder.idx("data/fashion-mnist", 260, 28, 10);
+    folder.path("data")
+}
+
+/// The options of a run that takes seconds.
+const TINY: [&str; 10] =
+    ["--width", "10", "--epochs", "1", "--end-epochs", "1", "--head-epochs", "1", "--seeds", "3"];
+
+fn records(out: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(Path::new(out).join("results.jsonl")).unwrap();
+    assert!(text.ends_with('\n'), "{text}");
+    text.lines().map(json).collect()
+}
+
+#[test]
+fn cells_are_listed_with_the_papers_values() {
+    let list = |args: &[&str]| run("reproduce", &[&["--list"][..], args].concat()).good();
+    let lines = |text: &str| text.lines().count();
+    // Four sets, four nets, five ways and the control; SimCNN; two sets, three nets, four ways.
+    assert_eq!(lines(&list(&[])), 96 + 6 + 24);
+    assert_eq!(lines(&list(&["--table", "3"])), 96);
+    assert_eq!(lines(&list(&["--table", "5"])), 20);
+    assert_eq!(lines(&list(&["--table", "4", "--table", "8"])), 6 + 24);
+    let one = list(&["--cell", "cifar-10/vgg16/si"]);
+    assert!(lines(&one) == 1 && one.contains("93.51") && one.contains("102:48"), "{one}");
+    assert_eq!(lines(&list(&["--cell", "*/lenet/greedy"])), 4);
+    let text = list(&["--table", "6", "--paper"]);
+    assert!(text.contains("2048") && text.contains("batches of 2048, all by SGD"), "{text}");
+}
+
+#[test]
+fn a_cell_is_run_once() {
+    let folder = Folder::new("cell");
+    let (data, out) = (root(&folder), folder.path("out"));
+    let args = ["--data", &data, "--out", &out, "--cell", "fashion-mnist/lenet/si"];
+    let args = [&args[..], &TINY].concat();
+    let said = run("reproduce", &args).good();
+    assert!(said.contains("fashion-mnist/lenet/si, seed 3") && said.contains("73.16"), "{said}");
+    let found = records(&out);
+    let [record] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((&record["images"], &record["seed"]), (&260.into(), &3.into()));
+    assert_eq!((&record["table"], &record["strategy"]), (&3.into(), &"si".into()));
+    assert_eq!(record["si"].as_array().unwrap().len(), 3);
+    let stages = record["stages"].as_array().unwrap();
+    let sum: f64 = stages.iter().map(|stage| stage["cpu_seconds"].as_f64().unwrap()).sum();
+    assert!(sum > 0.0);
+    close(record["cpu_seconds"].as_f64(), Some(sum));
+    let bytes = |stage: &Value, name: &str| stage[name].as_u64().unwrap();
+    let largest = stages.iter().map(|s| bytes(s, "arena_bytes") + bytes(s, "cached_bytes"));
+    let weights = 4 * record["parameters"].as_u64().unwrap();
+    assert_eq!(record["peak_bytes"].as_u64(), Some(largest.max().unwrap() + weights));
+    let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
+    let head = format!("{:.2} (1)", record["head"].as_f64().unwrap() * 100.0);
+    for word in ["| 73.16 |", "Fashion-MNIST, lenet, forward SI", "--width 10", &head] {
+        assert!(page.contains(word), "`{word}` is not in: {page}");
+    }
+    for name in ["si-per-block.svg", "accuracy-cpu.svg", "accuracy-memory.svg"] {
+        let plot = std::fs::read_to_string(folder.0.join("out").join(name)).unwrap();
+        assert!(plot.starts_with("<svg") && plot.contains("Fashion-MNIST, lenet"), "{name}");
+    }
+    let left = std::fs::read_dir(&out).unwrap().count();
+    assert_eq!(left, 5, "a checkpoint is left");
+
+    assert!(run("reproduce", &args).good().contains("done before"));
+    assert_eq!(records(&out).len(), 1);
+    // What a killed program left of a line is taken away; another seed is another run.
+    let jsonl = folder.0.join("out/results.jsonl");
+    let mut text = std::fs::read_to_string(&jsonl).unwrap();
+    text.push_str("{\"table\":3,");
+    std::fs::write(&jsonl, text).unwrap();
+    run("reproduce", &[&args[..args.len() - 1], &["3,4"]].concat()).good();
+    assert_eq!(records(&out).len(), 2);
+    let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
+    assert!(page.contains("(2)"), "{page}");
+    folder.file("out/results.jsonl", "{}\n");
+    run("reproduce", &args).refused(&["results.jsonl, line 1", "missing field"]);
+}
+
+#[test]
+fn vgg_takes_small_images_with_a_border() {
+    let folder = Folder::new("border");
+    let (data, out) = (root(&folder), folder.path("out"));
+    let args = ["--data", &data, "--out", &out, "--cell", "fashion-mnist/vgg16/random"];
+    run("reproduce", &[&args[..], &TINY].concat()).good();
+    assert_eq!(records(&out)[0]["si"][0]["shape"], "1x32x32");
+}
+
+#[test]
+fn a_killed_run_goes_on() {
+    let folder = Folder::new("killed");
+    let (data, out, whole) = (root(&folder), folder.path("out"), folder.path("whole"));
+    let long = |out: &str| {
+        let args = ["--data", &data, "--out", out, "--cell", "fashion-mnist/lenet/si"];
+        let more = ["--epochs", "40", "--head-epochs", "40", "--every", "0", "--width", "10"];
+        [&args[..], &more, &["--seeds", "0"]].concat().iter().map(|s| s.to_string()).collect()
+    };
+    let args: Vec<String> = long(&out);
+    let mut child = Command::new(program("reproduce"));
+    let mut child = child.args(&args).stdout(Stdio::null()).spawn().unwrap();
+    let checkpoint = || {
+        let entries = std::fs::read_dir(&out).ok()?;
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        paths.into_iter().find(|path| path.extension().is_some_and(|e| e == "checkpoint"))
+    };
+    let began = Instant::now();
+    while checkpoint().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(120), "no checkpoint");
+        assert!(child.try_wait().unwrap().is_none(), "over before it was killed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(checkpoint().is_some(), "over before it was killed");
+    let said = run("reproduce", &args).good();
+    assert!(said.contains("goes on from"), "{said}");
+    assert!(checkpoint().is_none());
+    run("reproduce", &long(&whole)).good();
+    let (resumed, straight) = (&records(&out)[0], &records(&whole)[0]);
+    for field in ["head", "linear", "nearest", "si", "parameters", "peak_bytes"] {
+        assert_eq!(resumed[field], straight[field], "{field}");
+    }
+}
+
+#[test]
+fn a_cell_that_fails_does_not_end_the_others() {
+    let folder = Folder::new("failing");
+    let (data, out) = (root(&folder), folder.path("out"));
+    let args = ["--data", &data, "--out", &out];
+    let cells = ["--cell", "cifar-10/lenet/random", "--cell", "fashion-mnist/lenet/random"];
+    let ended = run("reproduce", &[&args[..], &cells, &TINY].concat());
+    has(&ended.err, "warning: ", &["cifar-10/lenet/random, seed 3", "data/cifar-10"]);
+    ended.refused(&["1 of 2 runs failed"]);
+    assert_eq!(records(&out)[0]["data"], "fashion-mnist");
+
+    let none = folder.path("none");
+    let args = ["--data", &none, "--out", &out, "--table", "3"];
+    run("reproduce", &args).refused(&[&none, "no such folder"]);
+    for (cell, words) in [
+        ("cifar-11/lenet/si", &["data set", "cifar-11", "cifar-10"][..]),
+        ("cifar-10/lenet6/si", &["net", "lenet6", "alexnet"]),
+        ("cifar-10/lenet/best", &["strategy", "best", "greedy"]),
+        ("cifar-10/lenet", &["DATA/MODEL/STRATEGY"]),
+        ("cifar-10/vdcnn9/si", &["no cell", "--list"]),
+    ] {
+        run("reproduce", &["--list", "--cell", cell]).refused(words);
+    }
+    assert_eq!(run::<&str>("reproduce", &[]).status, 2);
+}
