@@ -27,10 +27,10 @@ pub fn spread(numbers: &[f64]) -> (f64, Option<f64>) {
     (mean, (numbers.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
 }
 
-fn shown(numbers: &[f64]) -> String {
+fn shown(numbers: &[f64], decimals: usize) -> String {
     match spread(numbers) {
-        (mean, Some(deviation)) => format!("{mean:.2} ± {deviation:.2}"),
-        (mean, None) => format!("{mean:.2}"),
+        (mean, Some(deviation)) => format!("{mean:.decimals$} ± {deviation:.decimals$}"),
+        (mean, None) => format!("{mean:.decimals$}"),
     }
 }
 
@@ -100,16 +100,17 @@ fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record]) {
     let title = STRATEGIES.iter().find(|s| s.0 == cell.strategy).map_or(cell.strategy, |s| s.1);
     let set = Set::named(cell.set.name).map_or(cell.set.name, |set| set.title);
     let (model, n) = (name(cell.model), runs.len());
-    let cpu = shown(&of(&|r| r.cpu_seconds));
+    let cpu = shown(&of(&|r| r.cpu_seconds), 2);
     let bytes = runs.iter().map(|r| r.peak_bytes).max().unwrap_or(0) as f64 / 1e6;
     let _ = match table {
         5 => {
             let paper = cell.time.unwrap_or("-");
             // Stages that train more count for more.
-            let each = shown(&of(&|r| {
+            let each = of(&|r| {
                 let parts = r.stages.iter().map(|s| f64::from(s.epochs) * s.blocks as f64);
                 r.cpu_seconds / parts.sum::<f64>().max(1.0)
-            }));
+            });
+            let each = shown(&each, 4);
             writeln!(
                 rows,
                 "| {set}, {model}, {title} | {paper} | {cpu} ({n}) | {each} | {bytes:.1} |"
@@ -117,9 +118,9 @@ fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record]) {
         }
         _ => {
             let paper = cell.paper.map_or("-".to_owned(), |value| format!("{value:.2}"));
-            let head = shown(&of(&|r| share(r.head)));
+            let head = shown(&of(&|r| share(r.head)), 2);
             let (linear, nearest) =
-                (shown(&of(&|r| share(r.linear))), shown(&of(&|r| share(r.nearest))));
+                (shown(&of(&|r| share(r.linear)), 2), shown(&of(&|r| share(r.nearest)), 2));
             writeln!(
                 rows,
                 "| {set}, {model}, {title} | {paper} | {head} ({n}) | {linear} | {nearest} | {cpu} | {bytes:.1} |"

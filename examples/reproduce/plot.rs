@@ -148,14 +148,20 @@ fn draw(area: &Area<'_>, panel: &Panel, [x, y]: [&str; 2], joined: bool) -> Resu
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(range(points().map(|p| p.0)), range(points().map(|p| p.1)))?;
+    let (across, up) = (chart.x_range(), chart.y_range());
     chart
         .configure_mesh()
         .x_desc(x)
         .y_desc(y)
         .x_labels(6)
         .y_labels(6)
-        .x_label_formatter(&|x| if joined { format!("{x:.0}") } else { short(*x) })
-        .y_label_formatter(&|y| short(*y))
+        .x_label_formatter(&|x| match joined {
+            // There is no half a block.
+            true if x.fract() != 0.0 => String::new(),
+            true => format!("{x:.0}"),
+            false => short(*x, &across),
+        })
+        .y_label_formatter(&|y| short(*y, &up))
         .light_line_style(WHITE)
         .draw()?;
     for Line { strategy, points } in &panel.lines {
@@ -168,7 +174,11 @@ fn draw(area: &Area<'_>, panel: &Panel, [x, y]: [&str; 2], joined: bool) -> Resu
     Ok(())
 }
 
-/// A number as an axis shows it.
-fn short(x: f64) -> String {
-    if x.abs() < 10.0 { format!("{x:.1}") } else { format!("{x:.0}") }
+/// A number as an axis shows it: neighbours on the axis differ.
+fn short(x: f64, axis: &std::ops::Range<f64>) -> String {
+    match axis.end - axis.start {
+        0.0..0.5 => format!("{x:.2}"),
+        0.5..10.0 => format!("{x:.1}"),
+        _ => format!("{x:.0}"),
+    }
 }
