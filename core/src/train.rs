@@ -477,6 +477,7 @@ pub enum Step {
 ///     first: 0,
 ///     last: 3,
 ///     calibrate: true,
+///     cut: Cut::Whole,
 ///     recipe: Recipe {
 ///         head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
 ///         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
