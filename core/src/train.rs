@@ -12,8 +12,8 @@
 //! labels and raw samples of each batch in flight
 //! neighbour pairs
 //! the batch as the chain's input, unless the raw samples are that
-//! where every block learns: what a block gives the next, and the same of the one before it
 //! work: the prefix, some samples at a time, then the chain       the larger of both
+//! where every block learns: what a block gives the next, in two places by turns
 //! ```
 
 use crate::arena::{Dtype, Layout, Slot};
@@ -72,14 +72,13 @@ pub struct StagePlan {
     raw: [Slot; 2],
     pairs: Slot,
     x: Slot,
-    /// What parts give each other: two places, each of so many bytes.
-    handed: (usize, usize),
-    work: usize,
+    /// Where the prefix and all parts work, and the most bytes that one of them takes.
+    work: (usize, usize),
+    /// Bytes of the two places behind it in which parts hand on what they give, by turns.
+    handed: [usize; 2],
     prefix: Option<plan::Eval>,
     /// Of the first part.
     train: plan::Train,
-    /// Bytes of the largest part's.
-    most: usize,
     feed: Feed,
 }
 
@@ -138,15 +137,9 @@ const fn part<'m>(
     Ok(Some(Part { first: start, chain }))
 }
 
-/// The parameters of the first `parts` parts of a stage from byte `at` on; of all where there are
-/// fewer.
-const fn params(
-    net: &Net<'_>,
-    stage: &Stage<'_>,
-    at: usize,
-    parts: usize,
-) -> Result<plan::Params, PlanError> {
-    let mut params = plan::Params::empty(at, stage.recipe.rule.slots());
+/// The parameters of the first `parts` parts of a stage; of all where there are fewer.
+const fn params(net: &Net<'_>, stage: &Stage<'_>, parts: usize) -> Result<plan::Params, PlanError> {
+    let mut params = plan::Params::empty(0, stage.recipe.rule.slots());
     let mut index = 0;
     while index < parts {
         let Some(Part { first, chain }) = tri!(part(net, stage, index)) else { break };
@@ -164,7 +157,7 @@ struct Fixed {
     raw: [Slot; 2],
     pairs: Slot,
     x: Slot,
-    /// Behind all of these.
+    /// Behind all of these: where the work region begins.
     end: usize,
     prefix: Option<(usize, Shape)>,
 }
@@ -198,7 +191,7 @@ impl Fixed {
         let given = tri!(net.shape(feed.depth));
         let given_layout = if feed.depth == 0 { Layout::Nchw } else { feed.layout };
         let input = tri!(net.shape(first)).with_n(batch);
-        let params = tri!(params(net, stage, 0, usize::MAX));
+        let params = tri!(params(net, stage, usize::MAX));
 
         let none = Slot::EMPTY;
         let (mut labels, mut raw) = ([none; 2], [none; 2]);
@@ -226,20 +219,71 @@ impl Fixed {
         Ok(Self { params, labels, raw, pairs, x: if own { x } else { none }, end, prefix })
     }
 
-    const fn finish(self, work: Work, prefix: Option<plan::Eval>, feed: Feed) -> StagePlan {
+    const fn finish(
+        self,
+        parts: Parts,
+        prefix: Option<plan::Eval>,
+        feed: Feed,
+    ) -> Result<StagePlan, PlanError> {
         let Self { params, labels, raw, pairs, x, end, .. } = self;
-        let Work { at, handed, train, most } = work;
-        let handed = (end, handed);
-        StagePlan { params, labels, raw, pairs, x, handed, work: at, prefix, train, most, feed }
+        let Parts { train, most, handed } = parts;
+        // A stage that could be laid out this far has one part at least.
+        let Some(train) = train else {
+            return Err(PlanError::Range { first: 0, last: 0, layers: 0 });
+        };
+        let most = match prefix {
+            Some(plan) => larger(plan.bytes(), most),
+            None => most,
+        };
+        let work = (end, most);
+        let mut sum = end.checked_add(most);
+        let mut at = 0;
+        while at < handed.len() {
+            sum = match sum {
+                Some(sum) => sum.checked_add(handed[at]),
+                None => None,
+            };
+            at += 1;
+        }
+        if sum.is_none() {
+            return Err(PlanError::Overflow { layer: 0 });
+        }
+        Ok(StagePlan { params, labels, raw, pairs, x, work, handed, prefix, train, feed })
     }
 }
 
-/// Where chains work, the slots below being planned.
-struct Work {
-    at: usize,
-    handed: usize,
-    train: plan::Train,
+/// What the parts of a stage take.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// The first one's plan.
+    train: Option<plan::Train>,
+    /// Bytes of the largest one's.
     most: usize,
+    handed: [usize; 2],
+}
+
+impl Parts {
+    const NONE: Self = Self { train: None, most: 0, handed: [0; 2] };
+
+    /// Makes room for part `index`, and for what it hands on where it does.
+    const fn and(
+        self,
+        index: usize,
+        plan: plan::Train,
+        given: Option<Slot>,
+    ) -> Result<Self, PlanError> {
+        let Self { train, most, mut handed } = self;
+        if let Some(given) = given {
+            let room = tri!(plan::past(Slot { at: 0, ..given }));
+            handed[index % 2] = larger(room, handed[index % 2]);
+        }
+        let train = if train.is_some() { train } else { Some(plan) };
+        Ok(Self { train, most: larger(plan.bytes(), most), handed })
+    }
+}
+
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
 }
 
 impl StagePlan {
@@ -253,43 +297,30 @@ impl StagePlan {
         feed: Feed,
     ) -> Result<Self, PlanError> {
         let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
-        let mut handed = 0;
-        let mut index = 0;
-        while let Some(Part { first, chain }) = tri!(part(net, stage, index)) {
-            if chain.keep {
-                let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
-                let out = tri!(chain.shape(input, chain.body.len()));
-                let room = tri!(plan::past(Slot::new(0, out, Dtype::F32)));
-                handed = if room > handed { room } else { handed };
-            }
-            index += 1;
-        }
-        let at = tri!(behind(fixed.end, handed));
-        let (mut first_train, mut most) = (None, 0);
-        index = 0;
+        let (mut parts, mut index) = (Parts::NONE, 0);
         while let Some(Part { first, chain }) = tri!(part(net, stage, index)) {
             let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
             let end = tri!(chain.shape(input, chain.len()));
             let scratch = stage.recipe.objective.scratch(end);
-            let train = tri!(plan::Train::reference(at, chain, input, scratch));
-            most = if train.bytes() > most { train.bytes() } else { most };
-            if index == 0 {
-                first_train = Some(train);
-            }
+            let plan = tri!(plan::Train::reference(fixed.end, chain, input, scratch));
+            let given = if chain.keep {
+                let given = tri!(chain.shape(input, chain.body.len()));
+                Some(Slot::new(0, given, Dtype::F32))
+            } else {
+                None
+            };
+            parts = tri!(parts.and(index, plan, given));
             index += 1;
         }
-        let Some(train) = first_train else {
-            return Err(PlanError::Range { first: 0, last: 0, layers: net.layers.len() });
-        };
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let chain = tri!(net.chain(depth, stage.first as usize));
-                let plan = tri!(plan::Eval::reference(at, chain, input, feed.pass()));
+                let plan = tri!(plan::Eval::reference(fixed.end, chain, input, feed.pass()));
                 Some(plan)
             }
             None => None,
         };
-        Ok(fixed.finish(Work { at, handed, train, most }, prefix, feed))
+        fixed.finish(parts, prefix, feed)
     }
 
     /// The plan of a stage on any backend.
@@ -307,58 +338,37 @@ impl StagePlan {
         let layout = backend::layout(backend, net, first)?;
         let fixed = Fixed::new(net, stage, feed, layout)?;
         let shape = net.shape(first)?.with_n(stage.recipe.batch);
-        let input = Slot { at: 0, shape, dtype: Dtype::F32, layout };
-        let (mut x, mut handed, mut index) = (input, 0, 0);
+        let mut x = Slot { at: 0, shape, dtype: Dtype::F32, layout };
+        let (mut parts, mut index) = (Parts::NONE, 0);
         while let Some(Part { chain, .. }) = part(net, stage, index)? {
-            if chain.keep {
-                x = Slot { at: 0, ..given(backend, &chain, x)? };
-                handed = plan::past(x)?.max(handed);
-            }
+            let objective = &stage.recipe.objective;
+            let plan = backend::plan_train(backend, fixed.end, &chain, x, objective)?;
+            let given = if chain.keep { Some(given(backend, &chain, x)?) } else { None };
+            parts = parts.and(index, plan, given)?;
+            x = given.unwrap_or(x);
             index += 1;
         }
-        let at = behind(fixed.end, handed)?;
-        let objective = &stage.recipe.objective;
-        let (mut x, mut train, mut most, mut index) = (input, None, 0, 0);
-        while let Some(Part { chain, .. }) = part(net, stage, index)? {
-            let plan = backend::plan_train(backend, at, &chain, x, objective)?;
-            most = plan.bytes().max(most);
-            train = train.or(Some(plan));
-            if chain.keep {
-                x = Slot { at: 0, ..given(backend, &chain, x)? };
-            }
-            index += 1;
-        }
-        let nothing = PlanError::Range { first, last: first, layers: net.layers.len() };
-        let train = train.ok_or(nothing)?;
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
                 let (chain, input) = (net.chain(depth, first)?, (input, fixed.raw[0].layout));
-                Some(backend::plan_eval(backend, at, &chain, input, feed.pass())?)
+                Some(backend::plan_eval(backend, fixed.end, &chain, input, feed.pass())?)
             }
             None => None,
         };
-        Ok(fixed.finish(Work { at, handed, train, most }, prefix, feed))
+        fixed.finish(parts, prefix, feed)
     }
 
     /// The arena's size in bytes that the stage needs: exact.
     pub const fn bytes(&self) -> usize {
-        let train = self.most;
-        let prefix = match self.prefix {
-            Some(plan) => plan.bytes(),
-            None => 0,
-        };
-        self.work + if train > prefix { train } else { prefix }
+        let [first, second] = self.handed;
+        self.work.0 + self.work.1 + first + second
     }
-}
 
-/// The first byte behind two places of `handed` bytes from `end` on.
-const fn behind(end: usize, handed: usize) -> Result<usize, PlanError> {
-    match handed.checked_mul(2) {
-        Some(both) => match end.checked_add(both) {
-            Some(at) => Ok(at),
-            None => Err(PlanError::Overflow { layer: 0 }),
-        },
-        None => Err(PlanError::Overflow { layer: 0 }),
+    /// Where part `index` hands on what it gives, which lies as `given` does.
+    const fn handed(&self, index: usize, given: Slot) -> Slot {
+        let first = self.work.0 + self.work.1;
+        let at = if index.is_multiple_of(2) { first } else { first + self.handed[0] };
+        Slot { at, ..given }
     }
 }
 
@@ -579,7 +589,7 @@ impl<'m> Session<'m> {
     /// The parts of the stage, with where their parameters lie and what reaches them.
     fn part(&self, index: usize) -> Result<Option<(Part<'m>, plan::Params, Shape)>, PlanError> {
         let Some(part) = part(&self.net, &self.stage, index)? else { return Ok(None) };
-        let before = params(&self.net, &self.stage, 0, index)?;
+        let before = params(&self.net, &self.stage, index)?;
         let input = self.net.shape(part.first)?.with_n(self.stage.recipe.batch);
         Ok(Some((part, self.plan.params.behind(before), input)))
     }
@@ -765,10 +775,11 @@ impl<'m> Session<'m> {
     /// draw, in this run and in one that resumes it.
     ///
     /// # Errors
-    /// Two standardisation layers to be measured in one stage, a source of another shape or with
-    /// fewer samples than one batch, a failed read, a loss that
-    /// is not a number, a pass in which no anchor could be used. The session is as it was before
-    /// the step, the trained parameters too; running statistics may have followed the batch.
+    /// Two standardisation layers to be measured in one stage, statistics of blocks that each learn
+    /// for themselves, a source of another shape or with fewer samples than one batch, a failed
+    /// read, a loss that is not a number, a pass in which no anchor could be used. The session is
+    /// as it was before the step, the trained parameters too; running statistics may have followed
+    /// the batch.
     pub fn step<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
@@ -814,7 +825,7 @@ impl<'m> Session<'m> {
             let plan = match index {
                 0 => self.plan.train,
                 _ => {
-                    let (at, objective) = (self.plan.work, &recipe.objective);
+                    let (at, objective) = (self.plan.work.0, &recipe.objective);
                     backend::plan_train(backend, at, &part.chain, x, objective)?
                 }
             };
@@ -822,8 +833,7 @@ impl<'m> Session<'m> {
             let features = backend.forward_block(&block, block.chain.len())?;
             let (at, given) = self.objective_place(backend, &block, features, place)?;
             if block.chain.keep {
-                let (first, bytes) = self.plan.handed;
-                x = Slot { at: first + index % 2 * bytes, ..given };
+                x = self.plan.handed(index, given);
                 backend.copy(given, x)?;
             }
             let own = backend.objective(&recipe.objective, &at)?;

@@ -169,7 +169,27 @@ const fn training(
     recipe: Recipe<'static>,
     feed: Feed,
 ) -> Training {
-    let stage = Stage { first, last, calibrate: true, cut: Cut::Whole, recipe };
+    planned(name, net, Stage { first, last, calibrate: true, cut: Cut::Whole, recipe }, feed)
+}
+
+/// Blocks that each learn for themselves, behind the recipe's head.
+const fn every_block(
+    name: &'static str,
+    net: Net<'static>,
+    last: u16,
+    recipe: Recipe<'static>,
+    feed: Feed,
+) -> Training {
+    let cut = Cut::EveryBlock(&[]);
+    planned(name, net, Stage { first: 0, last, calibrate: true, cut, recipe }, feed)
+}
+
+const fn planned(
+    name: &'static str,
+    net: Net<'static>,
+    stage: Stage<'static>,
+    feed: Feed,
+) -> Training {
     match StagePlan::reference(&net, &stage, feed) {
         Ok(plan) => Training { name, net, stage, feed, plan },
         Err(_) => panic!("the layers do not fit each other"),
@@ -187,7 +207,7 @@ const READOUT: &[Layer] = &[
     Layer::L2Normalise(L2Normalise),
 ];
 
-const TRAININGS: [Training; 18] = [
+const TRAININGS: [Training; 21] = [
     training("LeNet 1", LENET, (0, 4), recipe(HEAD, MARGIN, Rule::adam()), Feed::BYTES),
     training("LeNet 2", LENET, (4, 8), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("LeNet 2, wide", LENET, (4, 8), recipe(HEAD, MARGIN, MOMENTUM), WIDE),
@@ -206,6 +226,15 @@ const TRAININGS: [Training; 18] = [
     training("staying", STAYING, (0, 4), recipe(&[], SOFT, Rule::sgd()), Feed::BYTES),
     training("text", TEXT, (0, 6), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("text, whole", TEXT, (0, 7), recipe(&[], ENTROPY, Rule::adam()), QUEUED),
+    every_block("LeNet, every block", LENET, 8, recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
+    every_block("MLP, every block", MLP, 6, recipe(&[], ENTROPY, MOMENTUM), QUEUED),
+    every_block(
+        "in place, every block",
+        IN_PLACE_FIRST,
+        7,
+        recipe(READOUT, MARGIN, MOMENTUM),
+        WIDE,
+    ),
 ];
 
 // The sizes are constants, so a board's limit is checked when the program is built.
