@@ -4,9 +4,7 @@ use sepal_core::layer::{AvgPoolTo, BatchNorm, Conv2d, Dense, Flatten, L2Normalis
 use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
 use sepal_core::stage::{Loss, Objective, Recipe, Stop};
-use sepal_core::strategy::{
-    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, RandomFrozen, Window,
-};
+use sepal_core::strategy::{Classifier, EndToEnd, ForwardSi, RandomFrozen, Window};
 
 /// The readout of every SI stage: all features of a sample, scaled to length 1. Distances then
 /// lie in 0 to 4 whatever the layer, and the loss cannot fall by growing the weights alone.
@@ -80,32 +78,7 @@ pub const fn end_to_end(epochs: u16, rate: f32) -> EndToEnd<'static> {
     EndToEnd { recipe: Recipe { rate, ..classifier(epochs) } }
 }
 
-/// The first block by SI, the rest at once by cross-entropy.
-pub const fn forward_backward(
-    epochs: u16,
-    rest_epochs: u16,
-    rate: f32,
-) -> ForwardBackward<'static> {
-    ForwardBackward { block: block(epochs), rest: Recipe { rate, ..classifier(rest_epochs) } }
-}
-
 /// The auxiliary classifier of a block of one layer: dense, on all that the block gives.
 pub const fn linear_head(classes: u32) -> [Layer; 2] {
     [Layer::Flatten(Flatten), Layer::Dense(Dense::new(classes))]
-}
-
-/// Each block by cross-entropy behind the head of its own, the last one for all that follow; then
-/// the classifier. Blocks stay as they were trained.
-pub const fn greedy<'m>(
-    heads: &'m [&'m [Layer]],
-    epochs: u16,
-    rate: f32,
-    classifier_epochs: u16,
-) -> Greedy<'m> {
-    Greedy {
-        block: Recipe { rate, ..classifier(epochs) },
-        heads,
-        classifier: classifier(classifier_epochs),
-        fine_tune: None,
-    }
 }
