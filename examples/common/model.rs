@@ -25,9 +25,9 @@ pub enum Model {
     Alexnet,
     /// Five 3x3 convolutions from 256 filters; space to depth halves the image
     Simcnn1,
-    /// Four from 128 filters; each learns with an auxiliary net of one more of 128 behind it
+    /// Four from 128 filters; each learns with an auxiliary net of one more of its width behind it
     Simcnn2,
-    /// Four from 128 filters; each learns with an auxiliary net of two more of 128 behind it
+    /// Four from 128 filters; each learns with an auxiliary net of two more of its width behind it
     Simcnn3,
     /// For text: embedded characters, 9 convolutions, dense 2048-2048-classes
     Vdcnn9,

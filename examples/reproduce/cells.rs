@@ -167,7 +167,7 @@ impl Cell {
             way,
             readout: Readout::Unit,
             loss: Loss::SoftNearest { temperature: 0.05 },
-            window: Window { blocks: 1, stride: 1 },
+            window: Window::ONE,
             auxiliary: 1,
             fine_tune: 0,
             epochs,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sepal::models::file::{self, FileError};
 
-use crate::cells::{Cell, STRATEGIES, Scale, Set, all, name};
+use crate::cells::{Cell, STRATEGIES, Scale, all, name};
 use crate::program::Failure;
 use crate::results::Record;
 
@@ -98,7 +98,7 @@ fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record]) {
     let of = |f: &dyn Fn(&Record) -> f64| runs.iter().map(|r| f(r)).collect::<Vec<f64>>();
     let share = |x: f64| 100.0 * if table == 8 { 1.0 - x } else { x };
     let title = STRATEGIES.iter().find(|s| s.0 == cell.strategy).map_or(cell.strategy, |s| s.1);
-    let set = Set::named(cell.set.name).map_or(cell.set.name, |set| set.title);
+    let set = cell.set.title;
     let (model, n) = (name(cell.model), runs.len());
     let cpu = shown(&of(&|r| r.cpu_seconds), 2);
     let bytes = runs.iter().map(|r| r.peak_bytes).max().unwrap_or(0) as f64 / 1e6;

@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub window: u16,
 
-    /// By how many blocks the window moves: those that stay in it learn on
+    /// By how many blocks the window moves, at most --window: those that stay in it learn on
     #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub stride: u16,
 
@@ -69,8 +69,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Readout::Unit)]
     pub readout: Readout,
 
-    /// Layers of the auxiliary classifiers of --strategy greedy and local-losses: 1 is dense, more have 3x3
-    /// convolutions of the block's width in front of it
+    /// Layers of the auxiliary classifiers of --strategy greedy and local-losses: 1 is a dense
+    /// layer, 2 and 3 have 3x3 convolutions of the block's width in front of it
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     pub auxiliary: u8,
 
