@@ -2,6 +2,8 @@
 
 mod args;
 mod cells;
+#[path = "../common/classes.rs"]
+mod classes;
 #[path = "../common/device.rs"]
 mod device;
 #[path = "../common/digest.rs"]

@@ -14,6 +14,7 @@ use sepal::rng::Permutation;
 
 use crate::args::Args;
 use crate::cells::{Cell, Scale, name};
+use crate::classes;
 use crate::device::Device;
 use crate::digest::digest;
 use crate::judge::{Judge, Row};
@@ -46,6 +47,7 @@ pub fn run(
     let border = cell.border(split.train.shape().h);
     let train = drawn(&split.train, scale.images, border)?;
     let test = drawn(&split.test, scale.test_images, border)?;
+    classes::check(&cell.set.path(&args.data).display().to_string(), &train)?;
     if train.len() < scale.batch {
         let (len, batch) = (train.len(), scale.batch);
         return Err(format!("{len} training samples, expected a batch of {batch} or more").into());

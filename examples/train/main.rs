@@ -3,6 +3,8 @@
 //! Without arguments it trains LeNet on 2,000 bundled images of Fashion-MNIST.
 
 mod args;
+#[path = "../common/classes.rs"]
+mod classes;
 mod data;
 #[path = "../common/device.rs"]
 mod device;
@@ -41,7 +43,6 @@ use device::Device;
 use learning::Way;
 use program::Failure;
 use progress::Progress;
-use warn::warn;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -55,7 +56,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         file::check_writable(path)?;
     }
     let (train, test, held_out) = sets(args)?;
-    check_classes(args, &train)?;
+    check(args, &train)?;
 
     let classes = train.names().len() as u32;
     let layers = args.model.layers(classes, args.width);
@@ -218,26 +219,14 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
     Ok((split.train.subset(chosen)?, test, held_out))
 }
 
-/// Refuses images that no net can learn to tell apart, and warns of a class of one.
-fn check_classes(args: &Args, train: &Dataset) -> Result<(), Failure> {
+/// Refuses images that the net cannot be trained on.
+fn check(args: &Args, train: &Dataset) -> Result<(), Failure> {
     let name = args.data.as_ref().map_or("the bundled images".into(), |p| p.display().to_string());
-    let counts = train.counts();
-    let there = || train.names().iter().zip(&counts).filter(|(_, count)| **count > 0);
-    if let (Some((class, count)), 1) = (there().next(), there().count()) {
-        let all = format!("{name}: all {count} training images are of class `{class}`");
-        return Err(format!("{all}, expected 2 classes or more").into());
-    }
-    if there().all(|(_, count)| *count == 1) {
-        let none = format!("{name}: no class has two training images");
-        return Err(format!("{none}: there is no neighbour of the same class").into());
-    }
+    classes::check(&name, train)?;
     if train.len() < args.batch {
         let len = train.len();
         let least = format!("expected at least the {} of --batch", args.batch);
         return Err(format!("{name}: {len} training images, {least}").into());
-    }
-    for (class, _) in there().filter(|(_, count)| **count == 1) {
-        warn(&format!("{name}: class `{class}` has one training image: it is never an anchor"));
     }
     Ok(())
 }

@@ -140,6 +140,14 @@ fn a_cell_that_fails_does_not_end_the_others() {
     ended.refused(&["1 of 2 runs failed"]);
     assert_eq!(records(&out)[0]["data"], "fashion-mnist");
 
+    // A single class is told apart by any net.
+    folder.idx("same/fashion-mnist", 260, 28, 1);
+    let same = folder.path("same");
+    let args = ["--data", &same, "--out", &out, "--cell", "fashion-mnist/lenet/greedy"];
+    let ended = run("reproduce", &[&args[..], &TINY].concat());
+    has(&ended.err, "warning: ", &["same/fashion-mnist", "all 260", "2 classes or more"]);
+    assert_eq!(records(&out).len(), 1, "nothing is measured");
+
     let none = folder.path("none");
     let args = ["--data", &none, "--out", &out, "--table", "3"];
     run("reproduce", &args).refused(&[&none, "no such folder"]);
