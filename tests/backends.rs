@@ -104,7 +104,7 @@ fn features_are_kept_as_they_lie() {
     let stage = Stage { recipe: Recipe { batch: 16, ..stage.recipe }, ..stage };
     let plan = StagePlan::reference(&LENET, &stage, Feed::of(&cache)).unwrap();
     let mut memory = allocate(plan.bytes()).unwrap();
-    let mut reference = OnReference.open(&mut memory);
+    let mut reference = OnReference.open(&mut memory).unwrap();
     let mut session = Session::new(LENET, stage, plan, 0, 1);
     session.load(&mut reference, &model).unwrap();
     let step = session.step(&mut reference, &model, &mut cache);
@@ -160,9 +160,10 @@ fn how_much_of_a_prefix_is_kept_changes_no_bit() {
         stage: Stage<'_>,
         source: &mut S,
     ) -> Vec<f32> {
-        let plan = StagePlan::new(&cpu.open(&mut []), &ORDERED, &stage, Feed::of(source)).unwrap();
+        let plan = StagePlan::new(&cpu.open(&mut []).unwrap(), &ORDERED, &stage, Feed::of(source))
+            .unwrap();
         let mut memory = allocate(plan.bytes()).unwrap();
-        let mut backend = cpu.open(&mut memory);
+        let mut backend = cpu.open(&mut memory).unwrap();
         let mut session = Session::new(ORDERED, stage, plan, 0, 1);
         session.load(&mut backend, model).unwrap();
         session.step(&mut backend, model, source).unwrap();
@@ -184,7 +185,7 @@ fn weights_past_any_tensor_are_refused_when_planned() {
     let layers = [Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(0xffff_fff0, 3) })];
     let shape = Shape::new(1, 1 << 31, 1, 1);
     let net = Net { input: Input { shape, ..ORDERED.input }, layers: &layers, ..ORDERED };
-    let layout = backend::layout(&OnCpu::new().open(&mut []), &net, 1);
+    let layout = backend::layout(&OnCpu::new().open(&mut []).unwrap(), &net, 1);
     assert_eq!(layout, Err(PlanError::Shape { layer: 0, input: shape }));
 }
 

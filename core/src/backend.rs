@@ -361,8 +361,12 @@ pub trait Device {
     /// The backend, borrowing its memory.
     type Backend<'a>: Backend;
 
-    /// A backend in `memory`. Without memory it plans, and searches rows of the host.
-    fn open<'a>(&self, memory: &'a mut [Word]) -> Self::Backend<'a>;
+    /// A backend in `memory`, or with as much of a device's own. Without memory it plans, and
+    /// searches rows of the host.
+    ///
+    /// # Errors
+    /// A device that has not as much memory, or that failed.
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Result<Self::Backend<'a>, Error>;
 
     /// Samples that frozen layers run on together. More need more memory.
     fn chunk(&self) -> u32 {

@@ -173,9 +173,9 @@ impl OnCpu {
 impl Device for OnCpu {
     type Backend<'a> = Cpu<'a>;
 
-    fn open<'a>(&self, memory: &'a mut [Word]) -> Cpu<'a> {
+    fn open<'a>(&self, memory: &'a mut [Word]) -> Result<Cpu<'a>, Error> {
         let Self { pool, instructions, precision } = self.clone();
-        Cpu { reference: Reference::new(memory), pool, instructions, precision }
+        Ok(Cpu { reference: Reference::new(memory), pool, instructions, precision })
     }
 
     fn chunk(&self) -> u32 {

@@ -199,7 +199,7 @@ fn threads_change_no_bit() {
         let run = |threads| {
             let mut memory = nan(bytes_in(&Cpu::new(&mut []), &layer, x, Pass::Train));
             let device = OnCpu::with_threads(threads).unwrap();
-            run_in(&mut device.open(&mut memory), &layer, x, TRAIN, &input, true)
+            run_in(&mut device.open(&mut memory).unwrap(), &layer, x, TRAIN, &input, true)
         };
         let one = run(1);
         for threads in [2, 5] {
@@ -312,7 +312,7 @@ fn layers_that_run_together() {
                         let x_in = (shape, Layout::Nchw8c);
                         let block = Block::new(&Cpu::new(&mut []), layers, x_in);
                         let device = OnCpu::with_threads(threads).unwrap();
-                        block.run(&mut device.open(&mut nan(block.bytes)), &x)
+                        block.run(&mut device.open(&mut nan(block.bytes)).unwrap(), &x)
                     };
                     if n == 19 {
                         assert!(run(threads) == run(1), "{threads} threads");

@@ -309,7 +309,7 @@ fn threads_change_no_bit() {
         let input = Input::new(&layer, shape, 1);
         let of = |threads| {
             let mut memory = nan_memory(&layer, shape);
-            let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory);
+            let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory).unwrap();
             run(&mut cpu, &layer, shape, TRAIN, &input, true)
         };
         let one = of(1);

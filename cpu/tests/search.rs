@@ -299,7 +299,7 @@ fn objective<B: Backend>(
 
 fn on_cpu(what: Objective, set: &Set, threads: usize) -> (Score, Vec<f32>, Vec<Pair>) {
     let mut memory = nan(place(&Cpu::new(&mut []), what, set).1);
-    objective(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory), what, set)
+    objective(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory).unwrap(), what, set)
 }
 
 fn with(instructions: Instructions, what: Objective, set: &Set) -> (Score, Vec<f32>, Vec<Pair>) {
@@ -381,7 +381,7 @@ fn threads_change_no_bit() {
     }
     let of = |threads| {
         let mut memory = [];
-        let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory);
+        let mut cpu = OnCpu::with_threads(threads).unwrap().open(&mut memory).unwrap();
         (pairs(&mut cpu, set.rows(), Some(0)), near(&mut cpu, set.rows(), 7, Some(0)))
     };
     let one = of(1);

@@ -165,7 +165,12 @@ const FEED: Feed = Feed { chunk: 17, ..Feed::BYTES };
 fn on_cpu(stage: (Net<'static>, Stage<'static>), threads: usize, weights: &mut [f32]) -> Vec<f32> {
     let plan = StagePlan::new(&Cpu::new(&mut []), &stage.0, &stage.1, FEED).unwrap();
     let mut memory = nan(plan.bytes());
-    train(&mut OnCpu::with_threads(threads).unwrap().open(&mut memory), plan, stage, weights)
+    train(
+        &mut OnCpu::with_threads(threads).unwrap().open(&mut memory).unwrap(),
+        plan,
+        stage,
+        weights,
+    )
 }
 
 fn initial() -> Vec<f32> {

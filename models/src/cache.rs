@@ -305,7 +305,7 @@ impl Cache {
         seed: u64,
     ) -> Result<Option<Self>, FitError> {
         let shape = model.net.shape(last)?;
-        let layout = backend::layout(&device.open(&mut []), &model.net, last)?;
+        let layout = backend::layout(&device.open(&mut [])?, &model.net, last)?;
         let dim = layout.elements(shape).unwrap_or(0) as usize;
         let choice = budget.choose(dim, source.len());
         let place = match (choice.store, &budget.spill) {

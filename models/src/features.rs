@@ -60,14 +60,14 @@ pub(crate) fn forward<D: Device, S: Source, E: From<Error>>(
         return Err(Error::Sample { expected, got: source.shape() }.into());
     }
     let (samples, chunk) = (source.len(), device.chunk().min(source.len()).max(1));
-    let (planner, layers) = (device.open(&mut []), (depth, last));
+    let (planner, layers) = (device.open(&mut [])?, (depth, last));
     let plan = match source.layout() {
         Layout::Nchw => Inference::new(&planner, model, layers, chunk, source.is_u8()),
         layout => Inference::lying(&planner, model, layers, chunk, layout),
     };
     let plan = plan.map_err(Error::from)?;
     drop(planner);
-    let mut backend = device.open(lend(memory, plan.bytes())?);
+    let mut backend = device.open(lend(memory, plan.bytes())?)?;
     backend.prepare(model, depth, last)?;
     let mut rows = Vec::new();
     let mut labels = vec![0; chunk as usize];

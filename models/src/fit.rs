@@ -288,7 +288,7 @@ impl<'n> Fit<'n> {
         source: &S,
         budget: &Budget,
         first: usize,
-    ) -> Result<Vec<usize>, PlanError> {
+    ) -> Result<Vec<usize>, Error> {
         let mut caches: Vec<(usize, Choice)> = Vec::new();
         let firsts = self.outcomes.iter().map(|done| usize::from(done.first));
         for first in firsts.chain([first]) {
@@ -296,7 +296,7 @@ impl<'n> Fit<'n> {
             if caches.last().is_some_and(|&(depth, _)| depth > first) {
                 caches.clear();
             }
-            let layout = backend::layout(&device.open(&mut []), &self.net, first)?;
+            let layout = backend::layout(&device.open(&mut [])?, &self.net, first)?;
             let dim = layout.elements(self.net.shape(first)?).unwrap_or(0) as usize;
             let choice = budget.choose(dim, source.len());
             let there = caches.last().map_or(source.depth(), |&(depth, _)| depth);
@@ -347,11 +347,11 @@ impl<'n> Fit<'n> {
         watch: &mut W,
     ) -> Result<(), FitError> {
         let plan = {
-            let backend = device.open(&mut []);
+            let backend = device.open(&mut [])?;
             let feed = Feed { chunk: device.chunk(), queue: backend.queue(), ..Feed::of(source) };
             StagePlan::new(&backend, &self.net, &stage, feed)?
         };
-        let mut backend = device.open(lend(memory, plan.bytes())?);
+        let mut backend = device.open(lend(memory, plan.bytes())?)?;
         let index = self.outcomes.len();
         let mut session = Session::new(self.net, stage, plan, self.seed, index as u16);
         session.load(&mut backend, &self.model())?;

@@ -28,7 +28,7 @@ impl Features {
     pub fn pairs<D: Device>(&self, device: &D) -> Result<Vec<Pair>, Error> {
         let mut pairs = vec![Pair::NONE; self.labels().len()];
         let rows = Bank::Host(self.rows());
-        device.open(&mut []).nearest(rows, rows, 0, Some(0), &mut pairs)?;
+        device.open(&mut [])?.nearest(rows, rows, 0, Some(0), &mut pairs)?;
         Ok(pairs)
     }
 
@@ -48,7 +48,7 @@ impl Features {
     pub fn cross_si<D: Device>(&self, device: &D, bank: &Self) -> Result<Tally, Error> {
         let mut pairs = vec![Pair::NONE; self.labels().len()];
         let (queries, bank) = (Bank::Host(self.rows()), Bank::Host(bank.rows()));
-        device.open(&mut []).nearest(queries, bank, 0, None, &mut pairs)?;
+        device.open(&mut [])?.nearest(queries, bank, 0, None, &mut pairs)?;
         Ok(si::si(&pairs))
     }
 
