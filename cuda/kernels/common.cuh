@@ -1,0 +1,33 @@
+// What every file of kernels begins with. build.py puts this before each of them.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define KERNEL extern "C" __global__ void
+#define INFINITY_F __int_as_float(0x7f800000)
+#define NAN_F __int_as_float(0x7fffffff)
+
+// The element of a thread that takes one each.
+__device__ __forceinline__ u64 element() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+
+// The sum over a warp, in an order that depends on nothing; every lane has it.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int lanes = 16; lanes; lanes >>= 1) v += __shfl_xor_sync(0xffffffffu, v, lanes);
+    return v;
+}
+
+// The sum over a block of up to 1024 threads, whole warps; every thread has it. `room` is 32 floats
+// of shared memory, free again after the call.
+__device__ __forceinline__ float block_sum(float v, float *room) {
+    v = warp_sum(v);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (lane == 0) room[warp] = v;
+    __syncthreads();
+    v = lane < (blockDim.x + 31) / 32 ? room[lane] : 0.0f;
+    v = warp_sum(v);
+    __syncthreads();
+    return v;
+}

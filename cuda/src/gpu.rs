@@ -1,0 +1,360 @@
+//! One device: its stream, its kernels, and the one place that launches them.
+
+use core::ffi::c_void;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result,
+    sys,
+};
+use cudarc::nvrtc::Ptx;
+use sepal_core::error::Error;
+
+use crate::driver::{self, OLDEST_DEVICE, OpenError};
+
+/// A device address, or none (0) where a kernel is to find nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Address(pub u64);
+
+impl Address {
+    /// No memory.
+    pub const NONE: Self = Self(0);
+
+    /// Whether there is no memory.
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// `bytes` further on.
+    pub const fn past(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// An argument of a kernel, of the type that the kernel declares in its place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg {
+    /// A pointer.
+    Address(Address),
+    /// `unsigned int`, or `int`.
+    U32(u32),
+    /// `unsigned long long`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+impl Arg {
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Address(a) => (&raw const a.0).cast_mut().cast(),
+            Self::U32(v) => (&raw const *v).cast_mut().cast(),
+            Self::U64(v) => (&raw const *v).cast_mut().cast(),
+            Self::F32(v) => (&raw const *v).cast_mut().cast(),
+        }
+    }
+}
+
+macro_rules! arg {
+    ($($t:ty => $v:ident),*) => { $(impl From<$t> for Arg { fn from(v: $t) -> Self { Self::$v(v) } })* };
+}
+arg!(Address => Address, u32 => U32, u64 => U64, f32 => F32);
+
+/// `args![a, b]`: kernel arguments of their own types.
+macro_rules! args {
+    ($($e:expr),* $(,)?) => { &[$($crate::gpu::Arg::from($e)),*] };
+}
+pub(crate) use args;
+
+/// How many blocks of how many threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Launch {
+    /// Blocks, x first.
+    pub grid: [u32; 3],
+    /// Threads of a block, in a row.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// A thread for each of `n`, and some more in the last block.
+    pub const fn over(n: u32) -> Self {
+        Self { grid: [n.div_ceil(256), 1, 1], block: 256, shared: 0 }
+    }
+
+    /// A block of `block` threads for each of `n`.
+    pub const fn blocks(n: u32, block: u32) -> Self {
+        Self { grid: [n, 1, 1], block, shared: 0 }
+    }
+}
+
+/// A file of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Source {
+    Activation,
+    Conv,
+    Dense,
+    Elementwise,
+    Moving,
+    Norm,
+    Objective,
+    Optim,
+    Pool,
+    Search,
+}
+
+impl Source {
+    /// Its PTX, for the newest of the built-in architectures that the device has.
+    fn ptx(self, capability: u32) -> &'static str {
+        macro_rules! ptx {
+            ($($variant:ident => $file:literal),* $(,)?) => {
+                match self {
+                    $(Self::$variant if capability >= 80 => {
+                        include_str!(concat!("../kernels/ptx/", $file, ".80.ptx"))
+                    }
+                    Self::$variant => include_str!(concat!("../kernels/ptx/", $file, ".75.ptx")),)*
+                }
+            };
+        }
+        ptx! {
+            Activation => "activation",
+            Conv => "conv",
+            Dense => "dense",
+            Elementwise => "elementwise",
+            Moving => "moving",
+            Norm => "norm",
+            Objective => "objective",
+            Optim => "optim",
+            Pool => "pool",
+            Search => "search",
+        }
+    }
+}
+
+/// An error of the driver in the words of the backend.
+pub(crate) fn failed(doing: &'static str) -> impl Fn(DriverError) -> Error {
+    move |e| Error::Device { code: e.0 as i32, doing }
+}
+
+/// A device, opened.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    /// Ten times the compute capability.
+    capability: u32,
+    multiprocessors: u32,
+    modules: Mutex<HashMap<Source, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<(Source, &'static str), CudaFunction>>,
+}
+
+impl Gpu {
+    /// Device `ordinal`.
+    pub fn open(ordinal: usize) -> Result<Self, OpenError> {
+        driver::check()?;
+        let err = |doing| move |e: DriverError| OpenError::Driver { code: e.0 as i32, doing };
+        let devices = match CudaContext::device_count() {
+            // What a driver says on a machine without a device.
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+            other => other.map_err(err("counting devices"))?,
+        };
+        let devices = usize::try_from(devices).unwrap_or(0);
+        if ordinal >= devices {
+            return Err(OpenError::NoDevice { ordinal, devices });
+        }
+        let context = CudaContext::new(ordinal).map_err(err("opening the device"))?;
+        // SAFETY: everything here runs on one stream, or waits for its own events.
+        unsafe { context.disable_event_tracking() };
+        let (major, minor) =
+            context.compute_capability().map_err(err("asking its compute capability"))?;
+        let capability = (major * 10 + minor).unsigned_abs();
+        if capability < OLDEST_DEVICE {
+            return Err(OpenError::OldDevice { found: capability, needed: OLDEST_DEVICE });
+        }
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(err("counting processors"))?;
+        let stream = context.new_stream().map_err(err("making a stream"))?;
+        Ok(Self {
+            context,
+            stream,
+            capability,
+            multiprocessors: multiprocessors.unsigned_abs().max(1),
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+        })
+    }
+
+    /// Ten times the compute capability.
+    pub const fn capability(&self) -> u32 {
+        self.capability
+    }
+
+    /// Streaming multiprocessors: what a grid is to fill.
+    pub const fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    /// Bytes of device memory that are free.
+    pub fn free(&self) -> Result<usize, Error> {
+        Ok(self.context.mem_get_info().map_err(failed("asking for free memory"))?.0)
+    }
+
+    fn function(&self, source: Source, name: &'static str) -> Result<CudaFunction, Error> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(&(source, name)) {
+            return Ok(function.clone());
+        }
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match modules.get(&source) {
+            Some(module) => module.clone(),
+            None => {
+                let ptx = Ptx::from_src(source.ptx(self.capability));
+                let module = self.context.load_module(ptx).map_err(failed("loading kernels"))?;
+                modules.insert(source, module.clone());
+                module
+            }
+        };
+        let function = module.load_function(name).map_err(failed("finding a kernel"))?;
+        functions.insert((source, name), function.clone());
+        Ok(function)
+    }
+
+    /// Launches a kernel. Nothing runs where the grid is empty.
+    ///
+    /// The caller passes what the kernel declares, argument for argument, and addresses of
+    /// memory that is as long as the kernel takes it to be: both files of a room are written
+    /// together, and its tests run on a device that checks every access.
+    pub fn launch(
+        &self,
+        source: Source,
+        name: &'static str,
+        launch: Launch,
+        args: &[Arg],
+    ) -> Result<(), Error> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(source, name)?;
+        if launch.shared > 48 << 10 {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function
+                .set_attribute(attribute, launch.shared as i32)
+                .map_err(failed("asking for shared memory"))?;
+        }
+        self.bind()?;
+        let [x, y, z] = launch.grid;
+        let mut pointers: Vec<_> = args.iter().map(Arg::pointer).collect();
+        // SAFETY: the function is of a module that this device holds, the stream is the device's,
+        // each pointer is to an argument that outlives the call, which copies it.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        };
+        launched.map_err(failed(name))
+    }
+
+    fn bind(&self) -> Result<(), Error> {
+        self.context.bind_to_thread().map_err(failed("taking the device"))
+    }
+
+    /// Device memory, not initialised.
+    pub fn allocate(self: &Arc<Self>, bytes: usize) -> Result<Buffer, Error> {
+        // SAFETY: bytes of any value are bytes; who reads them has written them.
+        let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
+        let slice = slice.map_err(failed("allocating memory"))?;
+        let address = Address(slice.device_ptr(&self.stream).0);
+        Ok(Buffer { gpu: self.clone(), address, bytes, _slice: slice })
+    }
+
+    /// Device memory that holds what the host has.
+    pub fn upload<T: bytemuck::NoUninit>(self: &Arc<Self>, from: &[T]) -> Result<Buffer, Error> {
+        let bytes: &[u8] = bytemuck::cast_slice(from);
+        let buffer = self.allocate(bytes.len())?;
+        self.write(buffer.address, bytes)?;
+        Ok(buffer)
+    }
+
+    /// Copies host memory to the device. Memory that is not pinned is read before this returns.
+    pub fn write(&self, to: Address, from: &[u8]) -> Result<(), Error> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: callers pass addresses of memory of theirs that is at least as long.
+        unsafe { result::memcpy_htod_async(to.0, from, stream) }.map_err(failed("copying to it"))
+    }
+
+    /// Copies device memory to the host, after all that was launched before.
+    pub fn read(&self, from: Address, into: &mut [u8]) -> Result<(), Error> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        let stream = self.stream.cu_stream();
+        // SAFETY: as in `write`; the wait below ends before the borrow of `into` does.
+        unsafe { result::memcpy_dtoh_async(into, from.0, stream) }
+            .map_err(failed("copying from it"))?;
+        self.wait()
+    }
+
+    /// Waits for all that was launched.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.stream.synchronize().map_err(failed("waiting for it"))
+    }
+
+    /// Copies within the device; the two do not overlap.
+    pub fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: as in `write`.
+        unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream.cu_stream()) }
+            .map_err(failed("copying within it"))
+    }
+
+    /// Sets bytes.
+    pub fn set(&self, to: Address, byte: u8, bytes: usize) -> Result<(), Error> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: as in `write`.
+        unsafe { result::memset_d8_async(to.0, byte, bytes, self.stream.cu_stream()) }
+            .map_err(failed("setting memory"))
+    }
+}
+
+/// Device memory, freed with the value.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    gpu: Arc<Gpu>,
+    address: Address,
+    bytes: usize,
+    _slice: CudaSlice<u8>,
+}
+
+impl Buffer {
+    /// Where it lies.
+    pub const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Copies the first of its bytes to the host, after all that was launched before.
+    pub fn read<T: bytemuck::Pod>(&self, into: &mut [T]) -> Result<(), Error> {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+        let given = self.bytes;
+        let bytes = bytes.get_mut(..given.min(bytes.len())).unwrap_or_default();
+        self.gpu.read(self.address, bytes)
+    }
+}

@@ -1,0 +1,86 @@
+//! The arena: one allocation on the device, cut into slots by the plan.
+
+use std::sync::Arc;
+
+use sepal_core::arena::{ArenaError, Dtype, Slot};
+use sepal_core::backend::same_length;
+use sepal_core::error::Error;
+
+use crate::gpu::{Address, Buffer, Gpu};
+
+/// The device memory of one backend.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    buffer: Option<Buffer>,
+    bytes: usize,
+}
+
+impl Memory {
+    /// `bytes` of memory, not initialised. What is missing is named before anything is allocated.
+    pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, Error> {
+        if bytes == 0 {
+            return Ok(Self { buffer: None, bytes });
+        }
+        let given = gpu.free()?;
+        if bytes > given {
+            return Err(ArenaError::OutOfMemory { needed: bytes, given }.into());
+        }
+        Ok(Self { buffer: Some(gpu.allocate(bytes)?), bytes })
+    }
+
+    /// Its size.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where slots lie; empty ones lie nowhere.
+    ///
+    /// # Errors
+    /// A slot past the end, or two that overlap.
+    pub fn lease<const N: usize>(&self, slots: [Slot; N]) -> Result<[Address; N], Error> {
+        let mut addresses = [Address::NONE; N];
+        for (i, (address, slot)) in addresses.iter_mut().zip(slots).enumerate() {
+            *address = self.address(slot)?;
+            let past = |slot: Slot| slot.at.saturating_add(slot.bytes());
+            let meets = |other: &&Slot| other.at < past(slot) && slot.at < past(**other);
+            let others = slots.get(..i).unwrap_or_default();
+            if !slot.is_empty()
+                && others.iter().filter(|other| !other.is_empty()).any(|o| meets(&o))
+            {
+                return Err(ArenaError::Overlap.into());
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// Where a slot lies; an empty one lies nowhere.
+    ///
+    /// # Errors
+    /// A slot past the end, or one that does not begin at a multiple of its element's size.
+    pub fn address(&self, slot: Slot) -> Result<Address, Error> {
+        if slot.is_empty() {
+            return Ok(Address::NONE);
+        }
+        let needed = slot.at.saturating_add(slot.bytes());
+        if needed > self.bytes {
+            return Err(ArenaError::OutOfMemory { needed, given: self.bytes }.into());
+        }
+        if !slot.at.is_multiple_of(slot.dtype.size().min(4)) {
+            return Err(ArenaError::Misaligned { at: slot.at }.into());
+        }
+        Ok(self.buffer.as_ref().map_or(Address::NONE, |b| b.address().past(slot.at)))
+    }
+
+    /// Where a slot lies that is to hold `host` elements of a type.
+    ///
+    /// # Errors
+    /// As [`address`](Self::address), and a slot of another type or length.
+    pub fn of(&self, slot: Slot, asked: Dtype, host: usize) -> Result<Address, Error> {
+        if slot.dtype != asked {
+            return Err(ArenaError::Dtype { slot: slot.dtype, asked }.into());
+        }
+        let address = self.address(slot)?;
+        same_length(slot, host)?;
+        Ok(address)
+    }
+}
