@@ -17,7 +17,7 @@ use sepal_core::plan::{self, Chain};
 use sepal_core::stage::Objective;
 
 use crate::driver::OpenError;
-use crate::gpu::{Address, Buffer, Gpu};
+use crate::gpu::{Address, Buffer, Gpu, Opened, Page};
 use crate::layers::{self, Backward, Forward};
 use crate::memory::Memory;
 use crate::{elementwise, objective, optim, search};
@@ -34,7 +34,7 @@ use crate::{elementwise, objective, optim, search};
 /// ```
 #[derive(Clone, Debug)]
 pub struct OnCuda {
-    gpu: Arc<Gpu>,
+    opened: Arc<Opened>,
 }
 
 impl OnCuda {
@@ -43,7 +43,7 @@ impl OnCuda {
     /// # Errors
     /// A driver, a symbol or a device that is missing or too old.
     pub fn open(ordinal: usize) -> Result<Self, OpenError> {
-        Ok(Self { gpu: Arc::new(Gpu::open(ordinal)?) })
+        Ok(Self { opened: Arc::new(Opened::new(ordinal)?) })
     }
 
     /// A backend with `bytes` of device memory. Without memory it plans, and searches rows of
@@ -53,8 +53,9 @@ impl OnCuda {
     /// [`ArenaError::OutOfMemory`] with the plan's number and what is free, before anything is
     /// allocated; a device that failed.
     pub fn backend(&self, bytes: usize) -> Result<Cuda, Error> {
-        let memory = Memory::new(&self.gpu, Word::round_up(bytes))?;
-        Ok(Cuda { gpu: self.gpu.clone(), memory, weights: BTreeMap::new() })
+        let gpu = Arc::new(Gpu::new(self.opened.clone())?);
+        let memory = Memory::new(&gpu, Word::round_up(bytes))?;
+        Ok(Cuda { gpu, memory, weights: BTreeMap::new(), pages: [None, None] })
     }
 }
 
@@ -78,6 +79,8 @@ pub struct Cuda {
     memory: Memory,
     /// Frozen weights as f32, by layer: kernels do not reach the host's model.
     weights: BTreeMap<usize, [Option<Buffer>; 4]>,
+    /// Where the host writes the next batch while the last is still copied.
+    pages: [Option<Page>; 2],
 }
 
 impl Cuda {
@@ -109,6 +112,11 @@ impl Cuda {
 impl Backend for Cuda {
     fn bytes(&self) -> usize {
         self.memory.bytes()
+    }
+
+    /// The next batch is written and copied while this one is computed.
+    fn queue(&self) -> u32 {
+        2
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
@@ -168,25 +176,23 @@ impl Backend for Cuda {
         slot: Slot,
         with: &mut dyn FnMut(HostMut<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.memory.address(slot)?;
-        match slot.dtype {
-            Dtype::F32 => {
-                let mut staged = vec![0.0f32; slot.elements()];
-                with(HostMut::F32(&mut staged))?;
-                self.write(slot, Host::F32(&staged))
-            }
-            Dtype::U8 => {
-                let mut staged = vec![0; slot.elements()];
-                with(HostMut::U8(&mut staged))?;
-                self.write(slot, Host::U8(&staged))
-            }
-            Dtype::U16 => {
-                let mut staged = vec![0; slot.elements()];
-                with(HostMut::U16(&mut staged))?;
-                self.write(slot, Host::U16(&staged))
-            }
-            _ => Err(Error::Unsupported("filling slots of this type")),
+        let beside = self.memory.is_idle(slot);
+        let to = self.memory.address(slot)?;
+        let bytes = slot.bytes();
+        self.pages.reverse();
+        let [page, _] = &mut self.pages;
+        if page.as_ref().is_none_or(|page| page.len() < bytes) {
+            *page = Some(Page::new(&self.gpu, bytes)?);
         }
+        let Some(page) = page else { return Ok(()) };
+        let host = page.bytes()?.get_mut(..bytes).unwrap_or_default();
+        match slot.dtype {
+            Dtype::F32 => with(HostMut::F32(bytemuck::cast_slice_mut(host)))?,
+            Dtype::U8 => with(HostMut::U8(host))?,
+            Dtype::U16 => with(HostMut::U16(bytemuck::cast_slice_mut(host)))?,
+            _ => return Err(Error::Unsupported("filling slots of this type")),
+        }
+        page.copy(&self.gpu, to, bytes, beside)
     }
 
     fn zero(&mut self, slot: Slot) -> Result<(), Error> {

@@ -2,11 +2,12 @@
 
 use core::ffi::c_void;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result,
-    sys,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr,
+    DriverError, PinnedHostSlice, result, sys,
 };
 use cudarc::nvrtc::Ptx;
 use sepal_core::error::Error;
@@ -138,11 +139,10 @@ pub(crate) fn failed(doing: &'static str) -> impl Fn(DriverError) -> Error {
     move |e| Error::Device { code: e.0 as i32, doing }
 }
 
-/// A device, opened.
+/// A device, opened, and the kernels that it has loaded.
 #[derive(Debug)]
-pub(crate) struct Gpu {
+pub(crate) struct Opened {
     context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
     /// Ten times the compute capability.
     capability: u32,
     multiprocessors: u32,
@@ -150,9 +150,9 @@ pub(crate) struct Gpu {
     functions: Mutex<HashMap<(Source, &'static str), CudaFunction>>,
 }
 
-impl Gpu {
+impl Opened {
     /// Device `ordinal`.
-    pub fn open(ordinal: usize) -> Result<Self, OpenError> {
+    pub fn new(ordinal: usize) -> Result<Self, OpenError> {
         driver::check()?;
         let err = |doing| move |e: DriverError| OpenError::Driver { code: e.0 as i32, doing };
         let devices = match CudaContext::device_count() {
@@ -165,7 +165,8 @@ impl Gpu {
             return Err(OpenError::NoDevice { ordinal, devices });
         }
         let context = CudaContext::new(ordinal).map_err(err("opening the device"))?;
-        // SAFETY: everything here runs on one stream, or waits for its own events.
+        // SAFETY: a backend works on one stream, and waits for its own events where a copy
+        // runs beside it.
         unsafe { context.disable_event_tracking() };
         let (major, minor) =
             context.compute_capability().map_err(err("asking its compute capability"))?;
@@ -175,30 +176,13 @@ impl Gpu {
         }
         let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(count).map_err(err("counting processors"))?;
-        let stream = context.new_stream().map_err(err("making a stream"))?;
         Ok(Self {
             context,
-            stream,
             capability,
             multiprocessors: multiprocessors.unsigned_abs().max(1),
             modules: Mutex::default(),
             functions: Mutex::default(),
         })
-    }
-
-    /// Ten times the compute capability.
-    pub const fn capability(&self) -> u32 {
-        self.capability
-    }
-
-    /// Streaming multiprocessors: what a grid is to fill.
-    pub const fn multiprocessors(&self) -> u32 {
-        self.multiprocessors
-    }
-
-    /// Bytes of device memory that are free.
-    pub fn free(&self) -> Result<usize, Error> {
-        Ok(self.context.mem_get_info().map_err(failed("asking for free memory"))?.0)
     }
 
     fn function(&self, source: Source, name: &'static str) -> Result<CudaFunction, Error> {
@@ -220,6 +204,40 @@ impl Gpu {
         functions.insert((source, name), function.clone());
         Ok(function)
     }
+}
+
+/// Where one backend's work is queued.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    opened: Arc<Opened>,
+    stream: Arc<CudaStream>,
+    /// Copies from the host that run beside the kernels.
+    copies: Arc<CudaStream>,
+    waits: AtomicU64,
+}
+
+impl Gpu {
+    /// New queues on a device.
+    pub fn new(opened: Arc<Opened>) -> Result<Self, Error> {
+        let stream = || opened.context.new_stream().map_err(failed("making a stream"));
+        let (stream, copies) = (stream()?, stream()?);
+        Ok(Self { opened, stream, copies, waits: AtomicU64::new(0) })
+    }
+
+    /// Ten times the compute capability.
+    pub fn capability(&self) -> u32 {
+        self.opened.capability
+    }
+
+    /// Streaming multiprocessors: what a grid is to fill.
+    pub fn multiprocessors(&self) -> u32 {
+        self.opened.multiprocessors
+    }
+
+    /// Bytes of device memory that are free.
+    pub fn free(&self) -> Result<usize, Error> {
+        Ok(self.opened.context.mem_get_info().map_err(failed("asking for free memory"))?.0)
+    }
 
     /// Launches a kernel. Nothing runs where the grid is empty.
     ///
@@ -236,7 +254,7 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let function = self.function(source, name)?;
+        let function = self.opened.function(source, name)?;
         if launch.shared > 48 << 10 {
             let attribute =
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -263,7 +281,7 @@ impl Gpu {
     }
 
     fn bind(&self) -> Result<(), Error> {
-        self.context.bind_to_thread().map_err(failed("taking the device"))
+        self.opened.context.bind_to_thread().map_err(failed("taking the device"))
     }
 
     /// Device memory, not initialised.
@@ -309,7 +327,14 @@ impl Gpu {
 
     /// Waits for all that was launched.
     pub fn wait(&self) -> Result<(), Error> {
-        self.stream.synchronize().map_err(failed("waiting for it"))
+        self.stream.synchronize().map_err(failed("waiting for it"))?;
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How often the host has waited: what was queued before the last time is done.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// Copies within the device; the two do not overlap.
@@ -356,5 +381,61 @@ impl Buffer {
         let given = self.bytes;
         let bytes = bytes.get_mut(..given.min(bytes.len())).unwrap_or_default();
         self.gpu.read(self.address, bytes)
+    }
+}
+
+/// Host memory that the device reads by itself, and the copy that may still be reading it.
+#[derive(Debug)]
+pub(crate) struct Page {
+    host: PinnedHostSlice<u8>,
+    copied: CudaEvent,
+}
+
+impl Page {
+    /// `bytes` of pinned memory, all 0.
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self, Error> {
+        let context = &gpu.opened.context;
+        // SAFETY: the bytes are set below, before anything reads them.
+        let host = unsafe { context.alloc_pinned_with_flags::<u8>(bytes.max(1), 0) };
+        let mut host = host.map_err(failed("allocating pinned memory"))?;
+        host.as_mut_slice().map_err(failed("allocating pinned memory"))?.fill(0);
+        let copied = context.new_event(None).map_err(failed("making an event"))?;
+        Ok(Self { host, copied })
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.host.len()
+    }
+
+    /// The bytes, once the last copy has read them.
+    pub fn bytes(&mut self) -> Result<&mut [u8], Error> {
+        self.copied.synchronize().map_err(failed("waiting for a copy"))?;
+        self.host.as_mut_slice().map_err(failed("waiting for a copy"))
+    }
+
+    /// Queues a copy of the first `bytes` to `to`, before all kernels that are launched after it.
+    /// `beside` those that were launched before, where none of them uses the place.
+    pub fn copy(&self, gpu: &Gpu, to: Address, bytes: usize, beside: bool) -> Result<(), Error> {
+        gpu.bind()?;
+        let stream = if beside { &gpu.copies } else { &gpu.stream };
+        let host = self.host.as_slice().map_err(failed("waiting for a copy"))?;
+        let host = host.get(..bytes).unwrap_or_default();
+        // SAFETY: the caller passes an address of memory of its own that is as long. The page
+        // is not written or freed before `copied`.
+        unsafe { result::memcpy_htod_async(to.0, host, stream.cu_stream()) }
+            .map_err(failed("copying to it"))?;
+        self.copied.record(stream).map_err(failed("copying to it"))?;
+        if beside {
+            gpu.stream.wait(&self.copied).map_err(failed("copying to it"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // A device that failed copies no more.
+        let _ = self.copied.synchronize();
     }
 }

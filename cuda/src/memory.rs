@@ -1,5 +1,6 @@
 //! The arena: one allocation on the device, cut into slots by the plan.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use sepal_core::arena::{ArenaError, Dtype, Slot};
@@ -11,21 +12,39 @@ use crate::gpu::{Address, Buffer, Gpu};
 /// The device memory of one backend.
 #[derive(Debug)]
 pub(crate) struct Memory {
+    gpu: Arc<Gpu>,
     buffer: Option<Buffer>,
     bytes: usize,
+    used: RefCell<Used>,
+}
+
+/// Bytes that what was queued since the host last waited may read or write.
+#[derive(Debug, Default)]
+struct Used {
+    waits: u64,
+    ranges: Vec<(usize, usize)>,
 }
 
 impl Memory {
     /// `bytes` of memory, not initialised. What is missing is named before anything is allocated.
     pub fn new(gpu: &Arc<Gpu>, bytes: usize) -> Result<Self, Error> {
-        if bytes == 0 {
-            return Ok(Self { buffer: None, bytes });
+        let mut buffer = None;
+        if bytes > 0 {
+            let given = gpu.free()?;
+            if bytes > given {
+                return Err(ArenaError::OutOfMemory { needed: bytes, given }.into());
+            }
+            buffer = Some(gpu.allocate(bytes)?);
         }
-        let given = gpu.free()?;
-        if bytes > given {
-            return Err(ArenaError::OutOfMemory { needed: bytes, given }.into());
-        }
-        Ok(Self { buffer: Some(gpu.allocate(bytes)?), bytes })
+        Ok(Self { gpu: gpu.clone(), buffer, bytes, used: RefCell::default() })
+    }
+
+    /// Whether nothing that is queued uses a slot.
+    pub fn is_idle(&self, slot: Slot) -> bool {
+        let used = self.used.borrow();
+        let past = slot.at.saturating_add(slot.bytes());
+        let meets = |&(first, last): &(usize, usize)| first < past && slot.at < last;
+        used.waits != self.gpu.waits() || !used.ranges.iter().any(meets)
     }
 
     /// Its size.
@@ -53,7 +72,7 @@ impl Memory {
         Ok(addresses)
     }
 
-    /// Where a slot lies; an empty one lies nowhere.
+    /// Where a slot lies, which counts as used from here on; an empty one lies nowhere.
     ///
     /// # Errors
     /// A slot past the end, or one that does not begin at a multiple of its element's size.
@@ -68,6 +87,13 @@ impl Memory {
         if !slot.at.is_multiple_of(slot.dtype.size().min(4)) {
             return Err(ArenaError::Misaligned { at: slot.at }.into());
         }
+        let mut used = self.used.borrow_mut();
+        let waits = self.gpu.waits();
+        if used.waits != waits {
+            used.waits = waits;
+            used.ranges.clear();
+        }
+        used.ranges.push((slot.at, needed));
         Ok(self.buffer.as_ref().map_or(Address::NONE, |b| b.address().past(slot.at)))
     }
 
