@@ -39,6 +39,7 @@
 //! | feature | what it adds | what it costs |
 //! |---|---|---|
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
+//! | `cuda` | the backend on an NVIDIA GPU, `cuda`; builds without CUDA, asks for a driver when it runs | std, cudarc |
 //! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
 //! | `f16` | weights stored in half precision | half |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
@@ -55,6 +56,11 @@ pub use sepal_core::*;
 #[cfg(feature = "cpu")]
 #[doc(inline)]
 pub use sepal_cpu as cpu;
+
+/// The CUDA backend.
+#[cfg(feature = "cuda")]
+#[doc(inline)]
+pub use sepal_cuda as cuda;
 
 /// Architectures, recipes, data sets and the host's trainer.
 #[cfg(feature = "models")]

@@ -111,7 +111,7 @@ impl Work {
         // The first layer's input lies as the samples do.
         let layout = if shape.c > 3 { Layout::Nchw8c } else { Layout::Nchw };
         let x = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
-        let needs = device.open(&mut []).needs(&Chain::new(&layers), 0, x, Pass::Train);
+        let needs = device.open(&mut [])?.needs(&Chain::new(&layers), 0, x, Pass::Train);
         let needs = needs.ok_or("no such convolution")?;
         let y = Slot { layout: needs.layout, ..Slot::new(0, needs.out, Dtype::F32) };
         let scratch = |bytes: usize| {
@@ -146,7 +146,7 @@ impl Work {
     where
         OnCpu: Device<Backend<'a>: Backend>,
     {
-        let mut cpu = device.open(memory);
+        let mut cpu = device.open(memory)?;
         let slots = [self.place.x, self.slots.weight, self.place.dy];
         for (slot, data) in slots.into_iter().zip(&self.data) {
             cpu.write(slot, Host::F32(data))?;

@@ -2,8 +2,9 @@
 //! another, for every row.
 //!
 //! ```text
-//! cargo bench --bench distance [-- FILTER...] [--rounds N] [--threads N]
+//! cargo bench --bench distance [--features cuda] [-- FILTER...] [--rounds N] [--threads N]
 //! ```
+//! With the feature `cuda` an NVIDIA GPU searches too: copies to it and back are part of its time.
 //! A filter is a part of a size or of a backend's name: `5000x64`, `avx2`. For everybody a search
 //! of m rows with d features counts as 2 m^2 d operations. With `--serve MxD BACKEND` it reads a
 //! line for each round from the standard input and answers with the seconds that a search took, by
@@ -17,6 +18,8 @@ use clap::Parser;
 use cpu_time::ProcessTime;
 use sepal::backend::{Backend, Bank, Device};
 use sepal::cpu::{Instructions, OnCpu};
+#[cfg(feature = "cuda")]
+use sepal::cuda::OnCuda;
 use sepal::neighbour::{self, Pair, Rows};
 use sepal::reference::Reference;
 
@@ -83,19 +86,34 @@ impl Set {
 enum Who {
     Reference,
     Cpu(Instructions, OnCpu),
+    #[cfg(feature = "cuda")]
+    Cuda(OnCuda),
+}
+
+/// The GPU, or why there is none.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Who, String> {
+    OnCuda::open(0).map(Who::Cuda).map_err(|e| e.to_string())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<Who, String> {
+    Err("built without the feature `cuda`".into())
 }
 
 impl Who {
     fn all(threads: usize) -> Result<Vec<Self>, Failure> {
         let cpu = |set| Ok(Self::Cpu(set, OnCpu::with_threads(threads)?.with_instructions(set)));
         let cpus = Instructions::all().map(cpu);
-        std::iter::once(Ok(Self::Reference)).chain(cpus).collect()
+        std::iter::once(Ok(Self::Reference)).chain(cpus).chain(cuda().ok().map(Ok)).collect()
     }
 
     fn name(&self) -> String {
         match self {
             Self::Reference => "reference".into(),
             Self::Cpu(set, _) => format!("cpu {}", set.name()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda".into(),
         }
     }
 
@@ -105,7 +123,11 @@ impl Who {
         match self {
             Self::Reference => Reference::new(&mut []).nearest(bank, bank, 0, Some(0), pairs)?,
             Self::Cpu(_, device) => {
-                device.open(&mut []).nearest(bank, bank, 0, Some(0), pairs)?;
+                device.open(&mut [])?.nearest(bank, bank, 0, Some(0), pairs)?;
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => {
+                device.open(&mut [])?.nearest(bank, bank, 0, Some(0), pairs)?;
             }
         }
         Ok(())
@@ -158,7 +180,9 @@ fn serve(args: &Args, what: &str, name: &str) -> Result<(), Failure> {
 
 fn table(args: &Args) -> Result<(), Failure> {
     println!("The exact search of a set in itself, {} thread(s).", args.threads);
-    println!("There is no CUDA device: no backend for one exists.");
+    if let Err(why) = cuda() {
+        println!("CUDA is left out: {why}.");
+    }
     println!("| rows x features | backend | ms | GFLOP per CPU-second |");
     println!("|---|---|---|---|");
     // What begins with a digit is of a size.

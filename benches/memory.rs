@@ -59,7 +59,7 @@ fn case(rows: usize, dim: usize, threads: usize) -> Result<(), Failure> {
     let input = resident("VmRSS")?;
     let set = Rows { data: &data, dim, labels: &labels };
     let bank = Bank::Host(set);
-    OnCpu::with_threads(threads)?.open(&mut []).nearest(bank, bank, 0, Some(0), &mut pairs)?;
+    OnCpu::with_threads(threads)?.open(&mut [])?.nearest(bank, bank, 0, Some(0), &mut pairs)?;
     if !pairs.iter().all(|pair| pair.complete()) {
         return Err("a row has no neighbours".into());
     }

@@ -192,9 +192,9 @@ impl Work {
         let mut source = Noise::new(self.net.input.shape, self.batch);
         let device = OnCpu::with_threads(threads)?;
         let feed = Feed { chunk: device.chunk(), ..Feed::of(&source) };
-        let plan = StagePlan::new(&device.open(&mut []), &self.net, &stage, feed)?;
+        let plan = StagePlan::new(&device.open(&mut [])?, &self.net, &stage, feed)?;
         let mut memory = allocate(plan.bytes())?;
-        let mut backend = device.open(&mut memory);
+        let mut backend = device.open(&mut memory)?;
         let mut weights = vec![0.0; self.net.params(self.net.layers.len())?];
         sepal::init::weights(&self.net, 0, &mut weights);
         let model = Model { net: self.net, weights: Weights::Flat(&weights) };
