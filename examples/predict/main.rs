@@ -81,9 +81,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     // One plan and one piece of memory for all images.
     let device = device::device(None)?;
     let range = (0, net.layers.len());
-    let plan = Inference::new(&device.open(&mut []), &model, range, 1, true)?;
+    let plan = Inference::new(&device.open(&mut [])?, &model, range, 1, true)?;
     let mut memory = allocate(plan.bytes())?;
-    let mut backend = device.open(&mut memory);
+    let mut backend = device.open(&mut memory)?;
     backend.prepare(&model, range.0, range.1)?;
 
     let mut confidence = vec![0.0; plan.output()];
