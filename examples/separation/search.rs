@@ -20,7 +20,7 @@ impl Search {
     /// queries are the bank.
     pub fn pairs(&self, queries: Rows<'_>, bank: Rows<'_>, own: bool) -> Result<Vec<Pair>, Error> {
         let mut pairs = vec![Pair::NONE; queries.len()];
-        let mut backend = self.device.open(&mut []);
+        let mut backend = self.device.open(&mut [])?;
         each(queries, own, pairs.chunks_mut(PART), |queries, skip, pairs| {
             backend.nearest(Bank::Host(queries), Bank::Host(bank), 0, skip, pairs)
         })?;
@@ -30,7 +30,7 @@ impl Search {
     /// The k nearest other rows of each row.
     pub fn top_k(&self, rows: Rows<'_>, k: usize) -> Result<Vec<Nearest>, Error> {
         let mut places = vec![Nearest::NONE; rows.len().saturating_mul(k)];
-        let mut backend = self.device.open(&mut []);
+        let mut backend = self.device.open(&mut [])?;
         each(rows, true, places.chunks_mut(PART * k), |queries, skip, places| {
             backend.top_k(Bank::Host(queries), Bank::Host(rows), 0, skip, k, places)
         })?;
