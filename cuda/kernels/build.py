@@ -3,7 +3,7 @@
 
 Needs NVRTC 12.2.140, whose PTX (ISA 8.2) drivers from R535 on read:
 
-    python3 -m venv V && V/bin/pip install nvidia-cuda-nvrtc-cu12==12.2.140 && V/bin/python build.py
+    python3 -m venv V && V/bin/pip install --requirement requirements.txt && V/bin/python build.py
 """
 
 import argparse
@@ -21,7 +21,7 @@ VERSION = (12, 2)
 def nvrtc():
     spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
     if spec is None:
-        sys.exit("NVRTC is missing: pip install nvidia-cuda-nvrtc-cu12==12.2.140")
+        sys.exit("NVRTC is missing: see --help")
     library = pathlib.Path(list(spec.submodule_search_locations)[0]) / "lib" / "libnvrtc.so.12"
     lib = ctypes.CDLL(str(library))
     major, minor = ctypes.c_int(), ctypes.c_int()

@@ -1,6 +1,7 @@
 //! The backend: where the seam's calls meet the kernels.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use sepal_core::arena::{ArenaError, Dtype, Slot, Word};
@@ -44,6 +45,16 @@ impl OnCuda {
     /// A driver, a symbol or a device that is missing or too old.
     pub fn open(ordinal: usize) -> Result<Self, OpenError> {
         Ok(Self { opened: Arc::new(Opened::new(ordinal)?) })
+    }
+
+    /// The same device with kernels that NVRTC compiles for its very architecture when they are
+    /// first used, and that are kept in `folder` by source, options, compiler, driver and
+    /// architecture. Where the driver is older than what NVRTC writes, the built-in ones run.
+    ///
+    /// # Errors
+    /// [`OpenError::NoCompiler`] where there is no NVRTC.
+    pub fn compiling(&self, folder: &Path) -> Result<Self, OpenError> {
+        Ok(Self { opened: Arc::new(self.opened.compiling(folder)?) })
     }
 
     /// A backend with `bytes` of device memory. Without memory it plans, and searches rows of

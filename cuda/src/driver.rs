@@ -40,7 +40,9 @@ pub enum OpenError {
         /// The oldest that will do.
         needed: u32,
     },
-    /// The driver failed.
+    /// NVRTC, the compiler, is not installed, or the loader does not find it.
+    NoCompiler,
+    /// The driver failed, or the compiler.
     Driver {
         /// Its own code.
         code: i32,
@@ -77,6 +79,7 @@ impl core::fmt::Display for OpenError {
                 let ((a, b), (c, d)) = (tenths(found), tenths(needed));
                 write!(f, "the device has compute capability {a}.{b}, {c}.{d} is needed")
             }
+            Self::NoCompiler => write!(f, "no NVRTC: the loader finds no libnvrtc.so.12"),
             Self::Driver { code, doing } => write!(f, "the CUDA driver failed ({code}) {doing}"),
         }
     }
@@ -121,8 +124,8 @@ const SYMBOLS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
-/// Checks that a driver is there and is not older than the kernels.
-pub(crate) fn check() -> Result<(), OpenError> {
+/// The version of the driver: it is there and not older than the kernels.
+pub(crate) fn check() -> Result<i32, OpenError> {
     // SAFETY: loads the driver's library, which cudarc is about to load too and never unloads.
     if !unsafe { cudarc::driver::sys::is_culib_present() } {
         return Err(OpenError::NoDriver);
@@ -144,5 +147,5 @@ pub(crate) fn check() -> Result<(), OpenError> {
     if found < OLDEST_DRIVER {
         return Err(OpenError::OldDriver { found, needed: OLDEST_DRIVER });
     }
-    Ok(())
+    Ok(found)
 }

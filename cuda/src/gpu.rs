@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,6 +13,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use sepal_core::error::Error;
 
+use crate::compile::{self, Compiler};
 use crate::driver::{self, OLDEST_DEVICE, OpenError};
 
 /// A device address, or none (0) where a kernel is to find nothing.
@@ -107,19 +109,38 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Its PTX, for the newest of the built-in architectures that the device has.
+    /// Its built-in PTX, for the newest of the built-in architectures that the device has.
     fn ptx(self, capability: u32) -> &'static str {
-        macro_rules! ptx {
+        let [older, newer] = self.texts().1;
+        if capability >= 80 { newer } else { older }
+    }
+
+    /// What it was compiled from.
+    pub fn code(self) -> String {
+        [include_str!("../kernels/common.cuh"), self.texts().0].concat()
+    }
+
+    /// The file's name.
+    pub const fn name(self) -> &'static str {
+        self.texts().2
+    }
+
+    const fn texts(self) -> (&'static str, [&'static str; 2], &'static str) {
+        macro_rules! texts {
             ($($variant:ident => $file:literal),* $(,)?) => {
                 match self {
-                    $(Self::$variant if capability >= 80 => {
-                        include_str!(concat!("../kernels/ptx/", $file, ".80.ptx"))
-                    }
-                    Self::$variant => include_str!(concat!("../kernels/ptx/", $file, ".75.ptx")),)*
+                    $(Self::$variant => (
+                        include_str!(concat!("../kernels/", $file, ".cu")),
+                        [
+                            include_str!(concat!("../kernels/ptx/", $file, ".75.ptx")),
+                            include_str!(concat!("../kernels/ptx/", $file, ".80.ptx")),
+                        ],
+                        $file,
+                    ),)*
                 }
             };
         }
-        ptx! {
+        texts! {
             Activation => "activation",
             Conv => "conv",
             Dense => "dense",
@@ -146,6 +167,8 @@ pub(crate) struct Opened {
     /// Ten times the compute capability.
     capability: u32,
     multiprocessors: u32,
+    driver: i32,
+    compiler: Option<Compiler>,
     modules: Mutex<HashMap<Source, Arc<CudaModule>>>,
     functions: Mutex<HashMap<(Source, &'static str), CudaFunction>>,
 }
@@ -153,7 +176,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// Device `ordinal`.
     pub fn new(ordinal: usize) -> Result<Self, OpenError> {
-        driver::check()?;
+        let driver = driver::check()?;
         let err = |doing| move |e: DriverError| OpenError::Driver { code: e.0 as i32, doing };
         let devices = match CudaContext::device_count() {
             // What a driver says on a machine without a device.
@@ -180,9 +203,37 @@ impl Opened {
             context,
             capability,
             multiprocessors: multiprocessors.unsigned_abs().max(1),
+            driver,
+            compiler: None,
             modules: Mutex::default(),
             functions: Mutex::default(),
         })
+    }
+
+    /// The same device, opened anew, with kernels that are compiled for it and kept in `folder`.
+    pub fn compiling(&self, folder: &Path) -> Result<Self, OpenError> {
+        let compiler = Compiler::new(folder, self.capability, self.driver)?;
+        Ok(Self {
+            context: self.context.clone(),
+            compiler: Some(compiler),
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            ..*self
+        })
+    }
+
+    fn load(&self, source: Source) -> Result<Arc<CudaModule>, Error> {
+        let load = |ptx: String| self.context.load_module(Ptx::from_src(ptx));
+        let built_in = || load(source.ptx(self.capability).into());
+        let loaded = match &self.compiler {
+            None => built_in(),
+            Some(compiler) => match load(compiler.ptx(source)?) {
+                // A compiler newer than the driver: what is built in is old enough.
+                Err(e) if compile::is_too_new(e) => built_in(),
+                loaded => loaded,
+            },
+        };
+        loaded.map_err(failed("loading kernels"))
     }
 
     fn function(&self, source: Source, name: &'static str) -> Result<CudaFunction, Error> {
@@ -194,8 +245,7 @@ impl Opened {
         let module = match modules.get(&source) {
             Some(module) => module.clone(),
             None => {
-                let ptx = Ptx::from_src(source.ptx(self.capability));
-                let module = self.context.load_module(ptx).map_err(failed("loading kernels"))?;
+                let module = self.load(source)?;
                 modules.insert(source, module.clone());
                 module
             }

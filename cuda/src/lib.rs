@@ -9,6 +9,8 @@
 //!   build; a driver, a symbol or a device that is missing is an [`OpenError`] that names it.
 //! * `kernels/*.cu` hold the kernels, `kernels/ptx` what `kernels/build.py` made of them: PTX
 //!   for compute capability 7.5 and 8.0, which the driver compiles for the device at hand.
+//! * [`OnCuda::compiling`] has NVRTC, where it is installed, compile the kernels for the very
+//!   device, and keeps the result.
 //! * One module here for each `.cu` file launches its kernels.
 //!
 //! Reductions are split by shape alone and no kernel adds floats atomically: the same device
@@ -20,6 +22,7 @@
 
 mod activation;
 mod backend;
+mod compile;
 mod conv;
 mod dense;
 mod driver;
