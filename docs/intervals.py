@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Prints the paired differences of results.md from results.jsonl.
+
+Runs of one seed share their order of samples and their batches' seeds, so they are compared in pairs: the mean of
+the differences over seeds, and Student's 95 % interval of that mean.
+"""
+
+import json
+import pathlib
+import statistics
+
+# Two-sided 95 % quantiles of Student's distribution, by degrees of freedom.
+STUDENT = {1: 12.706, 2: 4.303}
+
+PAIRS = [
+    ("fashion-5000", "group3-e6", "e2e-7"),
+    ("fashion-5000", "win3-e3", "e2e-7"),
+    ("fashion-5000", "conv-e3", "e2e-7"),
+    ("fashion-5000", "block-e3", "e2e-7"),
+    ("fashion-5000", "win3-e10", "e2e-30"),
+    ("fashion-60000", "group3-e6", "e2e-7"),
+    ("cifar-10-10000", "win3-e3", "e2e-7"),
+    ("cifar-10-10000", "conv-e3", "e2e-7"),
+    ("cifar-10-10000", "win3-e10", "e2e-20"),
+    ("cifar-10-50000", "win3-e3", "e2e-7"),
+    ("cifar-10-lenet", "si", "e2e"),
+]
+
+
+def interval(differences):
+    mean, n = statistics.mean(differences), len(differences)
+    half = STUDENT[n - 1] * statistics.stdev(differences) / n**0.5
+    return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def main():
+    runs = {}
+    for line in (pathlib.Path(__file__).parent / "results.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        runs.setdefault(run["label"], {})[run["seed"]] = run
+    print("| | linear | head | seeds |\n|---|---|---|---|")
+    for data, ours, theirs in PAIRS:
+        a, b = runs[f"{data}/{ours}"], runs[f"{data}/{theirs}"]
+        seeds = sorted(a.keys() & b.keys())
+        linear, head = (interval([a[s][what] - b[s][what] for s in seeds]) for what in ("linear", "head"))
+        print(f"| {data}: {ours} less {theirs} | {linear} | {head} | {len(seeds)} |")
+
+
+if __name__ == "__main__":
+    main()
