@@ -1,1 +1,37 @@
-// Kernels of this room.
+// Activations and dropout, in place: a thread for each element, bound by memory bandwidth.
+
+enum { RELU, RELU6, LEAKY, TANH };
+
+KERNEL activation(float *y, u32 len, u32 kind, float slope) {
+    const u64 i = element();
+    if (i >= len) return;
+    const float v = y[i];
+    // Comparisons are such that NaN passes.
+    const float low = v <= 0.0f ? 0.0f : v;
+    if (kind == RELU) y[i] = low;
+    if (kind == RELU6) y[i] = low >= 6.0f ? 6.0f : low;
+    if (kind == LEAKY) y[i] = v <= 0.0f ? slope * v : v;
+    if (kind == TANH) y[i] = tanhf(v);
+}
+
+KERNEL activation_backward(const float *__restrict__ y, float *g, u32 len, u32 kind, float slope) {
+    const u64 i = element();
+    if (i >= len) return;
+    const float v = y[i], d = g[i];
+    if (kind == RELU) g[i] = v <= 0.0f ? 0.0f : d;
+    if (kind == RELU6) g[i] = v <= 0.0f || v >= 6.0f ? 0.0f : d;
+    if (kind == LEAKY) g[i] = v <= 0.0f ? slope * d : d;
+    if (kind == TANH) g[i] = d * (1.0f - v * v);
+}
+
+// The same places for a value and for its gradient: a word of the generator for each feature, four
+// a block of it.
+KERNEL dropout(float *values, u32 len, u32 features, u32 key0, u32 key1, u32 step, u32 dropped, float scale) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 sample = (u32)i / features, feature = (u32)i % features;
+    const uint4 words = philox(make_uint4(feature / 4, sample, step, 3), key0, key1);
+    const u32 place = feature % 4;
+    const u32 word = place == 0 ? words.x : place == 1 ? words.y : place == 2 ? words.z : words.w;
+    values[i] = word < dropped ? 0.0f : values[i] * scale;
+}

@@ -31,3 +31,15 @@ __device__ __forceinline__ float block_sum(float v, float *room) {
     __syncthreads();
     return v;
 }
+
+// Philox4x32-10 (Salmon et al., SC 2011), as everywhere in this library.
+__device__ __forceinline__ uint4 philox(uint4 c, u32 key0, u32 key1) {
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const u64 p = (u64)c.x * 0xd2511f53u, q = (u64)c.z * 0xcd9e8d57u;
+        c = make_uint4((u32)(q >> 32) ^ c.y ^ key0, (u32)q, (u32)(p >> 32) ^ c.w ^ key1, (u32)p);
+        key0 += 0x9e3779b9u;
+        key1 += 0xbb67ae85u;
+    }
+    return c;
+}

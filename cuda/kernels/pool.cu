@@ -1,1 +1,185 @@
-// Kernels of this room.
+// Pools: a thread for each element of what is written, bound by memory bandwidth. Gradients are
+// gathered, so that no two threads add to one place.
+
+// Whether x takes the place of the best so far; NaN beats all but NaN.
+__device__ __forceinline__ bool beats(float x, float best) { return x > best || (x != x && best == best); }
+
+// `winner` is the tap of the window that won, where it is kept.
+KERNEL max_pool(const float *__restrict__ x, float *__restrict__ y, u8 *__restrict__ winner, u32 len, u32 h, u32 w,
+                u32 out_h, u32 out_w, u32 kh, u32 kw, u32 sh, u32 sw, u32 ph, u32 pw) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 q = (u32)i % out_w, p = (u32)i / out_w % out_h;
+    const float *plane = x + (u64)((u32)i / out_w / out_h) * h * w;
+    float best = -INFINITY_F;
+    u32 won = 255;
+    for (u32 r = 0; r < kh; r++) {
+        for (u32 s = 0; s < kw; s++) {
+            // What lies in the border wraps to beyond the plane.
+            const u32 row = p * sh + r - ph, column = q * sw + s - pw;
+            if (row >= h || column >= w) continue;
+            const float v = plane[row * w + column];
+            // A window of negative infinities has a winner too: its first.
+            if (beats(v, best) || won == 255) {
+                best = v;
+                won = r * kw + s;
+            }
+        }
+    }
+    y[i] = best;
+    if (winner) winner[i] = won;
+}
+
+// The outputs whose window holds a place: from `first` to `last`, along one axis.
+__device__ __forceinline__ u32 first_of(u32 at, u32 kernel, u32 stride, u32 pad) {
+    return at + pad < kernel ? 0 : (at + pad - kernel) / stride + 1;
+}
+
+KERNEL max_pool_backward(const u8 *__restrict__ winner, const float *__restrict__ dy, float *__restrict__ dx, u32 len,
+                         u32 h, u32 w, u32 out_h, u32 out_w, u32 kh, u32 kw, u32 sh, u32 sw, u32 ph, u32 pw) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 column = (u32)i % w, row = (u32)i / w % h;
+    const u64 plane = (u64)((u32)i / w / h) * out_h * out_w;
+    float sum = 0.0f;
+    for (u32 p = first_of(row, kh, sh, ph); p < out_h && p * sh <= row + ph; p++) {
+        for (u32 q = first_of(column, kw, sw, pw); q < out_w && q * sw <= column + pw; q++) {
+            const u32 tap = (row + ph - p * sh) * kw + column + pw - q * sw;
+            const u64 at = plane + p * out_w + q;
+            if (winner[at] == tap) sum += dy[at];
+        }
+    }
+    dx[i] = sum;
+}
+
+KERNEL avg_pool(const float *__restrict__ x, float *__restrict__ y, u32 len, u32 h, u32 w, u32 out_h, u32 out_w,
+                u32 kh, u32 kw, u32 sh, u32 sw, u32 ph, u32 pw) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 q = (u32)i % out_w, p = (u32)i / out_w % out_h;
+    const float *plane = x + (u64)((u32)i / out_w / out_h) * h * w;
+    float sum = 0.0f;
+    for (u32 r = 0; r < kh; r++) {
+        for (u32 s = 0; s < kw; s++) {
+            const u32 row = p * sh + r - ph, column = q * sw + s - pw;
+            if (row < h && column < w) sum += plane[row * w + column];
+        }
+    }
+    y[i] = sum / (kh * kw);
+}
+
+KERNEL avg_pool_backward(const float *__restrict__ dy, float *__restrict__ dx, u32 len, u32 h, u32 w, u32 out_h,
+                         u32 out_w, u32 kh, u32 kw, u32 sh, u32 sw, u32 ph, u32 pw) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 column = (u32)i % w, row = (u32)i / w % h;
+    const u64 plane = (u64)((u32)i / w / h) * out_h * out_w;
+    float sum = 0.0f;
+    for (u32 p = first_of(row, kh, sh, ph); p < out_h && p * sh <= row + ph; p++) {
+        for (u32 q = first_of(column, kw, sw, pw); q < out_w && q * sw <= column + pw; q++) {
+            sum += dy[plane + p * out_w + q];
+        }
+    }
+    dx[i] = sum / (kh * kw);
+}
+
+// Bin `at` of `bins` over `size` places: from its first to one past its last.
+__device__ __forceinline__ uint2 bin(u32 size, u32 bins, u32 at) {
+    return make_uint2((u32)((u64)at * size / bins), (u32)(((u64)(at + 1) * size + bins - 1) / bins));
+}
+
+KERNEL avg_pool_to(const float *__restrict__ x, float *__restrict__ y, u32 len, u32 h, u32 w, u32 out_h, u32 out_w) {
+    const u64 i = element();
+    if (i >= len) return;
+    const uint2 across = bin(w, out_w, (u32)i % out_w), down = bin(h, out_h, (u32)i / out_w % out_h);
+    const float *plane = x + (u64)((u32)i / out_w / out_h) * h * w;
+    float sum = 0.0f;
+    for (u32 r = down.x; r < down.y; r++) {
+        float row = 0.0f;
+        for (u32 c = across.x; c < across.y; c++) row += plane[r * w + c];
+        sum += row;
+    }
+    y[i] = sum / ((down.y - down.x) * (across.y - across.x));
+}
+
+KERNEL avg_pool_to_backward(const float *__restrict__ dy, float *__restrict__ dx, u32 len, u32 h, u32 w, u32 out_h,
+                            u32 out_w) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u32 column = (u32)i % w, row = (u32)i / w % h;
+    const u64 plane = (u64)((u32)i / w / h) * out_h * out_w;
+    // Bins overlap by at most one place, so that only the neighbours of the one that holds the
+    // place in proportion can hold it too.
+    const u32 p0 = (u32)((u64)row * out_h / h), q0 = (u32)((u64)column * out_w / w);
+    float sum = 0.0f;
+    for (u32 p = p0 ? p0 - 1 : 0; p < out_h && p <= p0 + 1; p++) {
+        const uint2 down = bin(h, out_h, p);
+        if (row < down.x || row >= down.y) continue;
+        for (u32 q = q0 ? q0 - 1 : 0; q < out_w && q <= q0 + 1; q++) {
+            const uint2 across = bin(w, out_w, q);
+            if (column < across.x || column >= across.y) continue;
+            sum += dy[plane + p * out_w + q] / ((down.y - down.x) * (across.y - across.x));
+        }
+    }
+    dx[i] = sum;
+}
+
+// A warp for each plane.
+KERNEL global_avg_pool(const float *__restrict__ x, float *__restrict__ y, u32 planes, u32 plane) {
+    const u32 at = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    if (at >= planes) return;
+    float sum = 0.0f;
+    for (u32 i = lane; i < plane; i += 32) sum += x[(u64)at * plane + i];
+    sum = warp_sum(sum);
+    if (lane == 0) y[at] = sum / plane;
+}
+
+KERNEL global_avg_pool_backward(const float *__restrict__ dy, float *__restrict__ dx, u32 len, u32 plane) {
+    const u64 i = element();
+    if (i < len) dx[i] = dy[i / plane] / plane;
+}
+
+__device__ u32 weakest_of(const float *y, u32 k) {
+    u32 weakest = 0;
+    for (u32 at = 0; at < k; at++) {
+        if (!beats(y[at], y[weakest])) weakest = at;
+    }
+    return weakest;
+}
+
+// A thread for each row: the k largest, in their order. `places` is where they stood, if kept.
+KERNEL k_max_pool(const float *__restrict__ x, float *y, u16 *places, u32 rows, u32 width, u32 k) {
+    const u64 row = element();
+    if (row >= rows) return;
+    x += row * width;
+    y += row * k;
+    if (places) places += row * k;
+    for (u32 i = 0; i < k; i++) {
+        y[i] = x[i];
+        if (places) places[i] = i;
+    }
+    u32 weakest = weakest_of(y, k);
+    for (u32 at = k; at < width; at++) {
+        if (!beats(x[at], y[weakest])) continue;
+        for (u32 i = weakest; i + 1 < k; i++) {
+            y[i] = y[i + 1];
+            if (places) places[i] = places[i + 1];
+        }
+        y[k - 1] = x[at];
+        if (places) places[k - 1] = at;
+        weakest = weakest_of(y, k);
+    }
+}
+
+KERNEL k_max_pool_backward(const u16 *__restrict__ places, const float *__restrict__ dy, float *__restrict__ dx,
+                           u32 len, u32 width, u32 k) {
+    const u64 i = element();
+    if (i >= len) return;
+    const u64 row = i / width * k;
+    const u32 at = (u32)(i % width);
+    float v = 0.0f;
+    for (u32 j = 0; j < k; j++) {
+        if (places[row + j] == at) v = dy[row + j];
+    }
+    dx[i] = v;
+}

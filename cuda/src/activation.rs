@@ -1,22 +1,58 @@
 //! Activations and dropout.
 
+use sepal_core::backend::Phase;
 use sepal_core::error::Error;
 use sepal_core::layer::{Activation, Dropout};
+use sepal_core::reference::layer_seed;
+use sepal_core::shape::Shape;
 
-use crate::layers::{Backward, Forward};
+use crate::gpu::{Address, Gpu, Launch, Source, args};
+use crate::layers::{Backward, Forward, elements};
 
-pub(crate) fn forward(_l: &Activation, _f: &Forward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("forward"))
+/// The number by which the kernels know an activation, and its slope.
+const fn kind(l: Activation) -> (u32, f32) {
+    match l {
+        Activation::Relu => (0, 0.0),
+        Activation::Relu6 => (1, 0.0),
+        Activation::LeakyRelu { slope } => (2, slope),
+        Activation::Tanh => (3, 0.0),
+    }
 }
 
-pub(crate) fn backward(_l: &Activation, _b: &Backward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("backward"))
+pub(crate) fn forward(l: &Activation, f: &Forward<'_>) -> Result<(), Error> {
+    let (len, (kind, slope)) = (elements(f.shape), kind(*l));
+    f.gpu.launch(Source::Activation, "activation", Launch::over(len), args![f.y, len, kind, slope])
 }
 
-pub(crate) fn dropout(_l: &Dropout, _f: &Forward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("dropout"))
+pub(crate) fn backward(l: &Activation, b: &Backward<'_>) -> Result<(), Error> {
+    let (len, (kind, slope)) = (elements(b.shape), kind(*l));
+    let args = args![b.y, b.dy, len, kind, slope];
+    b.gpu.launch(Source::Activation, "activation_backward", Launch::over(len), args)
 }
 
-pub(crate) fn dropout_backward(_l: &Dropout, _b: &Backward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("dropout_backward"))
+pub(crate) fn dropout(l: &Dropout, f: &Forward<'_>) -> Result<(), Error> {
+    drop_places(l, f.gpu, f.phase, f.index, f.shape, f.y)
+}
+
+pub(crate) fn dropout_backward(l: &Dropout, b: &Backward<'_>) -> Result<(), Error> {
+    drop_places(l, b.gpu, b.phase, b.index, b.shape, b.dy)
+}
+
+/// Drops the same places of a value and of its gradient; nothing outside of training.
+fn drop_places(
+    l: &Dropout,
+    gpu: &Gpu,
+    phase: Phase,
+    index: usize,
+    shape: Shape,
+    values: Address,
+) -> Result<(), Error> {
+    let Phase::Train { seed, update } = phase else { return Ok(()) };
+    let seed = layer_seed(seed, index);
+    let dropped = (f64::from(l.rate) * 4_294_967_296.0) as u32;
+    let scale = 1.0 / (1.0 - l.rate);
+    let (len, features) = (elements(shape), shape.sample().unwrap_or(0));
+    let (low, high) = (seed as u32, (seed >> 32) as u32);
+    let args = args![values, len, features, low, high, update, dropped, scale];
+    gpu.launch(Source::Activation, "dropout", Launch::over(len), args)
 }

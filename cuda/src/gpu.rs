@@ -87,6 +87,11 @@ impl Launch {
         Self { grid: [n.div_ceil(256), 1, 1], block: 256, shared: 0 }
     }
 
+    /// A warp for each of `n`, eight a block.
+    pub const fn warps(n: u32) -> Self {
+        Self { grid: [n.div_ceil(8), 1, 1], block: 256, shared: 0 }
+    }
+
     /// A block of `block` threads for each of `n`.
     pub const fn blocks(n: u32, block: u32) -> Self {
         Self { grid: [n, 1, 1], block, shared: 0 }

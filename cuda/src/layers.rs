@@ -55,6 +55,11 @@ pub(crate) struct Backward<'a> {
     pub dx: Address,
 }
 
+/// Elements of a tensor. What was planned fits 32 bits.
+pub(crate) fn elements(shape: Shape) -> u32 {
+    shape.len().unwrap_or(0)
+}
+
 /// What a layer asks of the planner: the reference's needs, and the scratch of its kernels.
 /// Weights in narrow types are widened when they are uploaded, so no pass needs room for that.
 pub(crate) fn needs(layer: &Layer, x: Shape, pass: Pass) -> Option<Needs> {
@@ -62,9 +67,6 @@ pub(crate) fn needs(layer: &Layer, x: Shape, pass: Pass) -> Option<Needs> {
     let needs = layer.needs(x, pass)?;
     let (forward_scratch, backward_scratch) = match layer {
         Layer::Conv2d(l) => conv::scratch(l, x, pass),
-        Layer::Dense(l) => dense::scratch(l, x, pass),
-        Layer::BatchNorm(l) => norm::scratch(l, x, pass),
-        Layer::Embedding(l) => moving::embedding_scratch(l, x, pass),
         _ => (0, 0),
     };
     Some(Needs { forward_scratch, backward_scratch, ..needs })

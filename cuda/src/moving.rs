@@ -1,28 +1,36 @@
 //! Layers that look up or move elements.
 
 use sepal_core::error::Error;
-use sepal_core::layer::{Embedding, Pass, SpaceToDepth};
-use sepal_core::shape::Shape;
+use sepal_core::layer::{Embedding, SpaceToDepth};
 
-use crate::layers::{Backward, Forward};
+use crate::gpu::{Launch, Source, args};
+use crate::layers::{Backward, Forward, elements};
 
-/// Scratch bytes, forward and backward.
-pub(crate) fn embedding_scratch(_l: &Embedding, _x: Shape, _pass: Pass) -> (usize, usize) {
-    (0, 0)
+pub(crate) fn embedding(l: &Embedding, f: &Forward<'_>) -> Result<(), Error> {
+    let len = elements(f.out);
+    let args = args![f.x, f.weight, f.y, len, f.shape.plane(), l.dim, l.tokens];
+    f.gpu.launch(Source::Moving, "embedding", Launch::over(len), args)
 }
 
-pub(crate) fn embedding(_l: &Embedding, _f: &Forward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("embedding"))
+/// Tokens have no gradient: where one is asked for it is 0.
+pub(crate) fn embedding_backward(l: &Embedding, b: &Backward<'_>) -> Result<(), Error> {
+    let launch = Launch::blocks(l.tokens.saturating_mul(l.dim), 128);
+    let args = args![b.x, b.dy, b.dweight, b.shape.n, b.shape.plane(), l.dim, l.tokens];
+    b.gpu.launch(Source::Moving, "embedding_backward", launch, args)?;
+    if b.dx.is_none() {
+        return Ok(());
+    }
+    b.gpu.set(b.dx, 0, elements(b.shape) as usize * size_of::<f32>())
 }
 
-pub(crate) fn embedding_backward(_l: &Embedding, _b: &Backward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("embedding_backward"))
+pub(crate) fn space_to_depth(l: &SpaceToDepth, f: &Forward<'_>) -> Result<(), Error> {
+    let len = elements(f.out);
+    let args = args![f.x, f.y, len, f.shape.c, f.shape.h, f.shape.w, u32::from(l.factor)];
+    f.gpu.launch(Source::Moving, "space_to_depth", Launch::over(len), args)
 }
 
-pub(crate) fn space_to_depth(_l: &SpaceToDepth, _f: &Forward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("space_to_depth"))
-}
-
-pub(crate) fn space_to_depth_backward(_l: &SpaceToDepth, _b: &Backward<'_>) -> Result<(), Error> {
-    Err(Error::Unsupported("space_to_depth_backward"))
+pub(crate) fn space_to_depth_backward(l: &SpaceToDepth, b: &Backward<'_>) -> Result<(), Error> {
+    let len = elements(b.out);
+    let args = args![b.dy, b.dx, len, b.shape.c, b.shape.h, b.shape.w, u32::from(l.factor)];
+    b.gpu.launch(Source::Moving, "space_to_depth_backward", Launch::over(len), args)
 }
