@@ -138,7 +138,7 @@ KERNEL __launch_bounds__(256) conv_data(const float *__restrict__ dy, const floa
 // Backward weights: rows are filters of a group, columns (c, r, s), the reduction is the output
 // places, of which split z takes a part and writes its own sums: they are added in order by
 // `conv_weights_sum`, so that a tensor of few weights and many places fills the device too.
-KERNEL __launch_bounds__(256) conv_weights(const float *__restrict__ x, const float *__restrict__ dy,
+KERNEL __launch_bounds__(256, 3) conv_weights(const float *__restrict__ x, const float *__restrict__ dy,
                                            float *__restrict__ parts, u32 splits, u32 length, CONV_ARGS) {
     CONV(g);
     // For each place of a step: where its gradient and its first input lie.

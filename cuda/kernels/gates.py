@@ -8,9 +8,10 @@ main loop fell below its gate, or where the page is not what the kernels give.
 
 How a line comes about. `ptxas` compiles the built-in PTX for an architecture and tells registers, spills and
 shared memory. Occupancy follows from these and the multiprocessor's limits. `nvdisasm` lists the code; the main
-loop is the innermost one with the most multiply-adds. Its instructions, counted by the unit that runs them, and
+loop is the innermost one with the most arithmetic in f32 (64 operations or more). Its instructions, counted by the unit that runs them, and
 that unit's rate give how many cycles one scheduler (a quarter of a multiprocessor) takes for it at least: the
-unit with the most bounds the kernel. Rates are those of NVIDIA's architecture white papers (Turing, A100, GA102,
+unit with the most bounds the kernel. Loads of shared memory count as if all lanes read apart; where they share
+what they read it takes less. Rates are those of NVIDIA's architecture white papers (Turing, A100, GA102,
 Ada, H100) and of the table of instruction throughputs in the CUDA programming guide. What waits for memory is
 not in it: a kernel without such a loop moves data, and its bound is the memory's bandwidth.
 """
@@ -108,7 +109,7 @@ def loops(code):
 
 
 def work(loop):
-    return sum(op.startswith(("FFMA", "HMMA")) for op in loop)
+    return sum(op.startswith(("FFMA", "FADD", "FMUL", "HMMA")) for op in loop)
 
 
 def bound(chip, loop):
@@ -149,7 +150,7 @@ def page():
     lines, broken = [], []
     for capability in CHIPS:
         lines += [f"\n## Compute capability {capability // 10}.{capability % 10} ({CHIPS[capability].name})\n"]
-        lines += ["| kernel | threads | registers | spilled | shared | occupancy | main loop | of it multiply-adds | bound by |"]
+        lines += ["| kernel | threads | registers | spilled | shared | occupancy | main loop | of it arithmetic | bound by |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
         for source, name, chip, threads, regs, shared, spilled, loop in judge(capability, ptxas, nvdisasm):
             kernel = f"{source}: {name}"
@@ -160,9 +161,9 @@ def page():
             if least and (not loop or tensor / len(loop) < least):
                 broken.append(f"{kernel}: {tensor} of {len(loop)} instructions of the loop are of the tensor cores on sm_{capability}, expected {least:.0%}")
             share, unit, length = "", "memory", ""
-            if work(loop) >= 8:
+            if work(loop) >= 64:
                 unit, cycles = bound(chip, loop)
-                share = f"{tensor} HMMA, {tensor / len(loop):.0%}" if tensor else f"{work(loop)} FFMA, {work(loop) / len(loop):.0%}"
+                share = f"{tensor} HMMA, {tensor / len(loop):.0%}" if tensor else f"{work(loop)} f32, {work(loop) / len(loop):.0%}"
                 unit, length = f"{unit}, {cycles[unit]} cycles", str(len(loop))
             filled = occupancy(chip, regs, shared, threads)
             lines.append(f"| {kernel} | {threads} | {regs} | {spilled} | {shared} | {filled:.0%} | {length} | {share} | {unit} |")

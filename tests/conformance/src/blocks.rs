@@ -132,8 +132,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Output, parameter gradients and evaluation of a chain.
-fn check(with: With, layers: &[Layer], shape: Shape) {
+/// Output, parameter gradients and evaluation of a chain, against the layers' own functions in
+/// `f64`. A backend whose kernels have tiles gives shapes past them.
+///
+/// # Panics
+/// Where values do not agree.
+pub fn check(with: With, layers: &[Layer], shape: Shape) {
     let names: Vec<_> = layers.iter().map(Layer::name).collect();
     let what = names.join(", ");
     let bench = Bench::new(with, layers, shape);

@@ -46,6 +46,7 @@ enum Property {
     LostAt = 4,
     Seed = 5,
     Reset = 6,
+    Ptx = 7,
 }
 
 impl Device {
@@ -57,6 +58,7 @@ impl Device {
             3 => self.count = value as c_int,
             4 => self.lost_at = Some(value),
             5 => self.seed = value,
+            7 => self.ptx = ((value / 10) as u32, (value % 10) as u32),
             _ => *self = Self::default(),
         }
     }
@@ -208,6 +210,11 @@ impl StandIn {
     /// The driver's version: 12020 is CUDA 12.2.
     pub fn driver(&self, version: u32) {
         self.set(Property::Driver, version.into());
+    }
+
+    /// Ten times the newest PTX version that the driver reads.
+    pub fn ptx(&self, tenfold: u32) {
+        self.set(Property::Ptx, tenfold.into());
     }
 
     /// How many devices there are.

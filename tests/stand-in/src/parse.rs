@@ -34,7 +34,7 @@ impl Module {
         let mut rest = text.as_str();
         while let Some(at) = rest.find(|c: char| !c.is_whitespace()) {
             rest = &rest[at..];
-            if rest.contains(".entry") && is_entry(rest) {
+            if !is_line_directive(rest) && is_entry(rest) {
                 let open = find(rest, '{')?;
                 let close = open + closing(&rest[open..])?;
                 module.kernels.push(kernel(&rest[..open], &rest[open + 1..close], &symbols)?);
