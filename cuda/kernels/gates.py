@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Judges the kernels by the machine code that they become: prints docs/cuda-kernels.md.
 
-With --check it writes nothing, and fails where a kernel spills registers, where the tensor cores' share of a
+With --check it writes nothing, and fails where a kernel spills registers or keeps an array in local memory, where the tensor cores' share of a
 main loop fell below its gate, or where the page is not what the kernels give.
 
     python3 -m venv V && V/bin/pip install --requirement requirements.txt && V/bin/python gates.py
@@ -66,12 +66,12 @@ def threads_of(ptx):
 
 
 def usage(log):
-    """Registers, bytes of shared memory and bytes spilled, by kernel."""
+    """Registers, bytes of shared memory, and bytes spilled or kept in local memory, by kernel."""
     found = {}
     for name, text in re.findall(r"Compiling entry function '(\w+)'.*?\n(.*?)(?=ptxas info    : Compiling|\Z)", log, flags=re.S):
         regs = int(re.search(r"Used (\d+) registers", text).group(1))
         shared = re.search(r"(\d+) bytes smem", text)
-        spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", text))
+        spilled = sum(int(n) for n in re.findall(r"(\d+) bytes (?:spill|stack frame)", text))
         found[name] = (regs, int(shared.group(1)) if shared else 0, spilled)
     return found
 
@@ -155,7 +155,7 @@ def page():
         for source, name, chip, threads, regs, shared, spilled, loop in judge(capability, ptxas, nvdisasm):
             kernel = f"{source}: {name}"
             if spilled:
-                broken.append(f"{kernel} spills {spilled} bytes on sm_{capability}")
+                broken.append(f"{kernel} spills or keeps {spilled} bytes in local memory on sm_{capability}")
             tensor = sum(op.startswith("HMMA") for op in loop)
             least = TENSOR.get(name, 0) if capability >= 80 else 0
             if least and (not loop or tensor / len(loop) < least):

@@ -56,9 +56,10 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
                                       const float *__restrict__ bank, const u16 *__restrict__ bank_labels, u64 *same,
                                       u64 *other, u32 m, u32 n, u32 dim, u32 first, u64 skip) {
     const u32 m0 = blockIdx.y * TILE, t = threadIdx.x;
-    u64 best[4][2];
+    // Two arrays: one that is indexed by the label's kind would not stay in registers.
+    u64 best_same[4], best_other[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) best[i][0] = best[i][1] = NONE;
+    for (int i = 0; i < 4; i++) best_same[i] = best_other[i] = NONE;
     // A block keeps its queries and walks over the bank.
     for (u32 n0 = blockIdx.x * TILE; n0 < n; n0 += gridDim.x * TILE) {
         float sum[4][4] = {};
@@ -73,8 +74,9 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
                 const u32 at = n0 + t % 16 * 4 + j;
                 // NaN is no distance.
                 if (at >= n || (u64)first + at == skip + query || !(sum[i][j] >= 0.0f)) continue;
-                u64 &place = best[i][bank_labels[at] == label ? 0 : 1];
-                place = least(place, key_of(sum[i][j], first + at));
+                const u64 key = key_of(sum[i][j], first + at);
+                if (bank_labels[at] == label) best_same[i] = least(best_same[i], key);
+                else best_other[i] = least(best_other[i], key);
             }
         }
     }
@@ -83,7 +85,7 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
         const u32 query = m0 + t / 16 * 4 + i;
 #pragma unroll
         for (int kind = 0; kind < 2; kind++) {
-            u64 key = best[i][kind];
+            u64 key = kind ? best_other[i] : best_same[i];
             // The 16 threads of a row are half a warp.
 #pragma unroll
             for (int lanes = 8; lanes; lanes >>= 1) key = least(key, __shfl_xor_sync(0xffffffffu, key, lanes));

@@ -1,0 +1,289 @@
+//! Planted faults: kernels of the CUDA backend, and some by hand, are broken one line at a time, and
+//! each is caught by what it breaks.
+
+use sepal_stand_in::{Fault, Launch, Memory, Module, run};
+
+/// The built-in kernels of the search, and of the dense layers.
+const SEARCH: &str = include_str!("../../../cuda/kernels/ptx/search.80.ptx");
+const DENSE: &str = include_str!("../../../cuda/kernels/ptx/dense.80.ptx");
+
+/// Replaces the occurrence `at` of a text, which must be there.
+#[track_caller]
+fn broken(ptx: &str, from: &str, to: &str, at: usize) -> String {
+    let (start, _) = ptx.match_indices(from).nth(at).expect("the text is there");
+    [&ptx[..start], to, &ptx[start + from.len()..]].concat()
+}
+
+/// The part of a module from a kernel on, so that a change is made within it.
+fn from_kernel(ptx: &str, name: &str) -> String {
+    let head = &ptx[..ptx.find(".visible .entry").expect("there is a kernel")];
+    let start = ptx.find(&format!(".entry {name}(")).expect("the kernel is there");
+    let body = &ptx[start..];
+    let end = body.find("\n}").expect("the kernel ends") + 2;
+    format!("{head}\n.visible {}\n", &body[..end])
+}
+
+struct Bench {
+    memory: Memory,
+    params: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { memory: Memory::default(), params: Vec::new() }
+    }
+
+    /// A parameter of 4 or 8 bytes, where the kernel expects it.
+    fn param(&mut self, bytes: &[u8]) {
+        let at = self.params.len().next_multiple_of(bytes.len());
+        self.params.resize(at, 0);
+        self.params.extend_from_slice(bytes);
+    }
+
+    /// Memory with bytes, and a pointer to it as the next parameter.
+    fn data(&mut self, bytes: &[u8]) -> u64 {
+        let at = self.memory.allocate(bytes.len());
+        self.memory.write(at, bytes).expect("it was allocated");
+        self.param(&at.to_le_bytes());
+        at
+    }
+
+    fn run(&mut self, ptx: &str, name: &str, grid: [u32; 3], threads: u32) -> Result<(), Fault> {
+        let module = Module::parse(ptx, &mut |_| 0).expect("the kernel is known");
+        let kernel = module.kernels.iter().find(|k| k.name == name).expect("it is there");
+        // Races show in some order of turns; these are enough for all of them here.
+        for seed in 0..4 {
+            let params = &self.params;
+            let launch = Launch { grid, block: [threads, 1, 1], shared: 0, params, seed };
+            run(kernel, launch, &mut self.memory)?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, at: u64, words: usize) -> Vec<u32> {
+        let mut bytes = vec![0; words * 4];
+        self.memory.read(at, &mut bytes).expect("the kernel wrote it");
+        bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+const ROWS: usize = 70;
+const DIM: usize = 33;
+
+/// Searches rows on a line in themselves: row i lies at i^2, so that its neighbours are known. `short`
+/// leaves out the last elements. Gives the keys of both kinds.
+fn search(ptx: &str, short: usize) -> Result<[Vec<u32>; 2], Fault> {
+    let mut bench = Bench::new();
+    let rows = floats(
+        (0..ROWS * DIM - short)
+            .map(|i| if i % DIM == 0 { ((i / DIM) * (i / DIM)) as f32 } else { 0.5 }),
+    );
+    let labels: Vec<u8> = (0..ROWS).flat_map(|i| (i as u16 % 3).to_le_bytes()).collect();
+    let none: Vec<u8> = (0..ROWS).flat_map(|_| 0x7f80_0000_ffff_ffffu64.to_le_bytes()).collect();
+    let queries = bench.data(&rows);
+    let query_labels = bench.data(&labels);
+    bench.param(&queries.to_le_bytes());
+    bench.param(&query_labels.to_le_bytes());
+    let keys = [bench.data(&none), bench.data(&none)];
+    for number in [ROWS as u32, ROWS as u32, DIM as u32, 0] {
+        bench.param(&number.to_le_bytes());
+    }
+    bench.param(&0u64.to_le_bytes());
+    bench.run(ptx, "nearest", [2, 2, 1], 256)?;
+    Ok(keys.map(|at| bench.read(at, 2 * ROWS).into_iter().step_by(2).collect()))
+}
+
+/// The nearest of the same label is three rows down, of another one row down, as far as there are.
+fn expected() -> [Vec<u32>; 2] {
+    let down = |i: u32, by: u32| if i >= by { i - by } else { i + by };
+    let rows = 0..ROWS as u32;
+    [rows.clone().map(|i| down(i, 3)).collect(), rows.map(|i| down(i, 1)).collect()]
+}
+
+#[test]
+fn the_search_is_right_before_it_is_broken() {
+    assert_eq!(search(SEARCH, 0), Ok(expected()));
+}
+
+#[test]
+fn a_barrier_that_is_missing_is_a_race() {
+    let kernel = from_kernel(SEARCH, "nearest");
+    let barriers = kernel.matches("bar.sync").count();
+    assert!(barriers >= 2, "{barriers} barriers");
+    for at in 0..barriers {
+        let broken = broken(&kernel, "bar.sync \t0;", "", at);
+        let fault = search(&broken, 0).expect_err("it is broken");
+        let caught = matches!(
+            fault.kind(),
+            Fault::SharedRace { .. } | Fault::Uninitialised { space: "shared", .. }
+        );
+        assert!(caught, "barrier {at}: {fault}");
+    }
+}
+
+#[test]
+fn reading_past_the_end_is_out_of_bounds() {
+    let fault = search(SEARCH, 1).expect_err("an element is missing");
+    assert!(matches!(fault.kind(), Fault::OutOfBounds { space: "global", .. }), "{fault}");
+}
+
+#[test]
+fn labels_that_are_swapped_give_other_neighbours() {
+    let kernel = from_kernel(SEARCH, "nearest");
+    // Every comparison of labels, which are the kernel's only 16-bit ones.
+    let swapped =
+        kernel.replace("setp.eq.s16", "setp.was.s16").replace("setp.ne.s16", "setp.eq.s16");
+    let swapped = swapped.replace("setp.was.s16", "setp.ne.s16");
+    assert!(swapped != kernel, "the comparisons are there");
+    let [same, other] = search(&swapped, 0).expect("it runs");
+    assert_eq!([other, same], expected());
+}
+
+#[test]
+fn a_maximum_in_place_of_the_minimum_is_seen() {
+    let kernel = from_kernel(SEARCH, "nearest");
+    let broken = kernel.replace("red.global.min.u64", "red.global.max.u64");
+    assert!(broken != kernel, "the minimum is there");
+    assert_ne!(search(&broken, 0), Ok(expected()));
+}
+
+#[test]
+fn an_update_that_is_not_atomic_is_a_race() {
+    let kernel = from_kernel(SEARCH, "nearest");
+    let at = kernel.find("red.global.min.u64").expect("the minimum is atomic");
+    let line = &kernel[at..at + kernel[at..].find(';').expect("a statement ends") + 1];
+    let operands: Vec<&str> =
+        line["red.global.min.u64".len()..line.len() - 1].split(',').map(str::trim).collect();
+    let plain = format!("st.global.u64 {}, {};", operands[0], operands[1]);
+    let fault = search(&kernel.replace(line, &plain), 0).expect_err("two blocks write");
+    assert!(matches!(fault.kind(), Fault::GlobalRace { .. }), "{fault}");
+}
+
+#[test]
+fn a_shuffle_that_some_lanes_skip_is_seen() {
+    let kernel = from_kernel(SEARCH, "nearest");
+    let at = kernel.find("shfl.sync").expect("rows are reduced by shuffles");
+    let broken = format!(
+        "{}mov.u32 %r9999, %tid.x; setp.lt.u32 %p9999, %r9999, 7; @%p9999 {}",
+        &kernel[..at],
+        &kernel[at..]
+    );
+    let fault = search(&broken, 0).expect_err("lanes are missing");
+    let caught = matches!(fault.kind(), Fault::Divergence(_) | Fault::Deadlock);
+    assert!(caught, "{fault}");
+}
+
+#[test]
+fn a_barrier_that_some_threads_skip_is_seen() {
+    let kernel = from_kernel(DENSE, "dense");
+    let at = kernel.find("bar.sync").expect("there are barriers");
+    let broken = format!(
+        "{}mov.u32 %r9999, %tid.x; setp.lt.u32 %p9999, %r9999, 7; @%p9999 {}",
+        &kernel[..at],
+        &kernel[at..]
+    );
+    let mut bench = Bench::new();
+    for len in [5 * 20, 7 * 20, 7, 5 * 7] {
+        bench.data(&floats((0..len).map(|i| i as f32)));
+    }
+    for number in [5u32, 7, 20] {
+        bench.param(&number.to_le_bytes());
+    }
+    let mut whole = Bench { memory: Memory::default(), params: Vec::new() };
+    std::mem::swap(&mut whole, &mut bench);
+    whole.run(&kernel, "dense", [1, 1, 1], 256).expect("it runs before it is broken");
+    let fault = whole.run(&broken, "dense", [1, 1, 1], 256).expect_err("it is broken");
+    let caught = matches!(
+        fault.kind(),
+        Fault::Divergence(_) | Fault::SharedRace { .. } | Fault::Uninitialised { .. }
+    );
+    assert!(caught, "{fault}");
+}
+
+/// A kernel by hand: a body between the loading of its parameters and its end.
+fn by_hand(body: &str) -> String {
+    format!(
+        ".version 8.2
+        .target sm_80
+        .address_size 64
+        .visible .entry kernel(.param .u64 in, .param .u64 out)
+        {{
+            .shared .align 16 .b8 room[256];
+            ld.param.u64 %in, [in];
+            ld.param.u64 %out, [out];
+            mov.u32 %t, %tid.x;
+            mul.wide.u32 %at, %t, 16;
+            add.u64 %from, %in, %at;
+            add.u64 %to, %out, %at;
+            mov.u32 %place, room;
+            shl.b32 %by, %t, 4;
+            add.u32 %place, %place, %by;
+            {body}
+            ret;
+        }}"
+    )
+}
+
+fn by_hand_on(body: &str, threads: u32) -> Result<Vec<u32>, Fault> {
+    let mut bench = Bench::new();
+    bench.data(&floats((0..64).map(|i| i as f32)));
+    let out = bench.data(&floats((0..64).map(|_| 0.0)));
+    bench.run(&by_hand(body), "kernel", [1, 1, 1], threads)?;
+    Ok(bench.read(out, 64))
+}
+
+const COPY: &str = "cp.async.cg.shared.global [%place], [%from], 16; cp.async.commit_group;";
+const BACK: &str =
+    "ld.shared.v4.f32 {%a, %b, %c, %d}, [%place]; st.global.v4.f32 [%to], {%a, %b, %c, %d};";
+
+#[test]
+fn an_asynchronous_copy_has_to_be_waited_for() {
+    let waited = by_hand_on(&format!("{COPY} cp.async.wait_group 0; {BACK}"), 16)
+        .expect("it was waited for");
+    assert_eq!(waited, (0..64).map(|i| (i as f32).to_bits()).collect::<Vec<_>>());
+    for body in [format!("{COPY} {BACK}"), format!("{COPY} cp.async.wait_group 1; {BACK}")] {
+        let fault = by_hand_on(&body, 16).expect_err("it was not waited for");
+        assert!(matches!(fault.kind(), Fault::Uninitialised { space: "shared", .. }), "{fault}");
+    }
+}
+
+#[test]
+fn a_copy_of_fewer_bytes_fills_with_zeros() {
+    let body = format!(
+        "mov.u32 %n, 8; cp.async.cg.shared.global [%place], [%from], 16, %n; cp.async.wait_all; {BACK}"
+    );
+    let found = by_hand_on(&body, 1).expect("it runs");
+    assert_eq!(found[..4], [0, 1.0f32.to_bits(), 0, 0]);
+}
+
+#[test]
+fn an_address_off_its_width_is_misaligned() {
+    let fault =
+        by_hand_on("ld.global.v4.f32 {%a, %b, %c, %d}, [%from+4];", 1).expect_err("off by 4");
+    assert!(matches!(fault.kind(), Fault::Misaligned { bytes: 16, .. }), "{fault}");
+}
+
+#[test]
+fn threads_of_one_block_race_in_global_memory() {
+    let fault = by_hand_on("st.global.f32 [%out], 0f00000000;", 2).expect_err("both write");
+    assert!(matches!(fault.kind(), Fault::GlobalRace { .. }), "{fault}");
+    assert!(by_hand_on("atom.global.add.f32 %a, [%out], 0f3f800000;", 2).is_ok());
+}
+
+#[test]
+fn threads_that_wait_apart_never_meet() {
+    let body = "setp.eq.u32 %p, %t, 0; @%p bra $one; bar.sync 0; bra $end; $one: bar.sync 0; $end:";
+    let fault = by_hand_on(&format!("{body} mov.u32 %t, %t;"), 2).expect_err("two barriers");
+    assert!(matches!(fault.kind(), Fault::Divergence(_)), "{fault}");
+}
+
+#[test]
+fn what_is_not_known_is_named() {
+    let module = Module::parse(&by_hand("wgmma.fence.sync.aligned;"), &mut |_| 0);
+    let error = module.expect_err("it is not known").to_string();
+    assert!(error.contains("wgmma.fence.sync.aligned is not known"), "{error}");
+}
