@@ -56,11 +56,7 @@ impl Watch for Losses {
     }
 }
 
-fn train(
-    device: &impl Device,
-    fit: &mut Fit<'_>,
-    images: u32,
-) -> (Losses, Result<(), FitError>) {
+fn train(device: &impl Device, fit: &mut Fit<'_>, images: u32) -> (Losses, Result<(), FitError>) {
     let images = data::bundled().train.head(images).unwrap();
     let mut losses = Losses::default();
     let done = fit.run(device, &strategy(), &mut &images, &Budget::default(), &mut losses);

@@ -74,7 +74,7 @@ impl Device for OnCuda {
     type Backend<'a> = Cuda;
 
     /// As much device memory as the host lends; the host's is not touched.
-    fn open<'a>(&self, memory: &'a mut [Word]) -> Result<Cuda, Error> {
+    fn open(&self, memory: &mut [Word]) -> Result<Cuda, Error> {
         self.backend(size_of_val(memory))
     }
 
@@ -241,7 +241,7 @@ impl Backend for Cuda {
         let pass = if phase == Phase::Eval { Pass::Eval } else { Pass::Train };
         let needs = layers::needs(layer, shape, pass);
         let needs = needs.ok_or(plan::PlanError::Shape { layer: call.index, input: shape })?;
-        let [y, saved, scratch] = self.memory.lease([place.y, place.saved, place.scratch])?;
+        let [y, saved] = self.memory.lease([place.y, place.saved])?;
         let mut x = self.memory.of(place.x, Dtype::F32, place.x.elements())?;
         if needs.in_place {
             if place.x.at != place.y.at {
@@ -254,21 +254,7 @@ impl Backend for Cuda {
         let (index, out) = (call.index, needs.out);
         layers::forward(
             layer,
-            &Forward {
-                gpu,
-                index,
-                shape,
-                out,
-                phase,
-                x,
-                y,
-                saved,
-                scratch,
-                weight,
-                bias,
-                mean,
-                variance,
-            },
+            &Forward { gpu, index, shape, out, phase, x, y, saved, weight, bias, mean, variance },
         )
     }
 

@@ -42,15 +42,15 @@ fn splits(l: &Conv2d, x: Shape, y: Shape) -> (u32, u32) {
     (places.div_ceil(length), length)
 }
 
-/// Scratch bytes, forward and backward: the splits' own sums of the weights' gradient.
-pub(crate) fn scratch(l: &Conv2d, x: Shape, pass: Pass) -> (usize, usize) {
+/// Scratch bytes of the backward call: the splits' own sums of the weights' gradient.
+pub(crate) fn scratch(l: &Conv2d, x: Shape, pass: Pass) -> usize {
     match (pass, l.output(x), l.tensors(x)) {
         (Pass::Train, Some(y), Some(tensors)) => {
             let (splits, _) = splits(l, x, y);
             let sums = (splits as usize).saturating_mul(tensors.weight as usize);
-            (0, sums.saturating_mul(size_of::<f32>()))
+            sums.saturating_mul(size_of::<f32>())
         }
-        _ => (0, 0),
+        _ => 0,
     }
 }
 

@@ -23,7 +23,6 @@ pub(crate) struct Forward<'a> {
     pub x: Address,
     pub y: Address,
     pub saved: Address,
-    pub scratch: Address,
     pub weight: Address,
     pub bias: Address,
     pub mean: Address,
@@ -65,11 +64,11 @@ pub(crate) fn elements(shape: Shape) -> u32 {
 pub(crate) fn needs(layer: &Layer, x: Shape, pass: Pass) -> Option<Needs> {
     let pass = if pass == Pass::Narrow { Pass::Eval } else { pass };
     let needs = layer.needs(x, pass)?;
-    let (forward_scratch, backward_scratch) = match layer {
+    let backward_scratch = match layer {
         Layer::Conv2d(l) => conv::scratch(l, x, pass),
-        _ => (0, 0),
+        _ => 0,
     };
-    Some(Needs { forward_scratch, backward_scratch, ..needs })
+    Some(Needs { backward_scratch, ..needs })
 }
 
 pub(crate) fn forward(layer: &Layer, f: &Forward<'_>) -> Result<(), Error> {

@@ -68,7 +68,7 @@ impl Device {
         let newer = self.capability >= 80;
         match number {
             // Threads of a block, and its dimensions.
-            1 | 2 | 3 => 1024,
+            1..=3 => 1024,
             4 => 64,
             // Dimensions of the grid.
             5 => c_int::MAX,
