@@ -40,50 +40,130 @@ struct Row {
 };
 
 // A tile has 16 T rows and 8 T columns; each thread sums T x T elements of it.
-template <int T> struct Tile {
+template <int T, bool TENSOR> struct Tile {
     static const int ROWS = 16 * T, COLUMNS = 8 * T;
-    // Two tiles of each factor: one is read while the next is written. Columns are written by
-    // eight neighbours in depth at a time, to other banks by the four words between.
-    __align__(16) float rows[2][DEPTH][ROWS];
-    float columns[2][DEPTH][COLUMNS + 4];
+    // Two tiles of each factor: one is read while the next is written. What is between the lines
+    // has what a warp reads or writes at once lie in different banks.
+    __align__(16) float rows[2][DEPTH][ROWS + (TENSOR ? 8 : 0)];
+    __align__(16) float columns[2][DEPTH][COLUMNS + (TENSOR ? 8 : 4)];
     // By step: coordinates and element to add in the gathered factor, element of the other.
     uint4 table[TABLE];
     // Where each row's results go.
     __align__(16) u32 to[ROWS];
 };
 
-// The first row and column of a thread; it has four neighbours of every 32 rows of its half, and
-// of every 16 columns. A warp thus reads 128 bytes of rows at once, and 64 of columns.
+// Two warps share the tile's rows, two its columns: the first ones of this.
 template <int T> __device__ __forceinline__ u32 first_row() {
-    return threadIdx.x / 32 % 2 * (8 * T) + threadIdx.x % 8 * 4;
+    return threadIdx.x / 32 % 2 * (8 * T);
 }
 
 template <int T> __device__ __forceinline__ u32 first_column() {
-    return threadIdx.x / 64 * (4 * T) + threadIdx.x % 32 / 8 * 4;
+    return threadIdx.x / 64 * (4 * T);
+}
+
+#if __CUDA_ARCH__ >= 800
+// c += a b of 16 x 8 by 8 x 8 in TF32, over a warp.
+__device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A number in two of TF32: its upper bits and what these leave.
+__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
+    upper = __float_as_uint(v) & 0xffffe000u;
+    lower = __float_as_uint(v - __uint_as_float(upper));
+}
+
+// Adds the products of a tile on tensor cores, each number in two: all products but those of two
+// lower parts, which comes close to f32. The columns are the cores' rows, for a thread to get
+// neighbouring places; `sum` holds its parts of T / 4 by T of their tiles.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, true> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
+    u32 a[2][T / 4][4], b[2][2];
+#pragma unroll
+    for (int i = 0; i < T / 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const u32 column = first_column<T>() + i * 16 + group + e % 2 * 8;
+            split(tile.columns[turn][part + e / 2 * 4][column], a[0][i][e], a[1][i][e]);
+        }
+#pragma unroll
+    for (int j = 0; j < T; j++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            split(tile.rows[turn][part + e * 4][first_row<T>() + j * 8 + group], b[0][e], b[1][e]);
+#pragma unroll
+        for (int i = 0; i < T / 4; i++) {
+            multiply_tf32(&sum[j][i * 4], a[1][i], b[0]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[1]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[0]);
+        }
+    }
+}
+#endif
+
+// Adds the products of a tile. A thread has four neighbours of every 32 rows of its warp, and of
+// every 16 columns, so that a warp reads 128 bytes of rows at once, and 64 of columns.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, false> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 row = first_row<T>() + threadIdx.x % 8 * 4;
+    const u32 column = first_column<T>() + threadIdx.x % 32 / 8 * 4;
+#pragma unroll
+    for (int depth = 0; depth < DEPTH; depth++) {
+        float x[T], y[T];
+#pragma unroll
+        for (int i = 0; i < T; i += 4) {
+            *(float4 *)&x[i] = *(const float4 *)&tile.rows[turn][depth][row + i * 8];
+            *(float4 *)&y[i] = *(const float4 *)&tile.columns[turn][depth][column + i * 4];
+        }
+#pragma unroll
+        for (int i = 0; i < T; i++)
+#pragma unroll
+            for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
+    }
+}
+
+// Where a row is kept. Tensor cores give a thread two neighbours of each eight rows: what it gets
+// of two eights are to be four neighbours.
+template <bool TENSOR> __device__ __forceinline__ u32 kept(u32 row) {
+    return TENSOR ? row / 16 * 16 + row / 2 % 2 * 8 + row / 4 % 4 * 2 + row % 2 : row;
 }
 
 // Calls `f` with the first row, the column and the sums of each four rows of the thread.
-template <int T, class F> __device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
+template <int T, bool TENSOR, class F>
+__device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
+    const u32 lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < T; i += 4)
+    for (int i = 0; i < T; i += TENSOR ? 2 : 4)
 #pragma unroll
-        for (int j = 0; j < T; j++)
-            f(first_row<T>() + i * 8, first_column<T>() + j / 4 * 16 + j % 4,
-              make_float4(sum[i][j], sum[i + 1][j], sum[i + 2][j], sum[i + 3][j]));
+        for (int j = 0; j < T; j += TENSOR ? 2 : 1)
+            if (TENSOR)
+                f(first_row<T>() + i * 8 + lane % 4 * 4,
+                  first_column<T>() + j / 4 * 16 + j % 4 * 4 + lane / 4,
+                  make_float4(sum[i][j], sum[i][j + 1], sum[i + 1][j], sum[i + 1][j + 1]));
+            else
+                f(first_row<T>() + i * 8 + lane % 8 * 4,
+                  first_column<T>() + j / 4 * 16 + lane / 8 * 4 + j % 4,
+                  make_float4(sum[i][j], sum[i + 1][j], sum[i + 2][j], sum[i + 3][j]));
 }
 
 // Adds the products of steps `first` to `last` to `sum`. `a` is gathered from images of
 // (height, width) at the thread's `row`; `b` has `columns` columns, `apart` from each other.
 // `entry(step)` is the step's line of the table.
 //
-// Bound by multiply-adds: per step a thread does T^2 of them for T / 2 reads of 16 bytes, and
-// the loads of a tile, and what they cost in addresses, are shared out over DEPTH steps.
-template <int T, class Entry>
-__device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T],
+// Bound by multiply-adds, of which a thread does T^2 per step for T / 2 reads of 16 bytes; on
+// tensor cores by the instructions that feed them.
+template <int T, bool TENSOR, class Entry>
+__device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][T],
                                          const float *__restrict__ a, Row row, u32 height,
                                          u32 width, const float *__restrict__ b, u32 apart,
                                          u32 columns, u32 first, u32 last, Entry entry) {
-    const int ROWS = Tile<T>::ROWS;
+    const int ROWS = Tile<T, TENSOR>::ROWS;
     const u32 at_row = threadIdx.x % ROWS, row_step = threadIdx.x / ROWS;
     const u32 at_column = threadIdx.x / DEPTH, column_step = threadIdx.x % DEPTH;
     float next_row[T], next_column[T / 2];
@@ -111,8 +191,10 @@ __device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T],
         };
         auto store = [&](u32 turn) {
 #pragma unroll
-            for (int i = 0; i < T; i++)
-                tile.rows[turn][row_step + i * (THREADS / ROWS)][at_row] = next_row[i];
+            for (int i = 0; i < T; i++) {
+                const u32 step = row_step + i * (THREADS / ROWS);
+                tile.rows[turn][step][kept<TENSOR>(at_row)] = next_row[i];
+            }
 #pragma unroll
             for (int i = 0; i < T / 2; i++)
                 tile.columns[turn][column_step][at_column + i * (THREADS / DEPTH)] = next_column[i];
@@ -124,21 +206,7 @@ __device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T],
         for (u32 step = 0; step < steps; step += DEPTH) {
             const bool more = step + DEPTH < steps;
             if (more) load(step + DEPTH);
-#pragma unroll
-            for (int depth = 0; depth < DEPTH; depth++) {
-                float x[T], y[T];
-#pragma unroll
-                for (int i = 0; i < T; i += 4) {
-                    *(float4 *)&x[i] =
-                        *(const float4 *)&tile.rows[turn][depth][first_row<T>() + i * 8];
-                    *(float4 *)&y[i] =
-                        *(const float4 *)&tile.columns[turn][depth][first_column<T>() + i * 4];
-                }
-#pragma unroll
-                for (int i = 0; i < T; i++)
-#pragma unroll
-                    for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
-            }
+            accumulate(tile, turn, sum);
             if (more) {
                 turn ^= 1;
                 store(turn);
@@ -168,17 +236,19 @@ __device__ __forceinline__ Axis axis(u32 at, u32 length, u32 kernel, u32 stride,
 // A block for each tile of places by channels, of each class of each group; channels first, for
 // neighbours to read the same places. The left factor's rows are places, its steps (channel, tap),
 // the weights are the right one.
-template <int T, bool BACK>
+template <int T, bool TENSOR, bool BACK>
 __device__ __forceinline__ void gather(const float *__restrict__ src, const float *__restrict__ w,
                                        const float *__restrict__ bias, float *__restrict__ dst,
                                        const Geometry &g) {
-    __shared__ Tile<T> tile;
+    typedef Tile<T, TENSOR> Own;
+    __shared__ Own tile;
     const u32 classes_w = BACK ? g.stride_w : 1, classes_h = BACK ? g.stride_h : 1;
-    const u32 most = (g.dst_h + classes_h - 1) / classes_h * ((g.dst_w + classes_w - 1) / classes_w);
-    const u32 across = (g.out + Tile<T>::COLUMNS - 1) / Tile<T>::COLUMNS;
-    const u32 down = (g.samples * most + Tile<T>::ROWS - 1) / Tile<T>::ROWS;
-    const u32 channel = blockIdx.x % across * Tile<T>::COLUMNS;
-    const u32 place = blockIdx.x / across % down * Tile<T>::ROWS;
+    const u32 most_h = (g.dst_h + classes_h - 1) / classes_h;
+    const u32 most_w = (g.dst_w + classes_w - 1) / classes_w;
+    const u32 across = (g.out + Own::COLUMNS - 1) / Own::COLUMNS;
+    const u32 down = (g.samples * most_h * most_w + Own::ROWS - 1) / Own::ROWS;
+    const u32 channel = blockIdx.x % across * Own::COLUMNS;
+    const u32 place = blockIdx.x / across % down * Own::ROWS;
     const u32 product = blockIdx.x / across / down;
     const u32 group = product / (classes_h * classes_w), part = product % (classes_h * classes_w);
 
@@ -188,7 +258,7 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
     if (place >= rows) return;
     const u32 src_plane = g.src_h * g.src_w, dst_plane = g.dst_h * g.dst_w;
 
-    const u32 own = threadIdx.x % Tile<T>::ROWS;
+    const u32 own = threadIdx.x % Own::ROWS;
     Row row = {OUTSIDE, 0, 0};
     u32 to = NOWHERE;
     if (place + own < rows) {
@@ -200,7 +270,7 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
         to = ((sample * g.groups + group) * g.out + channel) * dst_plane +
              (h.first + h.apart * i) * g.dst_w + v.first + v.apart * j;
     }
-    if (threadIdx.x < Tile<T>::ROWS) tile.to[own] = to;
+    if (threadIdx.x < Own::ROWS) tile.to[own] = to;
     __syncthreads();
 
     const u32 taps = h.taps * v.taps, kernel = g.kernel_h * g.kernel_w;
@@ -212,17 +282,15 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
         return make_uint4(dh, dw, c * src_plane + dh * g.src_w + dw, c * weights + tap);
     };
     float sum[T][T] = {};
-    multiply<T>(tile, sum, src, row, g.src_h, g.src_w,
-                w + group * g.red * g.out * kernel + channel * apart, apart, g.out - channel, 0,
+    multiply(tile, sum, src, row, g.src_h, g.src_w,
+             w + group * g.red * g.out * kernel + channel * apart, apart, g.out - channel, 0,
                 g.red * taps, entry);
     // Four places in a row of an image are stored at once.
     const bool whole = dst_plane % 4 == 0 && (u64)dst % 16 == 0;
-    each<T>(sum, [&](u32 i, u32 j, float4 v) {
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
         if (channel + j >= g.out) return;
-        if (bias) {
-            const float b = bias[group * g.out + channel + j];
-            v = make_float4(v.x + b, v.y + b, v.z + b, v.w + b);
-        }
+        const float b = bias ? bias[group * g.out + channel + j] : 0.0f;
+        v = make_float4(v.x + b, v.y + b, v.z + b, v.w + b);
         const uint4 to = *(const uint4 *)&tile.to[i];
         float *column = dst + (u64)j * dst_plane;
         if (whole && to.x % 4 == 0 && to.x + 3 == to.w) {
@@ -236,25 +304,21 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
     });
 }
 
-KERNEL __launch_bounds__(THREADS)
-    conv_forward_large(const float *x, const float *w, const float *bias, float *y, GEOMETRY) {
-    gather<8, false>(x, w, bias, y, Geometry GIVEN);
-}
-
-KERNEL __launch_bounds__(THREADS)
-    conv_forward_small(const float *x, const float *w, const float *bias, float *y, GEOMETRY) {
-    gather<4, false>(x, w, bias, y, Geometry GIVEN);
-}
-
-KERNEL __launch_bounds__(THREADS)
-    conv_data_large(const float *dy, const float *w, const float *bias, float *dx, GEOMETRY) {
-    gather<8, true>(dy, w, bias, dx, Geometry GIVEN);
-}
-
-KERNEL __launch_bounds__(THREADS)
-    conv_data_small(const float *dy, const float *w, const float *bias, float *dx, GEOMETRY) {
-    gather<4, true>(dy, w, bias, dx, Geometry GIVEN);
-}
+#define GATHER(name, T, TENSOR, BACK)                                                              \
+    KERNEL __launch_bounds__(THREADS)                                                              \
+        name(const float *src, const float *w, const float *bias, float *dst, GEOMETRY) {          \
+        gather<T, TENSOR, BACK>(src, w, bias, dst, Geometry GIVEN);                                \
+    }
+GATHER(conv_forward_large, 8, false, false)
+GATHER(conv_forward_small, 4, false, false)
+GATHER(conv_data_large, 8, false, true)
+GATHER(conv_data_small, 4, false, true)
+#if __CUDA_ARCH__ >= 800
+GATHER(conv_forward_large_tensor, 8, true, false)
+GATHER(conv_forward_small_tensor, 4, true, false)
+GATHER(conv_data_large_tensor, 8, true, true)
+GATHER(conv_data_small_tensor, 4, true, true)
+#endif
 
 // The same for groups of few channels, as in depthwise convolutions, of which tiles would be mostly
 // empty: a thread for each element that is written, bound by reads from the nearest cache.
@@ -302,21 +366,22 @@ KERNEL conv_data_direct(const float *dy, const float *w, const float *bias, floa
 // A block for each tile of taps by filters, of each group, and of each of `splits` spans of `span`
 // steps. The left factor's rows are (channel, tap), its steps places of dy; dy is the right one.
 // `work` takes the spans' results, one after the other.
-template <int T>
+template <int T, bool TENSOR>
 __device__ __forceinline__ void weights(const float *__restrict__ x, const float *__restrict__ dy,
                                         float *__restrict__ work, u32 splits, u32 span,
                                         const Geometry &g) {
-    __shared__ Tile<T> tile;
+    typedef Tile<T, TENSOR> Own;
+    __shared__ Own tile;
     const u32 kernel = g.kernel_h * g.kernel_w, taps = g.red * kernel;
     const u32 src_plane = g.src_h * g.src_w, dst_plane = g.dst_h * g.dst_w;
-    const u32 across = (g.out + Tile<T>::COLUMNS - 1) / Tile<T>::COLUMNS;
-    const u32 down = (taps + Tile<T>::ROWS - 1) / Tile<T>::ROWS;
-    const u32 filter = blockIdx.x % across * Tile<T>::COLUMNS;
-    const u32 tap = blockIdx.x / across % down * Tile<T>::ROWS;
+    const u32 across = (g.out + Own::COLUMNS - 1) / Own::COLUMNS;
+    const u32 down = (taps + Own::ROWS - 1) / Own::ROWS;
+    const u32 filter = blockIdx.x % across * Own::COLUMNS;
+    const u32 tap = blockIdx.x / across % down * Own::ROWS;
     const u32 split = blockIdx.x / across / down % splits;
     const u32 group = blockIdx.x / across / down / splits;
 
-    const u32 own = tap + threadIdx.x % Tile<T>::ROWS;
+    const u32 own = tap + threadIdx.x % Own::ROWS;
     Row row = {OUTSIDE, 0, 0};
     if (own < taps) {
         row.h = own % kernel / g.kernel_w;
@@ -332,10 +397,10 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
                           sample * g.groups * g.out * dst_plane + rest);
     };
     float sum[T][T] = {};
-    multiply<T>(tile, sum, x, row, g.src_h, g.src_w, dy + (group * g.out + filter) * dst_plane,
+    multiply(tile, sum, x, row, g.src_h, g.src_w, dy + (group * g.out + filter) * dst_plane,
                 dst_plane, g.out - filter, split * span,
                 min(split * span + span, g.samples * dst_plane), entry);
-    each<T>(sum, [&](u32 i, u32 j, float4 v) {
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
         if (filter + j >= g.out) return;
         const u64 line = (u64)split * g.groups * g.out + group * g.out + filter + j;
         float *to = work + line * taps + tap + i;
@@ -346,15 +411,18 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
     });
 }
 
-KERNEL __launch_bounds__(THREADS) conv_weights_large(const float *x, const float *dy, float *work,
-                                                     u32 splits, u32 span, GEOMETRY) {
-    weights<8>(x, dy, work, splits, span, Geometry GIVEN);
-}
-
-KERNEL __launch_bounds__(THREADS) conv_weights_small(const float *x, const float *dy, float *work,
-                                                     u32 splits, u32 span, GEOMETRY) {
-    weights<4>(x, dy, work, splits, span, Geometry GIVEN);
-}
+// There are no more than some three blocks a multiprocessor, which leaves them more registers.
+#define WEIGHTS(name, T, TENSOR)                                                                   \
+    KERNEL __launch_bounds__(THREADS, 3)                                                           \
+        name(const float *x, const float *dy, float *work, u32 splits, u32 span, GEOMETRY) {       \
+        weights<T, TENSOR>(x, dy, work, splits, span, Geometry GIVEN);                             \
+    }
+WEIGHTS(conv_weights_large, 8, false)
+WEIGHTS(conv_weights_small, 4, false)
+#if __CUDA_ARCH__ >= 800
+WEIGHTS(conv_weights_large_tensor, 8, true)
+WEIGHTS(conv_weights_small_tensor, 4, true)
+#endif
 
 // Adds the spans to dw, the first first: a thread for each weight, bound by memory bandwidth.
 KERNEL conv_weights_sum(const float *__restrict__ work, float *dw, u32 splits, u32 len) {

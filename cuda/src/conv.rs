@@ -118,17 +118,44 @@ fn geometry(l: &Conv2d, first: &[Arg], from: Shape, to: Shape) -> Vec<Arg> {
     first.iter().copied().chain(sizes.into_iter().chain(window).map(Arg::from)).collect()
 }
 
-/// Launches the kernel of a way: of large tiles, of small ones, or of threads for `direct`.
+/// The kernels of a product: of large tiles and of small ones, without tensor cores and with them,
+/// and the one of a thread, or a block, for each element.
+macro_rules! kernels {
+    ($name:literal) => {
+        [
+            concat!($name, "_large"),
+            concat!($name, "_small"),
+            concat!($name, "_large_tensor"),
+            concat!($name, "_small_tensor"),
+            concat!($name, "_direct"),
+        ]
+    };
+}
+
+/// Whether tensor cores take less time for the three products that they need for one of f32.
+const fn are_tensor_cores_faster(capability: u32) -> bool {
+    capability == 80 || capability >= 90
+}
+
+/// Launches the kernel of a way, with the blocks of `direct` where there are no tiles.
 fn launch(
     gpu: &Gpu,
     way: Way,
-    [large, small, one]: [&'static str; 3],
+    [large, small, large_tensor, small_tensor, one]: [&'static str; 5],
     direct: Launch,
     args: &[Arg],
 ) -> Result<(), Error> {
+    let tensor = are_tensor_cores_faster(gpu.capability());
     let (name, launch) = match way {
-        Way::Tiles(Tile::Large, blocks) => (large, Launch::blocks(blocks, THREADS)),
-        Way::Tiles(Tile::Small, blocks) => (small, Launch::blocks(blocks, THREADS)),
+        Way::Tiles(tile, blocks) => {
+            let name = match (tile, tensor) {
+                (Tile::Large, false) => large,
+                (Tile::Small, false) => small,
+                (Tile::Large, true) => large_tensor,
+                (Tile::Small, true) => small_tensor,
+            };
+            (name, Launch::blocks(blocks, THREADS))
+        }
         Way::Direct => (one, direct),
     };
     gpu.launch(Source::Conv, name, launch, args)
@@ -141,7 +168,7 @@ pub(crate) fn forward(l: &Conv2d, f: &Forward<'_>) -> Result<(), Error> {
     }
     let way = gathering(f.out.n * f.out.plane(), l.filters / l.groups, l.groups);
     let args = geometry(l, args![f.x, f.weight, f.bias, f.y], f.shape, f.out);
-    let names = ["conv_forward_large", "conv_forward_small", "conv_forward_direct"];
+    let names = kernels!("conv_forward");
     launch(f.gpu, way, names, Launch::over(len), &args)
 }
 
@@ -166,7 +193,7 @@ fn weights(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
         Way::Tiles(..) => args![b.x, b.dy, b.scratch, splits, span],
         Way::Direct => args![b.x, b.dy, b.dweight],
     };
-    let names = ["conv_weights_large", "conv_weights_small", "conv_weights_direct"];
+    let names = kernels!("conv_weights");
     let args = geometry(l, first, b.shape, b.out);
     launch(b.gpu, way, names, Launch::blocks(len, 256), &args)?;
     if splits == 0 {
@@ -184,6 +211,6 @@ fn data(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
     let way = gathering(rows, b.shape.c / l.groups, l.groups * down * across);
     let first = args![b.dy, b.weight, Address::NONE, b.dx];
     let args = geometry(l, first, b.out, b.shape);
-    let names = ["conv_data_large", "conv_data_small", "conv_data_direct"];
+    let names = kernels!("conv_data");
     launch(b.gpu, way, names, Launch::over(elements(b.shape)), &args)
 }
