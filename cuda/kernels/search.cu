@@ -153,24 +153,29 @@ KERNEL __launch_bounds__(256) distance_matrix(const float *__restrict__ queries,
 }
 
 // A block for each query takes the k least keys, one after the other, from its row of distances and
-// from the places that it has already: the one that is taken next is the least above the last.
+// from the places that it has already. Each thread holds the least key of its share above the last
+// that was taken; only the one whose key is taken looks through its share again. Bound by the latency
+// of that.
 KERNEL __launch_bounds__(256) top_k(const float *__restrict__ matrix, const u64 *__restrict__ before,
                                     u64 *__restrict__ places, u32 n, u32 k, u32 first, u64 skip, u32 query0) {
     __shared__ u64 room[8];
     const u64 query = blockIdx.x;
-    u64 last = 0;
+    u64 last = 0, mine = 0;
     for (u32 taken = 0; taken < k; taken++) {
-        u64 best = NONE;
-        for (u32 at = threadIdx.x; at < n; at += blockDim.x) {
-            const float distance = matrix[query * n + at];
-            if ((u64)first + at == skip + query0 + query || !(distance >= 0.0f)) continue;
-            const u64 key = key_of(distance, first + at);
-            if (taken == 0 || key > last) best = least(best, key);
+        if (mine == last) {
+            mine = NONE;
+            for (u32 at = threadIdx.x; at < n; at += blockDim.x) {
+                const float distance = matrix[query * n + at];
+                if ((u64)first + at == skip + query0 + query || !(distance >= 0.0f)) continue;
+                const u64 key = key_of(distance, first + at);
+                if (taken == 0 || key > last) mine = least(mine, key);
+            }
+            for (u32 at = threadIdx.x; at < k; at += blockDim.x) {
+                const u64 key = before[query * k + at];
+                if (taken == 0 || key > last) mine = least(mine, key);
+            }
         }
-        for (u32 at = threadIdx.x; at < k; at += blockDim.x) {
-            const u64 key = before[query * k + at];
-            if (taken == 0 || key > last) best = least(best, key);
-        }
+        u64 best = mine;
 #pragma unroll
         for (int lanes = 16; lanes; lanes >>= 1) best = least(best, __shfl_xor_sync(0xffffffffu, best, lanes));
         if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = best;
