@@ -253,6 +253,9 @@ fn nearest_k() {
     });
 }
 
+/// A loss that fills a gradient.
+type Reference<'a> = dyn Fn(&mut [f64]) -> Score<f64> + 'a;
+
 /// Batches of more rows and features than a block has threads.
 #[test]
 fn large_batches() {
@@ -263,7 +266,7 @@ fn large_batches() {
     let mut pairs = vec![Pair::<f64>::NONE; N as usize];
     let rows = Rows { data: &x[..], dim, labels };
     nearest_pair(rows, rows, 0, Some(0), &mut pairs);
-    let cases: [(Objective, &dyn Fn(&mut [f64]) -> Score<f64>); 3] = [
+    let cases: [(Objective, &Reference<'_>); 3] = [
         (Objective::Separation(Loss::Margin { margin: 0.1 }), &|g| {
             loss::margin(&x, dim, &pairs, f64::from(0.1f32), Some(g))
         }),
