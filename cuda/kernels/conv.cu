@@ -1,209 +1,481 @@
-// Convolutions as products of matrices that are never written down: a tile of 64 x 64 sums by 256
-// threads, 4 x 4 each, in steps of 16 along the reduction. Where an element of a step lies is worked
-// out once for the step, by its first threads, and not in the loop over products. Bound by f32
-// multiply-adds.
+// Convolutions as products of matrices of which one is never made: its elements are gathered from
+// the images as the product asks for them.
 //
-// Shapes: x (N, C, H, W), w (K, C / groups, R, S), y (N, K, P, Q).
+//   forward   y  = w * x    a row for each place of y,    sums over channels and taps
+//   data      dx = w' * dy  a row for each place of x,    sums over filters and taps
+//   weights   dw = dy * x'  a row for each tap of dw,     sums over samples and places
+//
+// The place of an element in its image is that of its row plus that of its step of the sum. A
+// thread keeps its row, and the steps lie in a table in shared memory that is made anew every
+// TABLE steps, so that the main loop divides by nothing.
+//
+// Strided data gradients: the places of x whose coordinates leave the same rest by the stride are
+// reached by the same taps, and by every second, third, ... of them only. Each such class is a
+// product of its own, without stride, so that no step is taken in vain.
 
-#define TILE 64
-#define DEPTH 16
+// Threads of a block, steps of a tile, steps of a table.
+enum { THREADS = 128, DEPTH = 8, TABLE = 256 };
 
-struct Conv {
-    u32 n, c, h, w, k, p, q, r, s, sh, sw, ph, pw;
-    // Channels and filters of a group.
-    u32 cg, kg;
+// Added to a coordinate, it lies outside of every image.
+#define OUTSIDE (1u << 30)
+#define NOWHERE 0xffffffffu
+
+// Sizes: images of `red` channels a group that are read, of `out` channels a group that are
+// written, and the window of the layer.
+struct Geometry {
+    u32 samples, groups, red, out, src_h, src_w, dst_h, dst_w;
+    u32 kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+};
+// A kernel takes them one by one.
+#define GEOMETRY                                                                                   \
+    u32 samples, u32 groups, u32 red, u32 out, u32 src_h, u32 src_w, u32 dst_h, u32 dst_w,         \
+        u32 kernel_h, u32 kernel_w, u32 stride_h, u32 stride_w, u32 pad_h, u32 pad_w
+#define GIVEN                                                                                      \
+    {samples,  groups,   red,      out,      src_h, src_w, dst_h,                                  \
+     dst_w,    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w}
+
+// A row of the gathered factor: the image coordinates and the element of its step 0.
+struct Row {
+    u32 h, w, at;
 };
 
-#define CONV_ARGS \
-    u32 n, u32 c, u32 h, u32 w, u32 k, u32 p, u32 q, u32 r, u32 s, u32 sh, u32 sw, u32 ph, u32 pw, u32 cg, u32 kg
-#define CONV(g) const Conv g = {n, c, h, w, k, p, q, r, s, sh, sw, ph, pw, cg, kg}
+// A tile has 16 T rows and 8 T columns; each thread sums T x T elements of it.
+template <int T, bool TENSOR> struct Tile {
+    static const int ROWS = 16 * T, COLUMNS = 8 * T;
+    // Two tiles of each factor: one is read while the next is written. What is between the lines
+    // has what a warp reads or writes at once lie in different banks.
+    __align__(16) float rows[2][DEPTH][ROWS + (TENSOR ? 8 : 0)];
+    __align__(16) float columns[2][DEPTH][COLUMNS + (TENSOR ? 8 : 4)];
+    // By step: coordinates and element to add in the gathered factor, element of the other.
+    uint4 table[TABLE];
+    // Where each row's results go.
+    __align__(16) u32 to[ROWS];
+};
 
-__shared__ float left[DEPTH][TILE + 4], right[DEPTH][TILE + 4];
-
-__device__ __forceinline__ void multiply(float (&sum)[4][4]) {
-    const u32 row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
-#pragma unroll
-    for (u32 d = 0; d < DEPTH; d++) {
-        const float4 x = *(const float4 *)&left[d][row], y = *(const float4 *)&right[d][column];
-        const float xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) sum[i][j] = fmaf(xs[i], ys[j], sum[i][j]);
-    }
+// Two warps share the tile's rows, two its columns: the first ones of this.
+template <int T> __device__ __forceinline__ u32 first_row() {
+    return threadIdx.x / 32 % 2 * (8 * T);
 }
 
-// Forward: rows are output places (n, p, q), columns filters of group z, the reduction is (c, r, s).
-KERNEL __launch_bounds__(256) conv(const float *__restrict__ x, const float *__restrict__ weight,
-                                   const float *__restrict__ bias, float *__restrict__ y, CONV_ARGS) {
-    CONV(g);
-    // For each element of a step: its offset from a place's first input, its row and its column.
-    __shared__ int offset[DEPTH];
-    __shared__ u32 down[DEPTH], across[DEPTH];
-    const u32 t = threadIdx.x, group = blockIdx.z, places = g.n * g.p * g.q, depth = g.cg * g.r * g.s;
-    const u32 m = blockIdx.x * TILE + t % TILE, f0 = blockIdx.y * TILE;
-    const bool is_place = m < places;
-    const u32 at = is_place ? m : 0, out_q = at % g.q, out_p = at / g.q % g.p, sample = at / g.q / g.p;
-    const u32 row0 = out_p * g.sh - g.ph, column0 = out_q * g.sw - g.pw;
-    const float *first = x + (u64)(sample * g.c + group * g.cg) * g.h * g.w;
-    float sum[4][4] = {};
-    for (u32 k0 = 0; k0 < depth; k0 += DEPTH) {
-        if (t < DEPTH) {
-            const u32 d = k0 + t, channel = d / (g.r * g.s), tap = d % (g.r * g.s);
-            down[t] = tap / g.s;
-            across[t] = tap % g.s;
-            offset[t] = channel * g.h * g.w;
+template <int T> __device__ __forceinline__ u32 first_column() {
+    return threadIdx.x / 64 * (4 * T);
+}
+
+#if __CUDA_ARCH__ >= 800
+// c += a b of 16 x 8 by 8 x 8 in TF32, over a warp.
+__device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A number in two of TF32: its upper bits and what these leave.
+__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
+    upper = __float_as_uint(v) & 0xffffe000u;
+    lower = __float_as_uint(v - __uint_as_float(upper));
+}
+
+// Adds the products of a tile on tensor cores, each number in two: all products but those of two
+// lower parts, which comes close to f32. The columns are the cores' rows, for a thread to get
+// neighbouring places; `sum` holds its parts of T / 4 by T of their tiles.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, true> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
+    u32 a[2][T / 4][4], b[2][2];
+#pragma unroll
+    for (int i = 0; i < T / 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const u32 column = first_column<T>() + i * 16 + group + e % 2 * 8;
+            split(tile.columns[turn][part + e / 2 * 4][column], a[0][i][e], a[1][i][e]);
         }
-        __syncthreads();
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 d = t / TILE + 4 * i, row = row0 + down[d], column = column0 + across[d];
-            // What lies in the border wraps to beyond the plane.
-            const bool in = is_place && k0 + d < depth && row < g.h && column < g.w;
-            left[d][t % TILE] = in ? first[offset[d] + row * g.w + column] : 0.0f;
-            const u32 along = t % DEPTH, filter = f0 + t / DEPTH + 16 * i;
-            const bool is_weight = filter < g.kg && k0 + along < depth;
-            right[along][t / DEPTH + 16 * i] =
-                is_weight ? weight[(u64)(group * g.kg + filter) * depth + k0 + along] : 0.0f;
-        }
-        __syncthreads();
-        multiply(sum);
-        __syncthreads();
-    }
+    for (int j = 0; j < T; j++) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const u32 place = blockIdx.x * TILE + t / 16 * 4 + i;
-        if (place >= places) continue;
-        const u32 image = place / (g.p * g.q), pq = place % (g.p * g.q);
+        for (int e = 0; e < 2; e++)
+            split(tile.rows[turn][part + e * 4][first_row<T>() + j * 8 + group], b[0][e], b[1][e]);
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            const u32 f = f0 + t % 16 * 4 + j, filter = group * g.kg + f;
-            if (f < g.kg) y[(u64)(image * g.k + filter) * g.p * g.q + pq] = sum[i][j] + (bias ? bias[filter] : 0.0f);
+        for (int i = 0; i < T / 4; i++) {
+            multiply_tf32(&sum[j][i * 4], a[1][i], b[0]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[1]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[0]);
         }
     }
 }
+#endif
 
-// Backward data: rows are input places (n, h, w), columns channels of group z, the reduction is
-// (k, r, s). Places that a stride leaves out are zeros of the sum.
-KERNEL __launch_bounds__(256) conv_data(const float *__restrict__ dy, const float *__restrict__ weight,
-                                        float *__restrict__ dx, CONV_ARGS) {
-    CONV(g);
-    __shared__ u32 offset[DEPTH], down[DEPTH], across[DEPTH];
-    const u32 t = threadIdx.x, group = blockIdx.z, places = g.n * g.h * g.w, depth = g.kg * g.r * g.s;
-    const u32 m = blockIdx.x * TILE + t % TILE, c0 = blockIdx.y * TILE;
-    const bool is_place = m < places;
-    const u32 at = is_place ? m : 0, column0 = at % g.w + g.pw, row0 = at / g.w % g.h + g.ph, sample = at / g.w / g.h;
-    const float *first = dy + (u64)(sample * g.k + group * g.kg) * g.p * g.q;
-    float sum[4][4] = {};
-    for (u32 k0 = 0; k0 < depth; k0 += DEPTH) {
-        if (t < DEPTH) {
-            const u32 d = k0 + t, filter = d / (g.r * g.s), tap = d % (g.r * g.s);
-            down[t] = tap / g.s;
-            across[t] = tap % g.s;
-            offset[t] = filter * g.p * g.q;
-        }
-        __syncthreads();
+// Adds the products of a tile. A thread has four neighbours of every 32 rows of its warp, and of
+// every 16 columns, so that a warp reads 128 bytes of rows at once, and 64 of columns.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, false> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 row = first_row<T>() + threadIdx.x % 8 * 4;
+    const u32 column = first_column<T>() + threadIdx.x % 32 / 8 * 4;
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 d = t / TILE + 4 * i;
-            // Above the tap the difference wraps, and its quotient is beyond the plane.
-            const u32 row = row0 - down[d], column = column0 - across[d];
-            const u32 out_p = row / g.sh, out_q = column / g.sw;
-            const bool in = is_place && k0 + d < depth && row0 >= down[d] && column0 >= across[d] &&
-                            row % g.sh == 0 && column % g.sw == 0 && out_p < g.p && out_q < g.q;
-            left[d][t % TILE] = in ? first[offset[d] + out_p * g.q + out_q] : 0.0f;
-            const u32 channel = c0 + t % TILE;
-            const u32 e = k0 + d, filter = e / (g.r * g.s), tap = e % (g.r * g.s);
-            const bool is_weight = channel < g.cg && e < depth;
-            right[d][t % TILE] =
-                is_weight ? weight[((u64)(group * g.kg + filter) * g.cg + channel) * g.r * g.s + tap] : 0.0f;
+    for (int depth = 0; depth < DEPTH; depth++) {
+        float x[T], y[T];
+#pragma unroll
+        for (int i = 0; i < T; i += 4) {
+            *(float4 *)&x[i] = *(const float4 *)&tile.rows[turn][depth][row + i * 8];
+            *(float4 *)&y[i] = *(const float4 *)&tile.columns[turn][depth][column + i * 4];
         }
-        __syncthreads();
-        multiply(sum);
-        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < T; i++)
+#pragma unroll
+            for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
     }
+}
+
+// Where a row is kept. Tensor cores give a thread two neighbours of each eight rows: what it gets
+// of two eights are to be four neighbours.
+template <bool TENSOR> __device__ __forceinline__ u32 kept(u32 row) {
+    return TENSOR ? row / 16 * 16 + row / 2 % 2 * 8 + row / 4 % 4 * 2 + row % 2 : row;
+}
+
+// Calls `f` with the first row, the column and the sums of each four rows of the thread.
+template <int T, bool TENSOR, class F>
+__device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
+    const u32 lane = threadIdx.x % 32;
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const u32 place = blockIdx.x * TILE + t / 16 * 4 + i;
-        if (place >= places) continue;
-        const u32 image = place / (g.h * g.w), hw = place % (g.h * g.w);
+    for (int i = 0; i < T; i += TENSOR ? 2 : 4)
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            const u32 channel = c0 + t % 16 * 4 + j;
-            if (channel < g.cg) dx[(u64)(image * g.c + group * g.cg + channel) * g.h * g.w + hw] = sum[i][j];
+        for (int j = 0; j < T; j += TENSOR ? 2 : 1)
+            if (TENSOR)
+                f(first_row<T>() + i * 8 + lane % 4 * 4,
+                  first_column<T>() + j / 4 * 16 + j % 4 * 4 + lane / 4,
+                  make_float4(sum[i][j], sum[i][j + 1], sum[i + 1][j], sum[i + 1][j + 1]));
+            else
+                f(first_row<T>() + i * 8 + lane % 8 * 4,
+                  first_column<T>() + j / 4 * 16 + lane / 8 * 4 + j % 4,
+                  make_float4(sum[i][j], sum[i + 1][j], sum[i + 2][j], sum[i + 3][j]));
+}
+
+// Adds the products of steps `first` to `last` to `sum`. `a` is gathered from images of
+// (height, width) at the thread's `row`; `b` has `columns` columns, `apart` from each other.
+// `entry(step)` is the step's line of the table.
+//
+// Bound by multiply-adds, of which a thread does T^2 per step for T / 2 reads of 16 bytes; on
+// tensor cores by the instructions that feed them.
+template <int T, bool TENSOR, class Entry>
+__device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][T],
+                                         const float *__restrict__ a, Row row, u32 height,
+                                         u32 width, const float *__restrict__ b, u32 apart,
+                                         u32 columns, u32 first, u32 last, Entry entry) {
+    const int ROWS = Tile<T, TENSOR>::ROWS;
+    const u32 at_row = threadIdx.x % ROWS, row_step = threadIdx.x / ROWS;
+    const u32 at_column = threadIdx.x / DEPTH, column_step = threadIdx.x % DEPTH;
+    float next_row[T], next_column[T / 2];
+    for (u32 base = first; base < last; base += TABLE) {
+        const u32 steps = min((u32)TABLE, last - base);
+        // All have read what lies there from the steps before.
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < (steps + DEPTH - 1) / DEPTH * DEPTH; i += THREADS)
+            tile.table[i] = i < steps ? entry(base + i) : make_uint4(OUTSIDE, 0, 0, 0);
+        __syncthreads();
+        auto load = [&](u32 step) {
+#pragma unroll
+            for (int i = 0; i < T; i++) {
+                const uint4 e = tile.table[step + row_step + i * (THREADS / ROWS)];
+                const bool inside = row.h + e.x < height && row.w + e.y < width;
+                next_row[i] = inside ? a[row.at + e.z] : 0.0f;
+            }
+            const u32 from = tile.table[step + column_step].w;
+            const u32 left = step + column_step < steps ? columns : 0;
+#pragma unroll
+            for (int i = 0; i < T / 2; i++) {
+                const u32 column = at_column + i * (THREADS / DEPTH);
+                next_column[i] = column < left ? b[from + column * apart] : 0.0f;
+            }
+        };
+        auto store = [&](u32 turn) {
+#pragma unroll
+            for (int i = 0; i < T; i++) {
+                const u32 step = row_step + i * (THREADS / ROWS);
+                tile.rows[turn][step][kept<TENSOR>(at_row)] = next_row[i];
+            }
+#pragma unroll
+            for (int i = 0; i < T / 2; i++)
+                tile.columns[turn][column_step][at_column + i * (THREADS / DEPTH)] = next_column[i];
+        };
+        load(0);
+        store(0);
+        __syncthreads();
+        u32 turn = 0;
+        for (u32 step = 0; step < steps; step += DEPTH) {
+            const bool more = step + DEPTH < steps;
+            if (more) load(step + DEPTH);
+            accumulate(tile, turn, sum);
+            if (more) {
+                turn ^= 1;
+                store(turn);
+                __syncthreads();
+            }
         }
     }
 }
 
-// Backward weights: rows are filters of a group, columns (c, r, s), the reduction is the output
-// places, of which split z takes a part and writes its own sums: they are added in order by
-// `conv_weights_sum`, so that a tensor of few weights and many places fills the device too.
-KERNEL __launch_bounds__(256, 3) conv_weights(const float *__restrict__ x, const float *__restrict__ dy,
-                                           float *__restrict__ parts, u32 splits, u32 length, CONV_ARGS) {
-    CONV(g);
-    // For each place of a step: where its gradient and its first input lie.
-    __shared__ u32 gradient[DEPTH], input[DEPTH], row0[DEPTH], column0[DEPTH];
-    const u32 t = threadIdx.x, group = blockIdx.z / splits, split = blockIdx.z % splits;
-    const u32 places = g.n * g.p * g.q, depth = g.cg * g.r * g.s;
-    const u32 begin = split * length, end = min(places, begin + length);
-    const u32 f = blockIdx.y * TILE + t % TILE, d = blockIdx.x * TILE + t % TILE;
-    const bool is_filter = f < g.kg, is_column = d < depth;
-    const u32 channel = is_column ? d / (g.r * g.s) : 0, tap = is_column ? d % (g.r * g.s) : 0;
-    const u32 down = tap / g.s, across = tap % g.s;
-    const float *gradients = dy + (u64)(group * g.kg + (is_filter ? f : 0)) * g.p * g.q;
-    const float *inputs = x + (u64)(group * g.cg + channel) * g.h * g.w;
-    float sum[4][4] = {};
-    for (u32 k0 = begin; k0 < end; k0 += DEPTH) {
-        if (t < DEPTH) {
-            const u32 place = k0 + t, pq = place % (g.p * g.q), sample = place / (g.p * g.q);
-            gradient[t] = sample * g.k * g.p * g.q + pq;
-            input[t] = sample * g.c * g.h * g.w;
-            row0[t] = pq / g.q * g.sh - g.ph;
-            column0[t] = pq % g.q * g.sw - g.pw;
-        }
-        __syncthreads();
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 e = t / TILE + 4 * i;
-            const bool is_place = k0 + e < end;
-            left[e][t % TILE] = is_filter && is_place ? gradients[gradient[e]] : 0.0f;
-            const u32 row = row0[e] + down, column = column0[e] + across;
-            const bool in = is_column && is_place && row < g.h && column < g.w;
-            right[e][t % TILE] = in ? inputs[input[e] + row * g.w + column] : 0.0f;
-        }
-        __syncthreads();
-        multiply(sum);
-        __syncthreads();
-    }
-    parts += (u64)split * g.k * depth;
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const u32 filter = blockIdx.y * TILE + t / 16 * 4 + i;
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            const u32 column = blockIdx.x * TILE + t % 16 * 4 + j;
-            if (filter < g.kg && column < depth) parts[(u64)(group * g.kg + filter) * depth + column] = sum[i][j];
-        }
-    }
+// One dimension of what a product reads and writes. Place `i` is `first + apart * i` of the image
+// that is written; by tap `t` of `taps` it reads place `i * step + base + sign * t`, with the
+// weight `tap + tap_apart * t`.
+struct Axis {
+    u32 places, first, apart, step, base, taps, tap, tap_apart;
+};
+
+// The whole dimension forward, a class of its places backward.
+template <bool BACK>
+__device__ __forceinline__ Axis axis(u32 at, u32 length, u32 kernel, u32 stride, u32 pad) {
+    if (!BACK) return Axis{length, 0, 1, stride, 0 - pad, kernel, 0, 1};
+    const u32 places = at < length ? (length - at + stride - 1) / stride : 0;
+    const u32 tap = (at + pad) % stride, base = (at + pad) / stride;
+    const u32 taps = tap < kernel ? (kernel - tap + stride - 1) / stride : 0;
+    return Axis{places, at, stride, 1, base, taps, tap, stride};
 }
 
-// A thread for each weight, bound by memory bandwidth.
-KERNEL conv_weights_sum(const float *__restrict__ parts, float *dw, u32 len, u32 splits) {
-    const u64 i = element();
-    if (i >= len) return;
+// A block for each tile of places by channels, of each class of each group; channels first, for
+// neighbours to read the same places. The left factor's rows are places, its steps (channel, tap),
+// the weights are the right one.
+template <int T, bool TENSOR, bool BACK>
+__device__ __forceinline__ void gather(const float *__restrict__ src, const float *__restrict__ w,
+                                       const float *__restrict__ bias, float *__restrict__ dst,
+                                       const Geometry &g) {
+    typedef Tile<T, TENSOR> Own;
+    __shared__ Own tile;
+    const u32 classes_w = BACK ? g.stride_w : 1, classes_h = BACK ? g.stride_h : 1;
+    const u32 most_h = (g.dst_h + classes_h - 1) / classes_h;
+    const u32 most_w = (g.dst_w + classes_w - 1) / classes_w;
+    const u32 across = (g.out + Own::COLUMNS - 1) / Own::COLUMNS;
+    const u32 down = (g.samples * most_h * most_w + Own::ROWS - 1) / Own::ROWS;
+    const u32 channel = blockIdx.x % across * Own::COLUMNS;
+    const u32 place = blockIdx.x / across % down * Own::ROWS;
+    const u32 product = blockIdx.x / across / down;
+    const u32 group = product / (classes_h * classes_w), part = product % (classes_h * classes_w);
+
+    const Axis h = axis<BACK>(part / classes_w, g.dst_h, g.kernel_h, g.stride_h, g.pad_h);
+    const Axis v = axis<BACK>(part % classes_w, g.dst_w, g.kernel_w, g.stride_w, g.pad_w);
+    const u32 places = h.places * v.places, rows = g.samples * places;
+    if (place >= rows) return;
+    const u32 src_plane = g.src_h * g.src_w, dst_plane = g.dst_h * g.dst_w;
+
+    const u32 own = threadIdx.x % Own::ROWS;
+    Row row = {OUTSIDE, 0, 0};
+    u32 to = NOWHERE;
+    if (place + own < rows) {
+        const u32 sample = (place + own) / places, rest = (place + own) % places;
+        const u32 i = rest / v.places, j = rest % v.places;
+        row.h = i * h.step + h.base;
+        row.w = j * v.step + v.base;
+        row.at = (sample * g.groups + group) * g.red * src_plane + row.h * g.src_w + row.w;
+        to = ((sample * g.groups + group) * g.out + channel) * dst_plane +
+             (h.first + h.apart * i) * g.dst_w + v.first + v.apart * j;
+    }
+    if (threadIdx.x < Own::ROWS) tile.to[own] = to;
+    __syncthreads();
+
+    const u32 taps = h.taps * v.taps, kernel = g.kernel_h * g.kernel_w;
+    const u32 weights = BACK ? g.out * kernel : kernel, apart = BACK ? kernel : g.red * kernel;
+    auto entry = [&](u32 step) {
+        const u32 c = step / taps, r = step % taps / v.taps, s = step % taps % v.taps;
+        const u32 dh = BACK ? 0 - r : r, dw = BACK ? 0 - s : s;
+        const u32 tap = (h.tap + h.tap_apart * r) * g.kernel_w + v.tap + v.tap_apart * s;
+        return make_uint4(dh, dw, c * src_plane + dh * g.src_w + dw, c * weights + tap);
+    };
+    float sum[T][T] = {};
+    multiply(tile, sum, src, row, g.src_h, g.src_w,
+             w + group * g.red * g.out * kernel + channel * apart, apart, g.out - channel, 0,
+                g.red * taps, entry);
+    // Four places in a row of an image are stored at once.
+    const bool whole = dst_plane % 4 == 0 && (u64)dst % 16 == 0;
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
+        if (channel + j >= g.out) return;
+        const float b = bias ? bias[group * g.out + channel + j] : 0.0f;
+        v = make_float4(v.x + b, v.y + b, v.z + b, v.w + b);
+        const uint4 to = *(const uint4 *)&tile.to[i];
+        float *column = dst + (u64)j * dst_plane;
+        if (whole && to.x % 4 == 0 && to.x + 3 == to.w) {
+            *(float4 *)&column[to.x] = v;
+            return;
+        }
+        if (to.x != NOWHERE) column[to.x] = v.x;
+        if (to.y != NOWHERE) column[to.y] = v.y;
+        if (to.z != NOWHERE) column[to.z] = v.z;
+        if (to.w != NOWHERE) column[to.w] = v.w;
+    });
+}
+
+#define GATHER(name, T, TENSOR, BACK)                                                              \
+    KERNEL __launch_bounds__(THREADS)                                                              \
+        name(const float *src, const float *w, const float *bias, float *dst, GEOMETRY) {          \
+        gather<T, TENSOR, BACK>(src, w, bias, dst, Geometry GIVEN);                                \
+    }
+GATHER(conv_forward_large, 8, false, false)
+GATHER(conv_forward_small, 4, false, false)
+GATHER(conv_data_large, 8, false, true)
+GATHER(conv_data_small, 4, false, true)
+#if __CUDA_ARCH__ >= 800
+GATHER(conv_forward_large_tensor, 8, true, false)
+GATHER(conv_forward_small_tensor, 4, true, false)
+GATHER(conv_data_large_tensor, 8, true, true)
+GATHER(conv_data_small_tensor, 4, true, true)
+#endif
+
+// The same for groups of few channels, as in depthwise convolutions, of which tiles would be mostly
+// empty: a thread for each element that is written, bound by reads from the nearest cache.
+template <bool BACK>
+__device__ __forceinline__ void direct(const float *__restrict__ src, const float *__restrict__ w,
+                                       const float *__restrict__ bias, float *__restrict__ dst,
+                                       const Geometry &g) {
+    const u32 plane = g.dst_h * g.dst_w, channels = g.groups * g.out;
+    const u64 at = element();
+    if (at >= (u64)g.samples * channels * plane) return;
+    const u32 sample = (u32)at / (channels * plane), channel = (u32)at / plane % channels;
+    const u32 i = (u32)at % plane / g.dst_w, j = (u32)at % g.dst_w;
+    const u32 group = channel / g.out, kernel = g.kernel_h * g.kernel_w;
+    const Axis h = axis<BACK>(BACK ? i % g.stride_h : 0, g.dst_h, g.kernel_h, g.stride_h, g.pad_h);
+    const Axis v = axis<BACK>(BACK ? j % g.stride_w : 0, g.dst_w, g.kernel_w, g.stride_w, g.pad_w);
+    const u32 top = i / h.apart * h.step + h.base, left = j / v.apart * v.step + v.base;
+
+    src += (sample * g.groups + group) * g.red * g.src_h * g.src_w;
+    w += group * g.red * g.out * kernel + channel % g.out * (BACK ? kernel : g.red * kernel);
     float sum = 0.0f;
-    for (u32 split = 0; split < splits; split++) sum += parts[(u64)split * len + i];
-    dw[i] += sum;
+    for (u32 c = 0; c < g.red; c++) {
+        for (u32 r = 0; r < h.taps; r++) {
+            const u32 y = BACK ? top - r : top + r;
+            if (y >= g.src_h) continue;
+            const u32 tap = (h.tap + h.tap_apart * r) * g.kernel_w + v.tap;
+            for (u32 s = 0; s < v.taps; s++) {
+                const u32 x = BACK ? left - s : left + s;
+                if (x < g.src_w) sum = fmaf(w[tap + v.tap_apart * s], src[y * g.src_w + x], sum);
+            }
+        }
+        src += g.src_h * g.src_w;
+        w += BACK ? g.out * kernel : kernel;
+    }
+    dst[at] = bias ? sum + bias[channel] : sum;
 }
 
-// A block for each filter, bound by memory bandwidth.
-KERNEL __launch_bounds__(256) conv_bias(const float *__restrict__ dy, float *db, u32 n, u32 filters, u32 plane) {
+KERNEL conv_forward_direct(const float *x, const float *w, const float *bias, float *y, GEOMETRY) {
+    direct<false>(x, w, bias, y, Geometry GIVEN);
+}
+
+KERNEL conv_data_direct(const float *dy, const float *w, const float *bias, float *dx, GEOMETRY) {
+    direct<true>(dy, w, bias, dx, Geometry GIVEN);
+}
+
+// A block for each tile of taps by filters, of each group, and of each of `splits` spans of `span`
+// steps. The left factor's rows are (channel, tap), its steps places of dy; dy is the right one.
+// `work` takes the spans' results, one after the other.
+template <int T, bool TENSOR>
+__device__ __forceinline__ void weights(const float *__restrict__ x, const float *__restrict__ dy,
+                                        float *__restrict__ work, u32 splits, u32 span,
+                                        const Geometry &g) {
+    typedef Tile<T, TENSOR> Own;
+    __shared__ Own tile;
+    const u32 kernel = g.kernel_h * g.kernel_w, taps = g.red * kernel;
+    const u32 src_plane = g.src_h * g.src_w, dst_plane = g.dst_h * g.dst_w;
+    const u32 across = (g.out + Own::COLUMNS - 1) / Own::COLUMNS;
+    const u32 down = (taps + Own::ROWS - 1) / Own::ROWS;
+    const u32 filter = blockIdx.x % across * Own::COLUMNS;
+    const u32 tap = blockIdx.x / across % down * Own::ROWS;
+    const u32 split = blockIdx.x / across / down % splits;
+    const u32 group = blockIdx.x / across / down / splits;
+
+    const u32 own = tap + threadIdx.x % Own::ROWS;
+    Row row = {OUTSIDE, 0, 0};
+    if (own < taps) {
+        row.h = own % kernel / g.kernel_w;
+        row.w = own % kernel % g.kernel_w;
+        row.at = (group * g.red + own / kernel) * src_plane + row.h * g.src_w + row.w;
+    }
+    auto entry = [&](u32 step) {
+        const u32 sample = step / dst_plane, rest = step % dst_plane;
+        const u32 top = rest / g.dst_w * g.stride_h - g.pad_h;
+        const u32 left = rest % g.dst_w * g.stride_w - g.pad_w;
+        return make_uint4(top, left,
+                          sample * g.groups * g.red * src_plane + top * g.src_w + left,
+                          sample * g.groups * g.out * dst_plane + rest);
+    };
+    float sum[T][T] = {};
+    multiply(tile, sum, x, row, g.src_h, g.src_w, dy + (group * g.out + filter) * dst_plane,
+                dst_plane, g.out - filter, split * span,
+                min(split * span + span, g.samples * dst_plane), entry);
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
+        if (filter + j >= g.out) return;
+        const u64 line = (u64)split * g.groups * g.out + group * g.out + filter + j;
+        float *to = work + line * taps + tap + i;
+        if (tap + i < taps) to[0] = v.x;
+        if (tap + i + 1 < taps) to[1] = v.y;
+        if (tap + i + 2 < taps) to[2] = v.z;
+        if (tap + i + 3 < taps) to[3] = v.w;
+    });
+}
+
+// There are no more than some three blocks a multiprocessor, which leaves them more registers.
+#define WEIGHTS(name, T, TENSOR)                                                                   \
+    KERNEL __launch_bounds__(THREADS, 3)                                                           \
+        name(const float *x, const float *dy, float *work, u32 splits, u32 span, GEOMETRY) {       \
+        weights<T, TENSOR>(x, dy, work, splits, span, Geometry GIVEN);                             \
+    }
+WEIGHTS(conv_weights_large, 8, false)
+WEIGHTS(conv_weights_small, 4, false)
+#if __CUDA_ARCH__ >= 800
+WEIGHTS(conv_weights_large_tensor, 8, true)
+WEIGHTS(conv_weights_small_tensor, 4, true)
+#endif
+
+// Adds the spans to dw, the first first: a thread for each weight, bound by memory bandwidth.
+KERNEL conv_weights_sum(const float *__restrict__ work, float *dw, u32 splits, u32 len) {
+    const u64 at = element();
+    if (at >= len) return;
+    float sum = 0.0f;
+    for (u32 split = 0; split < splits; split++) sum += work[(u64)split * len + at];
+    dw[at] += sum;
+}
+
+// Places of a batch's planes, a thread's every `blockDim.x`th, without dividing by the plane.
+struct Walk {
+    u32 sample, rest;
+    __device__ __forceinline__ Walk(u32 plane)
+        : sample(threadIdx.x / plane), rest(threadIdx.x % plane) {}
+    __device__ __forceinline__ void next(u32 plane) {
+        sample += blockDim.x / plane;
+        rest += blockDim.x % plane;
+        if (rest >= plane) {
+            rest -= plane;
+            sample++;
+        }
+    }
+};
+
+// The same for groups of few weights: a block for each weight, its threads each take every 256th
+// place; bound by reads from the caches.
+KERNEL conv_weights_direct(const float *__restrict__ x, const float *__restrict__ dy, float *dw,
+                           GEOMETRY) {
     __shared__ float room[32];
-    const u32 k = blockIdx.x;
+    const u32 kernel = kernel_h * kernel_w, plane = dst_h * dst_w;
+    const u32 filter = blockIdx.x / (red * kernel), channel = blockIdx.x / kernel % red;
+    const u32 r = blockIdx.x % kernel / kernel_w, s = blockIdx.x % kernel_w;
+    x += (filter / out * red + channel) * src_h * src_w;
+    dy += filter * plane;
     float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < n * plane; i += blockDim.x) {
-        sum += dy[((u64)(i / plane) * filters + k) * plane + i % plane];
+    for (Walk at(plane); at.sample < samples; at.next(plane)) {
+        const u32 i = at.rest / dst_w * stride_h + r - pad_h;
+        const u32 j = at.rest % dst_w * stride_w + s - pad_w;
+        if (i < src_h && j < src_w)
+            sum = fmaf(dy[at.sample * groups * out * plane + at.rest],
+                       x[at.sample * groups * red * src_h * src_w + i * src_w + j], sum);
     }
     sum = block_sum(sum, room);
-    if (threadIdx.x == 0) db[k] += sum;
+    if (threadIdx.x == 0) dw[blockIdx.x] += sum;
+}
+
+// db += the sums of dy's planes: a block for each filter, bound by memory bandwidth.
+KERNEL conv_bias(const float *__restrict__ dy, float *db, u32 samples, u32 plane) {
+    __shared__ float room[32];
+    float sum = 0.0f;
+    for (Walk at(plane); at.sample < samples; at.next(plane))
+        sum += dy[(at.sample * gridDim.x + blockIdx.x) * plane + at.rest];
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) db[blockIdx.x] += sum;
 }

@@ -1,129 +1,291 @@
-// Dense layers as products of matrices, and random projections.
+// Products of matrices: dense layers, and projections by signs that are drawn where they are used.
+//
+//   out[i, j] (+)= sum over steps of down[i, step] across[j, step],   out (I, J) in rows of J
 
-#define TILE 64
-#define DEPTH 16
+// Threads of a block, steps of a tile; signs of a block of random words.
+enum { THREADS = 128, DEPTH = 8, SIGNS = 128 };
 
-// C[m, n] = sum over k of A(m, k) B(k, n), for one tile of 64 x 64 by 256 threads, 4 x 4 sums a
-// thread: 16 products for 8 loads of shared memory, bound by f32 multiply-adds. An operand lies
-// along k (`true`), as rows of a weight do, or across it; it is read along its own memory.
-template <bool A_ALONG, bool B_ALONG>
-__device__ __forceinline__ void product(const float *__restrict__ a, const float *__restrict__ b, u32 m, u32 n, u32 k,
-                                        u32 a_step, u32 b_step, float (&sum)[4][4]) {
-    __shared__ float left[DEPTH][TILE + 4], right[DEPTH][TILE + 4];
-    const u32 t = threadIdx.x, m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;
-    const u32 row = t / 16 * 4, column = t % 16 * 4;
-    for (u32 k0 = 0; k0 < k; k0 += DEPTH) {
+// A tile takes 16 T of J and 8 T of I; each thread sums T x T elements of it. Neighbours in depth
+// are written to other banks by the four words between.
+template <int T> struct Tile {
+    static const int ACROSS = 16 * T, DOWN = 8 * T;
+    __align__(16) float across[2][DEPTH][ACROSS + 4];
+    __align__(16) float down[2][DEPTH][DOWN + 4];
+};
+
+// The first of J and of I of a thread; it has four neighbours of every 32 of J in its half, and of
+// every 16 of I.
+template <int T> __device__ __forceinline__ u32 first_across() {
+    return threadIdx.x / 32 % 2 * (8 * T) + threadIdx.x % 8 * 4;
+}
+
+template <int T> __device__ __forceinline__ u32 first_down() {
+    return threadIdx.x / 64 * (4 * T) + threadIdx.x % 32 / 8 * 4;
+}
+
+// Calls `f` with i, j and the sum of each element of the thread, within the tile.
+template <int T, class F> __device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 along = t % DEPTH, place = t / DEPTH + 16 * i, across = t % TILE, depth = t / TILE + 4 * i;
-            if (A_ALONG) {
-                const bool in = m0 + place < m && k0 + along < k;
-                left[along][place] = in ? a[(u64)(m0 + place) * a_step + k0 + along] : 0.0f;
-            } else {
-                const bool in = m0 + across < m && k0 + depth < k;
-                left[depth][across] = in ? a[(u64)(k0 + depth) * a_step + m0 + across] : 0.0f;
-            }
-            if (B_ALONG) {
-                const bool in = n0 + place < n && k0 + along < k;
-                right[along][place] = in ? b[(u64)(n0 + place) * b_step + k0 + along] : 0.0f;
-            } else {
-                const bool in = n0 + across < n && k0 + depth < k;
-                right[depth][across] = in ? b[(u64)(k0 + depth) * b_step + n0 + across] : 0.0f;
-            }
+    for (int i = 0; i < T; i++)
+#pragma unroll
+        for (int j = 0; j < T; j++)
+            f(first_down<T>() + i / 4 * 16 + i % 4, first_across<T>() + j / 4 * 32 + j % 4,
+              sum[i][j]);
+}
+
+// The elements of a factor's tile that a thread fetches, `LINES` by DEPTH of them in all. Memory is
+// read in runs: of steps where these are next to each other (ALONG), of lines elsewhere.
+template <int LINES, bool ALONG> struct Fetch {
+    static const int OWN = LINES * DEPTH / THREADS;
+    float next[OWN];
+    static __device__ __forceinline__ u32 line(int i) {
+        return ALONG ? threadIdx.x / DEPTH + i * (THREADS / DEPTH) : threadIdx.x % LINES;
+    }
+    static __device__ __forceinline__ u32 step(int i) {
+        return ALONG ? threadIdx.x % DEPTH : threadIdx.x / LINES + i * (THREADS / LINES);
+    }
+    // `element(line, step)` is asked for nothing past `last`.
+    template <class F> __device__ __forceinline__ void load(u32 first, u32 last, F element) {
+#pragma unroll
+        for (int i = 0; i < OWN; i++) {
+            const u32 at = first + step(i);
+            next[i] = at < last ? element(line(i), at) : 0.0f;
         }
-        __syncthreads();
+    }
+    __device__ __forceinline__ void store(float (*tile)[LINES + 4]) const {
 #pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
-            const float4 x = *(const float4 *)&left[d][row], y = *(const float4 *)&right[d][column];
-            const float xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(xs[i], ys[j], sum[i][j]);
+        for (int i = 0; i < OWN; i++) tile[step(i)][line(i)] = next[i];
+    }
+};
+
+// Adds the products of steps `first` to `last` to `sum`.
+//
+// Bound by multiply-adds: per step a thread does T^2 of them for T / 2 reads of 16 bytes.
+template <int T, bool ALONG_ACROSS, bool ALONG_DOWN, class Across, class Down>
+__device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T], u32 first, u32 last,
+                                         Across element_across, Down element_down) {
+    Fetch<Tile<T>::ACROSS, ALONG_ACROSS> across;
+    Fetch<Tile<T>::DOWN, ALONG_DOWN> down;
+    across.load(first, last, element_across);
+    down.load(first, last, element_down);
+    // All have read what lies there from the steps before.
+    __syncthreads();
+    across.store(tile.across[0]);
+    down.store(tile.down[0]);
+    __syncthreads();
+    u32 turn = 0;
+    for (u32 step = first; step < last; step += DEPTH) {
+        const bool more = step + DEPTH < last;
+        if (more) {
+            across.load(step + DEPTH, last, element_across);
+            down.load(step + DEPTH, last, element_down);
         }
-        __syncthreads();
+#pragma unroll
+        for (int depth = 0; depth < DEPTH; depth++) {
+            float x[T], y[T];
+#pragma unroll
+            for (int i = 0; i < T; i += 4) {
+                *(float4 *)&x[i] = *(const float4 *)&tile.down[turn][depth][first_down<T>() + i * 4];
+                *(float4 *)&y[i] =
+                    *(const float4 *)&tile.across[turn][depth][first_across<T>() + i * 8];
+            }
+#pragma unroll
+            for (int i = 0; i < T; i++)
+#pragma unroll
+                for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
+        }
+        if (more) {
+            turn ^= 1;
+            across.store(tile.across[turn]);
+            down.store(tile.down[turn]);
+            __syncthreads();
+        }
     }
 }
 
-// Runs `store` for each element of a thread's sums that is in the matrix.
-#define EACH(m, n, store) \
-    const u32 row = blockIdx.y * TILE + threadIdx.x / 16 * 4, column = blockIdx.x * TILE + threadIdx.x % 16 * 4; \
-    _Pragma("unroll") for (u32 i = 0; i < 4; i++) _Pragma("unroll") for (u32 j = 0; j < 4; j++) { \
-        if (row + i < (m) && column + j < (n)) { store; } \
+// A block's tile: neighbours share their rows.
+template <int T> struct Corner {
+    u32 i, j;
+    __device__ __forceinline__ Corner(u32 width) {
+        const u32 across = (width + Tile<T>::ACROSS - 1) / Tile<T>::ACROSS;
+        i = blockIdx.x / across * Tile<T>::DOWN;
+        j = blockIdx.x % across * Tile<T>::ACROSS;
     }
+};
 
-// y (N, U) = x (N, F) w' (F, U) + bias.
-KERNEL __launch_bounds__(256) dense(const float *__restrict__ x, const float *__restrict__ w,
-                                    const float *__restrict__ bias, float *__restrict__ y, u32 n, u32 units,
-                                    u32 features) {
-    float sum[4][4] = {};
-    product<true, true>(x, w, n, units, features, features, features, sum);
-    EACH(n, units, y[(u64)(row + i) * units + column + j] = sum[i][j] + (bias ? bias[column + j] : 0.0f))
+// y[n,u] = bias[u] + sum_d w[u,d] x[n,d]: a block for each tile of y (N, U).
+template <int T>
+__device__ __forceinline__ void forward(const float *__restrict__ x, const float *__restrict__ w,
+                                        const float *__restrict__ bias, float *__restrict__ y,
+                                        u32 samples, u32 features, u32 units) {
+    __shared__ Tile<T> tile;
+    const Corner<T> at(units);
+    float sum[T][T] = {};
+    multiply<T, true, true>(
+        tile, sum, 0, features,
+        [&](u32 line, u32 d) { return at.j + line < units ? w[(at.j + line) * features + d] : 0.0f; },
+        [&](u32 line, u32 d) {
+            return at.i + line < samples ? x[(at.i + line) * features + d] : 0.0f;
+        });
+    each<T>(sum, [&](u32 i, u32 j, float value) {
+        const u32 n = at.i + i, u = at.j + j;
+        if (n < samples && u < units) y[n * units + u] = bias ? value + bias[u] : value;
+    });
 }
 
-// dx (N, F) = dy (N, U) w (U, F).
-KERNEL __launch_bounds__(256) dense_data(const float *__restrict__ dy, const float *__restrict__ w,
-                                         float *__restrict__ dx, u32 n, u32 units, u32 features) {
-    float sum[4][4] = {};
-    product<true, false>(dy, w, n, features, units, units, features, sum);
-    EACH(n, features, dx[(u64)(row + i) * features + column + j] = sum[i][j])
+// dx[n,d] = sum_u w[u,d] dy[n,u]: a block for each tile of dx (N, D).
+template <int T>
+__device__ __forceinline__ void data(const float *__restrict__ dy, const float *__restrict__ w,
+                                     float *__restrict__ dx, u32 samples, u32 features, u32 units) {
+    __shared__ Tile<T> tile;
+    const Corner<T> at(features);
+    float sum[T][T] = {};
+    multiply<T, false, true>(
+        tile, sum, 0, units,
+        [&](u32 line, u32 u) {
+            return at.j + line < features ? w[u * features + at.j + line] : 0.0f;
+        },
+        [&](u32 line, u32 u) { return at.i + line < samples ? dy[(at.i + line) * units + u] : 0.0f; });
+    each<T>(sum, [&](u32 i, u32 j, float value) {
+        const u32 n = at.i + i, d = at.j + j;
+        if (n < samples && d < features) dx[n * features + d] = value;
+    });
 }
 
-// dw (U, F) += dy' (U, N) x (N, F).
-KERNEL __launch_bounds__(256) dense_weights(const float *__restrict__ dy, const float *__restrict__ x, float *dw,
-                                            u32 n, u32 units, u32 features) {
-    float sum[4][4] = {};
-    product<false, false>(dy, x, units, features, n, units, features, sum);
-    EACH(units, features, dw[(u64)(row + i) * features + column + j] += sum[i][j])
+// dw[u,d] += sum_n dy[n,u] x[n,d]: a block for each tile of dw (U, D).
+template <int T>
+__device__ __forceinline__ void weights(const float *__restrict__ x, const float *__restrict__ dy,
+                                        float *__restrict__ dw, u32 samples, u32 features,
+                                        u32 units) {
+    __shared__ Tile<T> tile;
+    const Corner<T> at(features);
+    float sum[T][T] = {};
+    multiply<T, false, false>(
+        tile, sum, 0, samples,
+        [&](u32 line, u32 n) {
+            return at.j + line < features ? x[n * features + at.j + line] : 0.0f;
+        },
+        [&](u32 line, u32 n) { return at.i + line < units ? dy[n * units + at.i + line] : 0.0f; });
+    each<T>(sum, [&](u32 i, u32 j, float value) {
+        const u32 u = at.i + i, d = at.j + j;
+        if (u < units && d < features) dw[u * features + d] += value;
+    });
 }
 
-// A thread for each unit, so that a row is read together.
-KERNEL dense_bias(const float *__restrict__ dy, float *db, u32 n, u32 units) {
+KERNEL __launch_bounds__(THREADS)
+    dense_forward_large(const float *x, const float *w, const float *bias, float *y, u32 samples,
+                        u32 features, u32 units) {
+    forward<8>(x, w, bias, y, samples, features, units);
+}
+
+KERNEL __launch_bounds__(THREADS)
+    dense_forward_small(const float *x, const float *w, const float *bias, float *y, u32 samples,
+                        u32 features, u32 units) {
+    forward<4>(x, w, bias, y, samples, features, units);
+}
+
+KERNEL __launch_bounds__(THREADS) dense_data_large(const float *dy, const float *w, float *dx,
+                                                   u32 samples, u32 features, u32 units) {
+    data<8>(dy, w, dx, samples, features, units);
+}
+
+KERNEL __launch_bounds__(THREADS) dense_data_small(const float *dy, const float *w, float *dx,
+                                                   u32 samples, u32 features, u32 units) {
+    data<4>(dy, w, dx, samples, features, units);
+}
+
+KERNEL __launch_bounds__(THREADS) dense_weights_large(const float *x, const float *dy, float *dw,
+                                                      u32 samples, u32 features, u32 units) {
+    weights<8>(x, dy, dw, samples, features, units);
+}
+
+KERNEL __launch_bounds__(THREADS) dense_weights_small(const float *x, const float *dy, float *dw,
+                                                      u32 samples, u32 features, u32 units) {
+    weights<4>(x, dy, dw, samples, features, units);
+}
+
+// The same as forward for outputs so few that tiles of them would leave most of the device idle: a
+// warp for each, bound by reads from the caches.
+KERNEL dense_forward_direct(const float *__restrict__ x, const float *__restrict__ w,
+                            const float *__restrict__ bias, float *__restrict__ y, u32 samples,
+                            u32 features, u32 units) {
+    const u64 at = element() / 32;
+    if (at >= (u64)samples * units) return;
+    const u32 u = (u32)at % units;
+    x += (u64)((u32)at / units) * features;
+    w += (u64)u * features;
+    float sum = 0.0f;
+    for (u32 d = threadIdx.x % 32; d < features; d += 32) sum = fmaf(w[d], x[d], sum);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) y[at] = bias ? sum + bias[u] : sum;
+}
+
+// db[u] += sum_n dy[n,u]: a thread for each unit, bound by memory latency.
+KERNEL dense_bias(const float *__restrict__ dy, float *db, u32 samples, u32 units) {
     const u64 u = element();
     if (u >= units) return;
     float sum = 0.0f;
-    for (u32 i = 0; i < n; i++) sum += dy[(u64)i * units + u];
+    for (u32 n = 0; n < samples; n++) sum += dy[(u64)n * units + u];
     db[u] += sum;
 }
 
-// The signs of 128 features in a row of the projection.
-__device__ __forceinline__ uint4 signs(u32 block, u32 row, u32 key0, u32 key1) {
+// SIGNS entries of a row of the matrix of signs.
+__device__ __forceinline__ uint4 signs(u32 row, u32 block, u32 key0, u32 key1) {
     return philox(make_uint4(block, row, 0, 4), key0, key1);
 }
 
-__device__ __forceinline__ bool positive(uint4 words, u32 feature) {
-    const u32 place = feature / 32 % 4;
-    const u32 word = place == 0 ? words.x : place == 1 ? words.y : place == 2 ? words.z : words.w;
-    return word >> feature % 32 & 1;
+// Entry `at` of them.
+__device__ __forceinline__ float sign(const uint4 &words, u32 at) {
+    return ((const u32 *)&words)[at / 32] >> at % 32 & 1 ? 1.0f : -1.0f;
 }
 
-// A warp for each element of the output. Its lanes draw the signs of 128 features each, so that
-// there is one block of the generator for 128 sums; bound by integer operations.
-KERNEL project(const float *__restrict__ x, float *__restrict__ y, u32 len, u32 features, u32 dim, u32 key0, u32 key1,
-               float scale) {
-    const u32 at = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
-    if (at >= len) return;
-    const float *row = x + (u64)(at / dim) * features;
-    float sum = 0.0f;
-    for (u32 block = lane; block * 128 < features; block += 32) {
-        const uint4 words = signs(block, at % dim, key0, key1);
-        const u32 past = min(features, block * 128 + 128);
-        for (u32 f = block * 128; f < past; f++) sum += positive(words, f) ? row[f] : -row[f];
+// y[n,k] = scale sum_d R[k,d] x[n,d]: as forward; the tile's rows of R are drawn every SIGNS steps,
+// a row for each thread.
+KERNEL __launch_bounds__(THREADS)
+    project(const float *__restrict__ x, float *__restrict__ y, u32 samples, u32 features, u32 dim,
+            u32 key0, u32 key1, float scale) {
+    __shared__ Tile<4> tile;
+    __shared__ uint4 drawn[Tile<4>::ACROSS];
+    const Corner<4> at(dim);
+    float sum[4][4] = {};
+    for (u32 base = 0; base < features; base += SIGNS) {
+        __syncthreads();
+        if (threadIdx.x < Tile<4>::ACROSS)
+            drawn[threadIdx.x] = signs(at.j + threadIdx.x, base / SIGNS, key0, key1);
+        __syncthreads();
+        multiply<4, true, true>(
+            tile, sum, base, min(base + SIGNS, features),
+            [&](u32 line, u32 d) { return sign(drawn[line], d - base); },
+            [&](u32 line, u32 d) {
+                return at.i + line < samples ? x[(at.i + line) * features + d] : 0.0f;
+            });
     }
-    sum = warp_sum(sum);
-    if (lane == 0) y[at] = sum * scale;
+    each<4>(sum, [&](u32 i, u32 j, float value) {
+        const u32 n = at.i + i, k = at.j + j;
+        if (n < samples && k < dim) y[n * dim + k] = value * scale;
+    });
 }
 
-// A thread for each feature of each sample.
-KERNEL project_backward(const float *__restrict__ dy, float *__restrict__ dx, u32 len, u32 features, u32 dim, u32 key0,
-                        u32 key1, float scale) {
-    const u64 i = element();
-    if (i >= len) return;
-    const u32 n = (u32)i / features, f = (u32)i % features;
-    float sum = 0.0f;
-    for (u32 k = 0; k < dim; k++) {
-        const float d = dy[(u64)n * dim + k] * scale;
-        sum += positive(signs(f / 128, k, key0, key1), f) ? d : -d;
+// dx[n,d] = scale sum_k R[k,d] dy[n,k]: as data; a tile's columns lie in one block of signs for each
+// row of R, of which each thread draws one every THREADS steps.
+KERNEL __launch_bounds__(THREADS)
+    project_data(const float *__restrict__ dy, float *__restrict__ dx, u32 samples, u32 features,
+                 u32 dim, u32 key0, u32 key1, float scale) {
+    __shared__ Tile<4> tile;
+    __shared__ uint4 drawn[THREADS];
+    const Corner<4> at(features);
+    float sum[4][4] = {};
+    for (u32 base = 0; base < dim; base += THREADS) {
+        __syncthreads();
+        drawn[threadIdx.x] = signs(base + threadIdx.x, at.j / SIGNS, key0, key1);
+        __syncthreads();
+        multiply<4, false, true>(
+            tile, sum, base, min(base + THREADS, dim),
+            [&](u32 line, u32 k) { return sign(drawn[k - base], at.j % SIGNS + line); },
+            [&](u32 line, u32 k) { return at.i + line < samples ? dy[(at.i + line) * dim + k] : 0.0f; });
     }
-    dx[i] = sum;
+    each<4>(sum, [&](u32 i, u32 j, float value) {
+        const u32 n = at.i + i, d = at.j + j;
+        if (n < samples && d < features) dx[n * features + d] = value * scale;
+    });
 }

@@ -1,5 +1,5 @@
 // Objectives: what each anchor adds, their sum, and the gradient in gather form, one thread for each
-// of its elements, which reads what all anchors do to it in the order of their indices.
+// of its elements, which adds what anchors do to it in the order of their indices.
 
 // What comes back to the host.
 struct Score {
@@ -72,30 +72,45 @@ __device__ __forceinline__ float pulled(float sum, float weight, float a, float 
     return __fadd_rn(sum, __fmul_rn(weight, __fadd_rn(a, -b)));
 }
 
-// A block for 256 features of a row. Anchors that moved it are those that it is, and those whose
-// neighbour it is.
+// A block for 256 features of a row. The anchors that move the row are those that it is, and those
+// whose neighbour it is: the block lists them in their order, 256 at a time, and each thread adds what
+// they do to its feature. Bound by the pairs, which every block reads.
 KERNEL __launch_bounds__(256) graph_gradient(const float *__restrict__ x, const u32 *__restrict__ pairs,
                                              const Term *__restrict__ terms, const u32 *__restrict__ moves,
                                              const Score *__restrict__ score, float *__restrict__ gradient, u32 n,
                                              u32 dim, u32 mean) {
+    __shared__ u32 list[256], counts[8];
     const u32 row = blockIdx.x, d = blockIdx.y * blockDim.x + threadIdx.x;
-    if (d >= dim) return;
-    const float own = x[(u64)row * dim + d];
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const float own = d < dim ? x[(u64)row * dim + d] : 0.0f;
     float sum = 0.0f;
-    for (u32 a = 0; a < n; a++) {
-        const u32 same = pairs[4 * a], other = pairs[4 * a + 2];
-        if ((a != row && same != row && other != row) || !moves[a] || !terms[a].taken) continue;
-        const float anchor = x[(u64)a * dim + d];
-        if (a == row) {
-            sum = pulled(sum, 2.0f, own, x[(u64)same * dim + d]);
-            sum = pulled(sum, -2.0f, own, x[(u64)other * dim + d]);
-        } else if (same == row) {
-            sum = pulled(sum, -2.0f, anchor, own);
-        } else {
-            sum = pulled(sum, 2.0f, anchor, own);
+    for (u32 first = 0; first < n; first += 256) {
+        const u32 anchor = first + threadIdx.x;
+        bool moves_row = false;
+        if (anchor < n && moves[anchor] && terms[anchor].taken)
+            moves_row = anchor == row || pairs[4 * anchor] == row || pairs[4 * anchor + 2] == row;
+        const u32 lanes = __ballot_sync(0xffffffffu, moves_row);
+        if (lane == 0) counts[warp] = __popc(lanes);
+        __syncthreads();
+        u32 before = __popc(lanes & ((1u << lane) - 1)), listed = 0;
+#pragma unroll
+        for (u32 other = 0; other < 8; other++) {
+            before += other < warp ? counts[other] : 0;
+            listed += counts[other];
+        }
+        if (moves_row) list[before] = anchor;
+        __syncthreads();
+        for (u32 i = 0; i < (d < dim ? listed : 0); i++) {
+            const u32 a = list[i], same = pairs[4 * a], other = pairs[4 * a + 2];
+            if (a == row) {
+                sum = pulled(sum, 2.0f, own, x[(u64)same * dim + d]);
+                sum = pulled(sum, -2.0f, own, x[(u64)other * dim + d]);
+            } else {
+                sum = pulled(sum, same == row ? -2.0f : 2.0f, x[(u64)a * dim + d], own);
+            }
         }
     }
-    gradient[(u64)row * dim + d] = mean ? sum / (float)max(score->anchors, 1u) : sum;
+    if (d < dim) gradient[(u64)row * dim + d] = mean ? sum / (float)max(score->anchors, 1u) : sum;
 }
 
 // What an anchor's row of distances comes to: its least distances and its sums of exponentials.
@@ -193,39 +208,46 @@ KERNEL __launch_bounds__(256) soft_gradient(const float *__restrict__ x, const f
     if (d < dim) gradient[(u64)row * dim + d] = (sum + sum) / temperature / (float)max(score->anchors, 1u);
 }
 
-// A thread for each sample: its term, and its gradient before the mean.
+// A warp for each sample: its term, and its gradient before the mean. Bound by memory bandwidth.
 KERNEL cross_entropy(const float *__restrict__ logits, const u16 *__restrict__ labels, Term *__restrict__ terms,
                      float *__restrict__ gradient, u32 n, u32 classes, float smoothing) {
-    const u64 i = element();
+    const u32 i = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
     if (i >= n) return;
-    const float *z = logits + i * classes;
-    float *g = gradient + i * classes;
+    const float *z = logits + (u64)i * classes;
+    float *g = gradient + (u64)i * classes;
     const u32 label = labels[i];
-    Term term = {0.0f, label < classes, 0};
-    if (term.taken) {
-        float largest = -INFINITY_F, sum = 0.0f;
-        for (u32 k = 0; k < classes; k++) largest = z[k] > largest ? z[k] : largest;
-        u32 first = classes;
-        for (u32 k = 0; k < classes; k++) {
-            if (z[k] == largest && first == classes) first = k;
-            sum += z[k] == largest ? 1.0f : expf(z[k] - largest);
-        }
-        const float log_sum = logf(sum), share = smoothing / classes;
-        term.value = (largest - z[label]) + log_sum;
-        if (smoothing != 0.0f) {
-            float spread = 0.0f;
-            for (u32 k = 0; k < classes; k++) spread += share * ((largest - z[k]) + log_sum);
-            term.value = (1.0f - smoothing) * term.value + spread;
-        }
-        term.correct = first == label ? 2 : 0;
-        for (u32 k = 0; k < classes; k++) {
-            const float target = k == label ? 1.0f - smoothing + share : share;
-            g[k] = expf(z[k] - largest) / sum - target;
-        }
+    if (label >= classes) {
+        if (lane == 0) terms[i] = {0.0f, 0, 0};
+        return;
     }
-    terms[i] = term;
+    // NaN is not the largest.
+    float largest = -INFINITY_F;
+    for (u32 k = lane; k < classes; k += 32) largest = z[k] > largest ? z[k] : largest;
+#pragma unroll
+    for (int lanes = 16; lanes; lanes >>= 1) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, lanes));
+    float sum = 0.0f;
+    u32 first = classes;
+    for (u32 k = lane; k < classes; k += 32) {
+        if (z[k] == largest) first = min(first, k);
+        sum += z[k] == largest ? 1.0f : expf(z[k] - largest);
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int lanes = 16; lanes; lanes >>= 1) first = min(first, __shfl_xor_sync(0xffffffffu, first, lanes));
+    const float log_sum = logf(sum), share = smoothing / classes;
+    float value = (largest - z[label]) + log_sum;
+    // Without smoothing a logit of -infinity takes no part.
+    if (smoothing != 0.0f) {
+        float spread = 0.0f;
+        for (u32 k = lane; k < classes; k += 32) spread += share * ((largest - z[k]) + log_sum);
+        value = (1.0f - smoothing) * value + warp_sum(spread);
+    }
+    for (u32 k = lane; k < classes; k += 32)
+        g[k] = expf(z[k] - largest) / sum - (k == label ? 1.0f - smoothing + share : share);
+    if (lane == 0) terms[i] = {value, 1, first == label ? 2u : 0u};
 }
 
+// A thread for each element: 0 for samples that are left out, whose gradient may be unwritten.
 KERNEL cross_entropy_mean(const Term *__restrict__ terms, const Score *__restrict__ score, float *gradient, u32 len,
                           u32 classes) {
     const u64 i = element();

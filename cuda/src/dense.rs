@@ -3,49 +3,92 @@
 use sepal_core::error::Error;
 use sepal_core::layer::{Dense, Project};
 
-use crate::gpu::{Arg, Launch, Source, args};
+use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
 
-/// A block for each tile of 64 x 64 of a matrix.
-const fn tiles(rows: u32, columns: u32) -> Launch {
-    Launch { grid: [columns.div_ceil(64), rows.div_ceil(64), 1], block: 256, shared: 0 }
+/// Threads of a block that works on a tile.
+const THREADS: u32 = 128;
+
+/// Blocks that fill a device: larger tiles are taken where there are as many of them. A constant,
+/// so that the same shapes give the same bits everywhere.
+const FILL: u32 = 256;
+
+/// Outputs that a warp each computes sooner than tiles do, of which there would be some four.
+const FEW: u32 = 8192;
+
+/// Tiles of a matrix of `rows` by `columns`, large ones or small ones.
+const fn tiles(rows: u32, columns: u32, large: bool) -> u32 {
+    let (height, width) = if large { (64, 128) } else { (32, 64) };
+    rows.div_ceil(height).saturating_mul(columns.div_ceil(width))
 }
 
+/// Launches one of two kernels with a block for each tile of a matrix of `rows` by `columns`.
+fn over_tiles(
+    gpu: &Gpu,
+    [large, small]: [&'static str; 2],
+    [rows, columns]: [u32; 2],
+    args: &[Arg],
+) -> Result<(), Error> {
+    let is_large = tiles(rows, columns, true) >= FILL;
+    let (name, blocks) = (if is_large { large } else { small }, tiles(rows, columns, is_large));
+    gpu.launch(Source::Dense, name, Launch::blocks(blocks, THREADS), args)
+}
+
+/// Needs no scratch.
 pub(crate) fn forward(l: &Dense, f: &Forward<'_>) -> Result<(), Error> {
-    let (n, units, features) = (f.shape.n, l.units, f.shape.sample().unwrap_or(0));
-    let args = args![f.x, f.weight, f.bias, f.y, n, units, features];
-    f.gpu.launch(Source::Dense, "dense", tiles(n, units), args)
+    let (n, features, units) = (f.shape.n, f.shape.sample().unwrap_or(0), l.units);
+    let args = args![f.x, f.weight, f.bias, f.y, n, features, units];
+    let outputs = elements(f.out);
+    if outputs <= FEW {
+        return f.gpu.launch(Source::Dense, "dense_forward_direct", Launch::warps(outputs), args);
+    }
+    over_tiles(f.gpu, ["dense_forward_large", "dense_forward_small"], [n, units], args)
 }
 
+/// Needs no scratch.
 pub(crate) fn backward(l: &Dense, b: &Backward<'_>) -> Result<(), Error> {
-    let (n, units, features) = (b.shape.n, l.units, b.shape.sample().unwrap_or(0));
-    let launch = |name, launch, args: &[Arg]| b.gpu.launch(Source::Dense, name, launch, args);
-    let weights = args![b.dy, b.x, b.dweight, n, units, features];
-    launch("dense_weights", tiles(units, features), weights)?;
+    let (gpu, units) = (b.gpu, l.units);
+    let (n, features) = (b.shape.n, b.shape.sample().unwrap_or(0));
+    if n == 0 {
+        return Ok(());
+    }
+    let args = args![b.x, b.dy, b.dweight, n, features, units];
+    over_tiles(gpu, ["dense_weights_large", "dense_weights_small"], [units, features], args)?;
     if !b.dbias.is_none() {
-        launch("dense_bias", Launch::over(units), args![b.dy, b.dbias, n, units])?;
+        let args = args![b.dy, b.dbias, n, units];
+        gpu.launch(Source::Dense, "dense_bias", Launch::over(units), args)?;
     }
     if b.dx.is_none() {
         return Ok(());
     }
-    launch("dense_data", tiles(n, features), args![b.dy, b.weight, b.dx, n, units, features])
-}
-
-/// The two words of a seed, and the scale of the sums.
-fn drawn(l: &Project) -> (u32, u32, f32) {
-    (l.seed as u32, (l.seed >> 32) as u32, 1.0 / (l.dim as f32).sqrt())
+    let args = args![b.dy, b.weight, b.dx, n, features, units];
+    over_tiles(gpu, ["dense_data_large", "dense_data_small"], [n, features], args)
 }
 
 pub(crate) fn project(l: &Project, f: &Forward<'_>) -> Result<(), Error> {
-    let (len, features, (low, high, scale)) =
-        (elements(f.out), f.shape.sample().unwrap_or(0), drawn(l));
-    let args = args![f.x, f.y, len, features, l.dim, low, high, scale];
-    f.gpu.launch(Source::Dense, "project", Launch::warps(len), args)
+    let (n, features) = (f.shape.n, f.shape.sample().unwrap_or(0));
+    let blocks = Launch::blocks(tiles(n, l.dim, false), THREADS);
+    f.gpu.launch(Source::Dense, "project", blocks, &projection(l, [f.x, f.y], n, features))
 }
 
 pub(crate) fn project_backward(l: &Project, b: &Backward<'_>) -> Result<(), Error> {
-    let (len, features, (low, high, scale)) =
-        (elements(b.shape), b.shape.sample().unwrap_or(0), drawn(l));
-    let args = args![b.dy, b.dx, len, features, l.dim, low, high, scale];
-    b.gpu.launch(Source::Dense, "project_backward", Launch::over(len), args)
+    let (n, features) = (b.shape.n, b.shape.sample().unwrap_or(0));
+    let blocks = Launch::blocks(tiles(n, features, false), THREADS);
+    b.gpu.launch(Source::Dense, "project_data", blocks, &projection(l, [b.dy, b.dx], n, features))
+}
+
+/// What both kernels of a projection are told.
+fn projection(l: &Project, [from, to]: [Address; 2], n: u32, features: u32) -> [Arg; 8] {
+    let (low, high) = (l.seed as u32, (l.seed >> 32) as u32);
+    let scale = 1.0 / (l.dim as f32).sqrt();
+    [
+        from.into(),
+        to.into(),
+        n.into(),
+        features.into(),
+        l.dim.into(),
+        low.into(),
+        high.into(),
+        scale.into(),
+    ]
 }

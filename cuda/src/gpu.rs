@@ -279,6 +279,11 @@ impl Gpu {
         Ok(Self { opened, stream, copies, waits: AtomicU64::new(0) })
     }
 
+    /// Ten times the compute capability.
+    pub fn capability(&self) -> u32 {
+        self.opened.capability
+    }
+
     /// Streaming multiprocessors: what a grid is to fill.
     pub fn multiprocessors(&self) -> u32 {
         self.opened.multiprocessors

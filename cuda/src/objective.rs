@@ -78,7 +78,7 @@ pub(crate) fn run(
     match *objective {
         Objective::CrossEntropy { smoothing } => {
             let args = args![x, labels, terms, gradient, n, dim, smoothing];
-            launch("cross_entropy", Launch::over(n), args)?;
+            launch("cross_entropy", Launch::warps(n), args)?;
             tally(true)?;
             let args = args![terms, score, gradient, len, dim];
             launch("cross_entropy_mean", Launch::over(len), args)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sepal_core::arena::{ArenaError, Slot};
+use sepal_core::arena::{ArenaError, Dtype, Slot};
 use sepal_core::backend::Bank;
 use sepal_core::error::Error;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
@@ -16,8 +16,22 @@ const TILE: u32 = 64;
 const MOST_BLOCKS: u32 = 65_535;
 /// Distances that a search for more than the nearest holds at a time.
 const MATRIX: usize = 1 << 24;
+/// Queries and rows of a tile of products.
+const PANEL: u32 = 128;
+/// Features of a step of products.
+const STEP: u32 = 16;
+/// Shared memory of a block of products: three steps of both sides, rows 4 numbers apart.
+const STAGES: u32 = 3 * 2 * PANEL * (STEP + 4) * 4;
+/// What a query notes of each kind at most.
+const NOTES: usize = 64;
+/// Queries whose notes are held at a time: 33 MB.
+const NOTED: u32 = 1 << 15;
+/// Distances from which on products are worth what is done around them, and features.
+const LARGE: (u64, u32) = (1 << 16, 32);
 /// Past all indices: no row is left out.
 const NO_SKIP: u64 = 1 << 40;
+/// All queries.
+const NO_LIST: (Address, Address) = (Address::NONE, Address::NONE);
 
 /// Rows on the device, and the copy of them where they were the host's.
 #[derive(Debug)]
@@ -48,7 +62,8 @@ impl Rowset {
         if rows.elements() != expected {
             return Err(ArenaError::Length { slot: expected, host: rows.elements() }.into());
         }
-        let [data, labels] = memory.lease([rows, labels])?;
+        let data = memory.of(rows, Dtype::F32, expected)?;
+        let labels = memory.of(labels, Dtype::U16, count)?;
         Ok(Self { data, labels, rows: narrow(count)?, dim: narrow(dim)?, _copies: None })
     }
 
@@ -105,35 +120,170 @@ struct Among {
     skip: u64,
 }
 
-fn launch_nearest(gpu: &Gpu, queries: &Rowset, bank: &Rowset, at: Among) -> Result<(), Error> {
-    // The range of indices ends before the one that means none.
-    let rows = bank.rows.min(u32::MAX - at.first);
-    let (mut done, piece) = (0, MOST_BLOCKS * TILE);
-    while done < queries.rows {
-        let m = (queries.rows - done).min(piece);
-        let down = m.div_ceil(TILE);
-        // As many blocks as keep the device busy; each walks over its part of the bank.
-        let across = (gpu.multiprocessors() * 4).div_ceil(down).min(rows.div_ceil(TILE));
-        let skipped = done as usize;
-        let data = queries.data.past(skipped * queries.dim as usize * size_of::<f32>());
-        let labels = queries.labels.past(skipped * size_of::<u16>());
-        let keys = |address: Address| address.past(skipped * size_of::<u64>());
-        let launch = Launch { grid: [across, down, 1], block: 256, shared: 0 };
+impl Among {
+    /// Of the queries from `done` on.
+    const fn past(self, done: u32) -> Self {
+        let bytes = done as usize * size_of::<u64>();
+        let (same, other) = (self.same.past(bytes), self.other.past(bytes));
+        Self { same, other, skip: self.skip + done as u64, ..self }
+    }
+}
+
+/// Some of the rows, from `first` on.
+fn part(rows: &Rowset, first: u32, count: u32) -> Rowset {
+    let data = rows.data.past(first as usize * rows.dim as usize * size_of::<f32>());
+    let labels = rows.labels.past(first as usize * size_of::<u16>());
+    Rowset { data, labels, rows: count, dim: rows.dim, _copies: None }
+}
+
+/// The first row and the number of rows of each piece.
+fn pieces(rows: u32, piece: u32) -> impl Iterator<Item = (u32, u32)> {
+    (0..rows.div_ceil(piece)).map(move |at| (at * piece, piece.min(rows - at * piece)))
+}
+
+/// Blocks that keep the device busy, where `down` blocks of queries each walk over their part of
+/// `tiles` of the bank.
+fn across(gpu: &Gpu, down: u32, tiles: u32) -> u32 {
+    (gpu.multiprocessors() * 4).div_ceil(down.max(1)).min(tiles)
+}
+
+/// Searches by direct distances, for all of the queries, or for those that a list names: where it
+/// lies and where its length does.
+fn directly(
+    gpu: &Gpu,
+    queries: &Rowset,
+    bank: &Rowset,
+    at: Among,
+    (list, listed): (Address, Address),
+) -> Result<(), Error> {
+    let (m, n, dim) = (queries.rows, bank.rows, bank.dim);
+    let down = m.div_ceil(TILE);
+    let grid = [across(gpu, down, n.div_ceil(TILE)), down, 1];
+    let (queries, labels) = (queries.data, queries.labels);
+    let Among { same, other, first, skip } = at;
+    let (rows, row_labels) = (bank.data, bank.labels);
+    let args =
+        args![queries, labels, rows, row_labels, same, other, m, n, dim, first, skip, list, listed];
+    gpu.launch(Source::Search, "nearest", Launch { grid, block: 256, shared: 0 }, args)
+}
+
+/// A factor on the squared lengths that bounds how far a distance by products is from the direct
+/// one.
+///
+/// With u the rounding of one operation: the squared lengths, sums in any order, are off by D u.
+/// Of a product, twice which is at most the sum of the lengths, the split leaves out 2^-20 three
+/// times, 48 u; a tensor core cuts off where it adds, 2 u for each of the eight products of a step
+/// and for the sum, in three passes over D / 8 steps: 7 D u. The direct distance, at most twice the
+/// sum of the lengths, is a sum of D squares: 2 (D + 2) u. The rest is for the shift and for what
+/// follows on the bound itself.
+fn error(dim: u32) -> f32 {
+    (10.0 * dim as f32 + 128.0) * (f32::EPSILON / 2.0) * 1.0625
+}
+
+/// Rows less a point amid the bank, padded, and the bounds of their squared lengths.
+struct Centred {
+    rows: Buffer,
+    bounds: Buffer,
+    width: u32,
+}
+
+impl Centred {
+    /// How it is padded: whole panels of rows, whole steps of features.
+    fn padded(rows: u32, dim: u32) -> Option<(u32, u32)> {
+        Some((rows.checked_next_multiple_of(PANEL)?, dim.checked_next_multiple_of(STEP)?))
+    }
+
+    /// Bytes that it takes.
+    fn bytes(rows: u32, dim: u32) -> usize {
+        let Some((all, width)) = Self::padded(rows, dim) else { return usize::MAX };
+        let row = (width as usize + 2) * size_of::<f32>();
+        row.saturating_mul(all as usize)
+    }
+
+    fn new(gpu: &Arc<Gpu>, set: &Rowset, point: Address) -> Result<Self, Error> {
+        let padded = Self::padded(set.rows, set.dim);
+        let (all, width) = padded.ok_or(Error::Unsupported("searches of 2^32 rows or features"))?;
+        let rows = gpu.allocate(all as usize * width as usize * size_of::<f32>())?;
+        let bounds = gpu.allocate(all as usize * 2 * size_of::<f32>())?;
+        let (to, to_bounds) = (rows.address(), bounds.address());
+        let factor = error(set.dim);
+        let args = args![set.data, point, to, to_bounds, set.rows, all, set.dim, width, factor];
+        gpu.launch(Source::Search, "centre", Launch::warps(all), args)?;
+        Ok(Self { rows, bounds, width })
+    }
+
+    /// Where row `at` and its bounds lie.
+    const fn past(&self, at: u32) -> (Address, Address) {
+        let row = self.width as usize * size_of::<f32>();
+        let bounds = self.bounds.address().past(at as usize * 2 * size_of::<f32>());
+        (self.rows.address().past(at as usize * row), bounds)
+    }
+}
+
+/// Bytes that [`by_products`] takes for `queries` queries that are not the bank.
+fn products_bytes(queries: u32, bank: &Rowset) -> usize {
+    let held = queries.min(NOTED);
+    let notes = held as usize * (2 * (2 * 4 + NOTES * size_of::<u64>()) + 4);
+    let sets = Centred::bytes(bank.rows, bank.dim).saturating_add(Centred::bytes(held, bank.dim));
+    sets.saturating_add(notes + bank.dim as usize * size_of::<f32>() + (1 << 20))
+}
+
+/// Searches by products, and sums directly what may be nearest. Allocates what
+/// [`products_bytes`] says: a padded copy of the bank and one of as many queries as are searched
+/// for at a time, and about 1 KiB for each of these.
+fn by_products(
+    gpu: &Arc<Gpu>,
+    queries: &Rowset,
+    bank: &Rowset,
+    is_itself: bool,
+    at: Among,
+) -> Result<(), Error> {
+    let search = |name, launch, args: &[_]| gpu.launch(Source::Search, name, launch, args);
+    let (n, dim) = (bank.rows, bank.dim);
+    let point = gpu.allocate(dim as usize * size_of::<f32>())?;
+    search("middle", Launch::over(dim), args![bank.data, point.address(), n, dim])?;
+    let point = point.address();
+    let centred = Centred::new(gpu, bank, point)?;
+    let held = queries.rows.min(NOTED) as usize;
+    let (limits, counts) = (gpu.allocate(held * 8)?, gpu.allocate(held * 8)?);
+    let notes = gpu.allocate(held * 2 * NOTES * size_of::<u64>())?;
+    let (list, listed) = (gpu.allocate(held * 4)?, gpu.allocate(4)?);
+    let (limits, counts, notes) = (limits.address(), counts.address(), notes.address());
+    let (list, listed) = (list.address(), listed.address());
+    for (done, m) in pieces(queries.rows, NOTED) {
+        let (some, at) = (part(queries, done, m), at.past(done));
+        let Among { same, other, first, skip } = at;
+        let own = if is_itself { None } else { Some(Centred::new(gpu, &some, point)?) };
+        let (from, from_bounds) =
+            own.as_ref().map_or_else(|| centred.past(done), |own| own.past(0));
+        let (to, to_bounds) = centred.past(0);
+        let args = args![same, other, limits, counts, listed, m];
+        search("start_notes", Launch::over(m), args)?;
+        let down = m.div_ceil(PANEL);
+        let grid = [across(gpu, down, n.div_ceil(PANEL)), down, 1];
+        let launch = Launch { grid, block: 256, shared: STAGES };
+        let (labels, row_labels, width) = (some.labels, bank.labels, centred.width);
         let args = args![
-            data,
+            from,
+            from_bounds,
             labels,
-            bank.data,
-            bank.labels,
-            keys(at.same),
-            keys(at.other),
+            to,
+            to_bounds,
+            row_labels,
+            limits,
+            counts,
+            notes,
             m,
-            rows,
-            bank.dim,
-            at.first,
-            at.skip.saturating_add(u64::from(done))
+            n,
+            width,
+            first,
+            skip
         ];
-        gpu.launch(Source::Search, "nearest", launch, args)?;
-        done += m;
+        search("note_nearest", launch, args)?;
+        let (x, y) = (some.data, bank.data);
+        let args = args![x, y, limits, counts, notes, same, other, list, listed, m, dim, first];
+        search("measure_notes", Launch::warps(m), args)?;
+        directly(gpu, &some, bank, at, (list, listed))?;
     }
     Ok(())
 }
@@ -150,7 +300,10 @@ pub(crate) fn within(
     let (same, other) = (keys, keys.past(bytes));
     gpu.launch(Source::Search, "no_keys", Launch::over(2 * rows), args![keys, 2 * rows])?;
     let set = Rowset { data: features, labels, rows, dim, _copies: None };
-    launch_nearest(gpu, &set, &set, Among { same, other, first: 0, skip: 0 })?;
+    for (done, m) in pieces(rows, MOST_BLOCKS * TILE) {
+        let at = Among { same, other, first: 0, skip: 0 }.past(done);
+        directly(gpu, &part(&set, done, m), &set, at, NO_LIST)?;
+    }
     gpu.launch(Source::Search, "pairs_of", Launch::over(rows), args![same, other, pairs, rows])
 }
 
@@ -174,18 +327,31 @@ pub(crate) fn nearest(
     (first, skip): (u32, Option<u32>),
     pairs: &mut [Pair],
 ) -> Result<(), Error> {
-    let (mut from, to) = both(gpu, memory, queries, bank)?;
-    from.rows = from.rows.min(narrow(pairs.len())?);
-    let count = from.rows as usize;
+    let (from, to) = both(gpu, memory, queries, bank)?;
+    let queries = part(&from, 0, from.rows.min(narrow(pairs.len())?));
+    let count = queries.rows as usize;
     let (mut same, mut other): (Vec<u64>, Vec<u64>) =
         pairs.iter().take(count).map(|pair| (key(pair.same), key(pair.other))).unzip();
     let (same_keys, other_keys) = (gpu.upload(&same)?, gpu.upload(&other)?);
     let skip = skip.map_or(NO_SKIP, u64::from);
-    let (at, bank) = (
-        Among { same: same_keys.address(), other: other_keys.address(), first, skip },
-        to.as_ref().unwrap_or(&from),
-    );
-    launch_nearest(gpu, &from, bank, at)?;
+    let at = Among { same: same_keys.address(), other: other_keys.address(), first, skip };
+    // The range of indices ends before the one that means none.
+    let all = to.as_ref().unwrap_or(&from);
+    let bank = part(all, 0, all.rows.min(u32::MAX - first));
+    let is_itself = to.is_none() && bank.rows == all.rows;
+    let (distances, features) = LARGE;
+    let is_large = u64::from(queries.rows) * u64::from(bank.rows) >= distances;
+    let by_products = gpu.capability() >= 80
+        && is_large
+        && bank.dim >= features
+        && products_bytes(queries.rows, &bank) <= gpu.free()?;
+    if by_products {
+        self::by_products(gpu, &queries, &bank, is_itself, at)?;
+    } else {
+        for (done, m) in pieces(queries.rows, MOST_BLOCKS * TILE) {
+            directly(gpu, &part(&queries, done, m), &bank, at.past(done), NO_LIST)?;
+        }
+    }
     same_keys.read(&mut same)?;
     other_keys.read(&mut other)?;
     for (pair, (same, other)) in pairs.iter_mut().zip(same.into_iter().zip(other)) {

@@ -1,0 +1,240 @@
+//! Products over several tiles and a rest in every dimension, by each of the device's ways. The
+//! suite's shapes fill one tile at most.
+
+use std::sync::{Mutex, PoisonError};
+
+use sepal_conformance::oracle::{self, Params};
+use sepal_conformance::{Cut, Tolerance, len, read, values, wide, write};
+use sepal_core::arena::{Dtype, Slot};
+use sepal_core::backend::{Backend, Call, Param, Phase};
+use sepal_core::layer::{Conv2d, Dense, Layer, Pass, Project};
+use sepal_core::plan::{Chain, ParamSlots, Place};
+use sepal_core::shape::Shape;
+use sepal_cuda::{Cuda, OnCuda};
+use sepal_stand_in::Gpu;
+
+const PHASE: Phase = Phase::Train { seed: 11, update: 3 };
+
+/// Runs `work` on the device that is there, or on stand-ins without and with tensor cores.
+fn on_each(work: impl Fn(&OnCuda)) {
+    // The stand-in is one for the whole process.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = || OnCuda::open(0).expect("a driver, real or not");
+    match sepal_stand_in::load() {
+        Gpu::Real => work(&open()),
+        Gpu::StandIn(device) => {
+            for (capability, seed) in [(75, 1), (80, 2)] {
+                device.capability(capability);
+                device.seed(seed);
+                work(&open());
+            }
+            device.reset();
+        }
+    }
+}
+
+/// Which passes a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passes {
+    All,
+    Forward,
+    /// Without the gradient of the input.
+    Weights,
+    Backward,
+}
+
+/// A layer, its input and what it gives.
+struct Case {
+    layer: Layer,
+    passes: Passes,
+    shape: Shape,
+    params: Params,
+    x: Vec<f32>,
+    dy: Vec<f32>,
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    /// Before and after the call.
+    gradients: [(Vec<f32>, Vec<f64>); 2],
+}
+
+impl Case {
+    fn new(shape: Shape, layer: Layer, passes: Passes) -> Self {
+        let params = oracle::params(&layer, shape, 40);
+        let x = values(3, len(shape));
+        let forward = oracle::Forward::new(&layer, shape, PHASE, &wide(&x), &params);
+        let dy = values(4, forward.y.len());
+        let backward = forward.backward(&wide(&dy));
+        let gradients = backward.dparams.map(|mut after| {
+            // Gradients are added to.
+            let before = values(5, after.len());
+            after.iter_mut().zip(&before).for_each(|(after, &b)| *after += f64::from(b));
+            (before, after)
+        });
+        Self { layer, passes, shape, params, x, dy, y: forward.y, dx: backward.dx, gradients }
+    }
+
+    /// Runs the layer, compares what it writes, and returns it.
+    fn check(&self, device: &OnCuda) -> Vec<Vec<f32>> {
+        let Self { layer, passes, shape, .. } = *self;
+        let out = layer.output(shape).expect("the layer takes the shape");
+        let layers = [layer];
+        let x = Slot::new(0, shape, Dtype::F32);
+        let planner = device.backend(0).expect("no memory is there");
+        let needs = planner.needs(&Chain::new(&layers), 0, x, Pass::Train).expect("small");
+
+        let mut cut = Cut::default();
+        let vector = |cut: &mut Cut, len: usize| match len {
+            0 => Slot::EMPTY,
+            _ => cut.slot(Shape::rows(1, len as u32), Dtype::F32),
+        };
+        let [weight, bias, ..] = self.params.each_ref().map(|p| vector(&mut cut, p.len()));
+        let [dweight, dbias] = self.gradients.each_ref().map(|(g, _)| vector(&mut cut, g.len()));
+        let slots =
+            ParamSlots { weight, bias, dweight, dbias, mean: Slot::EMPTY, variance: Slot::EMPTY };
+        let place = Place {
+            x: cut.slot(shape, Dtype::F32),
+            y: cut.slot(out, Dtype::F32),
+            saved: Slot::EMPTY,
+            scratch: Slot::EMPTY,
+            backward_scratch: cut.slot(Shape::rows(1, needs.backward_scratch as u32), Dtype::U8),
+            dy: cut.slot(out, Dtype::F32),
+            dx: match passes {
+                Passes::Weights => Slot::EMPTY,
+                _ => cut.slot(shape, Dtype::F32),
+            },
+        };
+        let call = Call { layer: &layer, index: 0, place, param: Param::Ram(slots), phase: PHASE };
+
+        let mut backend: Cuda = device.backend(cut.bytes).expect("the device has the memory");
+        let backend: &mut dyn Backend = &mut backend;
+        let [(dw, expected_dw), (db, expected_db)] = &self.gradients;
+        let [w, b, ..] = &self.params;
+        let given = [(weight, w), (bias, b), (dweight, dw), (dbias, db)];
+        for (slot, numbers) in given.into_iter().chain([(place.x, &self.x), (place.dy, &self.dy)]) {
+            if !numbers.is_empty() {
+                write(backend, slot, numbers);
+            }
+        }
+        let mut expected = vec![];
+        if matches!(passes, Passes::All | Passes::Forward) {
+            backend.forward(&call).expect("the layer runs");
+            expected.push(("y", place.y, &self.y));
+        }
+        if passes != Passes::Forward {
+            backend.backward(&call).expect("the layer runs backward");
+            expected.extend([("dw", dweight, expected_dw), ("db", dbias, expected_db)]);
+            expected.push(("dx", place.dx, &self.dx));
+        }
+        let written = expected.into_iter().filter(|(_, slot, _)| !slot.is_empty());
+        written
+            .map(|(name, slot, expected)| {
+                let got = read(backend, slot);
+                Tolerance::SUM.check(&format!("{layer:?} of {shape}: {name}"), &got, expected);
+                got
+            })
+            .collect()
+    }
+}
+
+fn conv(shape: Shape, conv: Conv2d, passes: Passes) {
+    let case = Case::new(shape, Layer::Conv2d(conv), passes);
+    on_each(|device| {
+        case.check(device);
+    });
+}
+
+fn dense(shape: Shape, dense: Dense, passes: Passes) {
+    let case = Case::new(shape, Layer::Dense(dense), passes);
+    on_each(|device| {
+        case.check(device);
+    });
+}
+
+/// Five tiles of places by five of filters, more than one table of steps each way, and gradients
+/// of the weights in two spans, by three tiles and three.
+#[test]
+fn convolution_over_tiles() {
+    let layer = Conv2d { pad: (1, 1), ..Conv2d::new(131, 3) };
+    conv(Shape::new(2, 29, 13, 12), layer, Passes::All);
+}
+
+/// Groups, a stride of two, and places that are reached by fewer taps than others.
+#[test]
+fn strided_convolution_in_groups() {
+    let layer = Conv2d {
+        filters: 2 * 35,
+        kernel: (3, 4),
+        stride: (2, 2),
+        pad: (2, 1),
+        groups: 2,
+        bias: true,
+    };
+    conv(Shape::new(3, 2 * 33, 15, 13), layer, Passes::All);
+}
+
+/// Three places of four are read by nobody.
+#[test]
+fn convolution_that_skips_places() {
+    let layer = Conv2d { stride: (2, 2), bias: false, ..Conv2d::new(70, 1) };
+    conv(Shape::new(3, 67, 9, 15), layer, Passes::All);
+}
+
+/// Enough tiles for large ones: groups of one tile of channels, three of places, both ways.
+#[test]
+fn convolution_over_large_tiles() {
+    let layer = Conv2d { groups: 86, bias: false, ..Conv2d::new(86 * 34, 1) };
+    conv(Shape::new(5, 86 * 33, 4, 14), layer, Passes::All);
+}
+
+/// A filter or two for each channel, over more places than a block has threads.
+#[test]
+fn depthwise_convolution() {
+    let layer = Conv2d { groups: 33, stride: (2, 1), pad: (1, 1), ..Conv2d::new(66, 3) };
+    conv(Shape::new(5, 33, 11, 9), layer, Passes::All);
+    conv(Shape::new(2, 5, 23, 18), Conv2d { groups: 5, ..Conv2d::new(5, 5) }, Passes::All);
+}
+
+/// The order of threads and blocks does not show in the bits.
+#[test]
+fn same_bits_twice() {
+    let layer = Conv2d { pad: (1, 1), ..Conv2d::new(19, 3) };
+    let case = Case::new(Shape::new(4, 9, 15, 17), Layer::Conv2d(layer), Passes::All);
+    let bits = |results: Vec<Vec<f32>>| -> Vec<u32> {
+        results.into_iter().flatten().map(f32::to_bits).collect()
+    };
+    on_each(|device| {
+        let first = bits(case.check(device));
+        if let Gpu::StandIn(device) = sepal_stand_in::load() {
+            device.seed(77);
+        }
+        assert!(first == bits(case.check(device)), "other bits the second time");
+    });
+}
+
+#[test]
+fn dense_over_tiles() {
+    dense(Shape::new(75, 7, 5, 3), Dense::new(139), Passes::All);
+    dense(Shape::rows(70, 141), Dense { units: 131, bias: false }, Passes::All);
+}
+
+/// Enough tiles for large ones.
+#[test]
+fn dense_over_large_tiles() {
+    dense(Shape::rows(135, 33), Dense::new(86 * 128), Passes::Forward);
+    dense(Shape::rows(33, 86 * 128), Dense::new(135), Passes::Weights);
+    dense(Shape::rows(135, 86 * 128 - 3), Dense::new(33), Passes::Backward);
+}
+
+/// Three blocks of signs, and a rest.
+#[test]
+fn projection_over_tiles() {
+    let case = Case::new(
+        Shape::rows(70, 397),
+        Layer::Project(Project { dim: 150, seed: 0x0123_4567_89ab_cdef }),
+        Passes::All,
+    );
+    on_each(|device| {
+        case.check(device);
+    });
+}
