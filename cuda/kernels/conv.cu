@@ -419,7 +419,7 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
         name(const float *x, const float *dy, float *work, u32 splits, u32 span, GEOMETRY) {       \
         weights<T, TENSOR>(x, dy, work, splits, span, Geometry GIVEN);                             \
     }
-WEIGHTS(conv_weights_large, 4, 8, false)
+WEIGHTS(conv_weights_large, 3, 8, false)
 WEIGHTS(conv_weights_small, 7, 4, false)
 #if __CUDA_ARCH__ >= 800
 WEIGHTS(conv_weights_large_tensor, 3, 8, true)
