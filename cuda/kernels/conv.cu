@@ -16,8 +16,9 @@
 // Threads of a block, steps of a tile, steps of a table.
 enum { THREADS = 128, DEPTH = 8, TABLE = 256 };
 
-// Added to a coordinate, it lies outside of every image.
-#define OUTSIDE (1u << 30)
+// A coordinate outside of every image, also with a tap added to it. Rows past the end have it in h,
+// steps in w: twice it would be 0.
+#define OUTSIDE (1u << 31)
 #define NOWHERE 0xffffffffu
 
 // Sizes: images of `red` channels a group that are read, of `out` channels a group that are
@@ -172,7 +173,7 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
         // All have read what lies there from the steps before.
         __syncthreads();
         for (u32 i = threadIdx.x; i < (steps + DEPTH - 1) / DEPTH * DEPTH; i += THREADS)
-            tile.table[i] = i < steps ? entry(base + i) : make_uint4(OUTSIDE, 0, 0, 0);
+            tile.table[i] = i < steps ? entry(base + i) : make_uint4(0, OUTSIDE, 0, 0);
         __syncthreads();
         auto load = [&](u32 step) {
 #pragma unroll
@@ -284,7 +285,7 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
     float sum[T][T] = {};
     multiply(tile, sum, src, row, g.src_h, g.src_w,
              w + group * g.red * g.out * kernel + channel * apart, apart, g.out - channel, 0,
-                g.red * taps, entry);
+             g.red * taps, entry);
     // Four places in a row of an image are stored at once.
     const bool whole = dst_plane % 4 == 0 && (u64)dst % 16 == 0;
     each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
@@ -304,20 +305,21 @@ __device__ __forceinline__ void gather(const float *__restrict__ src, const floa
     });
 }
 
-#define GATHER(name, T, TENSOR, BACK)                                                              \
-    KERNEL __launch_bounds__(THREADS)                                                              \
+// BLOCKS of them share a multiprocessor's registers, as many as spill none.
+#define GATHER(name, BLOCKS, T, TENSOR, BACK)                                                      \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
         name(const float *src, const float *w, const float *bias, float *dst, GEOMETRY) {          \
         gather<T, TENSOR, BACK>(src, w, bias, dst, Geometry GIVEN);                                \
     }
-GATHER(conv_forward_large, 8, false, false)
-GATHER(conv_forward_small, 4, false, false)
-GATHER(conv_data_large, 8, false, true)
-GATHER(conv_data_small, 4, false, true)
+GATHER(conv_forward_large, 4, 8, false, false)
+GATHER(conv_forward_small, 7, 4, false, false)
+GATHER(conv_data_large, 4, 8, false, true)
+GATHER(conv_data_small, 7, 4, false, true)
 #if __CUDA_ARCH__ >= 800
-GATHER(conv_forward_large_tensor, 8, true, false)
-GATHER(conv_forward_small_tensor, 4, true, false)
-GATHER(conv_data_large_tensor, 8, true, true)
-GATHER(conv_data_small_tensor, 4, true, true)
+GATHER(conv_forward_large_tensor, 3, 8, true, false)
+GATHER(conv_forward_small_tensor, 8, 4, true, false)
+GATHER(conv_data_large_tensor, 3, 8, true, true)
+GATHER(conv_data_small_tensor, 8, 4, true, true)
 #endif
 
 // The same for groups of few channels, as in depthwise convolutions, of which tiles would be mostly
@@ -396,10 +398,11 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
                           sample * g.groups * g.red * src_plane + top * g.src_w + left,
                           sample * g.groups * g.out * dst_plane + rest);
     };
+    const u32 first = split * span;
     float sum[T][T] = {};
     multiply(tile, sum, x, row, g.src_h, g.src_w, dy + (group * g.out + filter) * dst_plane,
-                dst_plane, g.out - filter, split * span,
-                min(split * span + span, g.samples * dst_plane), entry);
+             dst_plane, g.out - filter, first, first + min(span, g.samples * dst_plane - first),
+             entry);
     each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
         if (filter + j >= g.out) return;
         const u64 line = (u64)split * g.groups * g.out + group * g.out + filter + j;
@@ -411,17 +414,16 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
     });
 }
 
-// There are no more than some three blocks a multiprocessor, which leaves them more registers.
-#define WEIGHTS(name, T, TENSOR)                                                                   \
-    KERNEL __launch_bounds__(THREADS, 3)                                                           \
+#define WEIGHTS(name, BLOCKS, T, TENSOR)                                                           \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
         name(const float *x, const float *dy, float *work, u32 splits, u32 span, GEOMETRY) {       \
         weights<T, TENSOR>(x, dy, work, splits, span, Geometry GIVEN);                             \
     }
-WEIGHTS(conv_weights_large, 8, false)
-WEIGHTS(conv_weights_small, 4, false)
+WEIGHTS(conv_weights_large, 3, 8, false)
+WEIGHTS(conv_weights_small, 7, 4, false)
 #if __CUDA_ARCH__ >= 800
-WEIGHTS(conv_weights_large_tensor, 8, true)
-WEIGHTS(conv_weights_small_tensor, 4, true)
+WEIGHTS(conv_weights_large_tensor, 3, 8, true)
+WEIGHTS(conv_weights_small_tensor, 8, 4, true)
 #endif
 
 // Adds the spans to dw, the first first: a thread for each weight, bound by memory bandwidth.

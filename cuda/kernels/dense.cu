@@ -5,37 +5,110 @@
 // Threads of a block, steps of a tile; signs of a block of random words.
 enum { THREADS = 128, DEPTH = 8, SIGNS = 128 };
 
-// A tile takes 16 T of J and 8 T of I; each thread sums T x T elements of it. Neighbours in depth
-// are written to other banks by the four words between.
-template <int T> struct Tile {
-    static const int ACROSS = 16 * T, DOWN = 8 * T;
-    __align__(16) float across[2][DEPTH][ACROSS + 4];
-    __align__(16) float down[2][DEPTH][DOWN + 4];
+// A tile takes 16 T of J and 8 T of I; each thread sums T x T elements of it. What is between the
+// lines has what a warp reads or writes at once lie in different banks.
+template <int T, bool TENSOR> struct Tile {
+    static const int ACROSS = 16 * T, DOWN = 8 * T, APART = TENSOR ? 8 : 4;
+    __align__(16) float across[2][DEPTH][ACROSS + APART];
+    __align__(16) float down[2][DEPTH][DOWN + APART];
 };
 
-// The first of J and of I of a thread; it has four neighbours of every 32 of J in its half, and of
-// every 16 of I.
+// Two warps share the tile's part of J, two that of I: the first ones of this.
 template <int T> __device__ __forceinline__ u32 first_across() {
-    return threadIdx.x / 32 % 2 * (8 * T) + threadIdx.x % 8 * 4;
+    return threadIdx.x / 32 % 2 * (8 * T);
 }
 
 template <int T> __device__ __forceinline__ u32 first_down() {
-    return threadIdx.x / 64 * (4 * T) + threadIdx.x % 32 / 8 * 4;
+    return threadIdx.x / 64 * (4 * T);
+}
+
+#if __CUDA_ARCH__ >= 800
+// c += a b of 16 x 8 by 8 x 8 in TF32, over a warp.
+__device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A number in two of TF32: its upper bits and what these leave.
+__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
+    upper = __float_as_uint(v) & 0xffffe000u;
+    lower = __float_as_uint(v - __uint_as_float(upper));
+}
+
+// Adds the products of a tile on tensor cores, each number in two: all products but those of two
+// lower parts, which comes close to f32. `sum` holds the thread's parts of T by T / 4 of the cores'
+// tiles.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, true> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
+    u32 a[2][T / 4][4], b[2][2];
+#pragma unroll
+    for (int i = 0; i < T / 4; i++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const u32 line = first_down<T>() + i * 16 + group + e % 2 * 8;
+            split(tile.down[turn][part + e / 2 * 4][line], a[0][i][e], a[1][i][e]);
+        }
+#pragma unroll
+    for (int j = 0; j < T; j++) {
+        const u32 line = first_across<T>() + j * 8 + group;
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            split(tile.across[turn][part + e * 4][line], b[0][e], b[1][e]);
+#pragma unroll
+        for (int i = 0; i < T / 4; i++) {
+            multiply_tf32(&sum[j][i * 4], a[1][i], b[0]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[1]);
+            multiply_tf32(&sum[j][i * 4], a[0][i], b[0]);
+        }
+    }
+}
+#endif
+
+// Adds the products of a tile. A thread has four neighbours of every 32 of its warp's J, and of
+// every 16 of I.
+template <int T>
+__device__ __forceinline__ void accumulate(const Tile<T, false> &tile, u32 turn,
+                                           float (&sum)[T][T]) {
+    const u32 across = first_across<T>() + threadIdx.x % 8 * 4;
+    const u32 down = first_down<T>() + threadIdx.x % 32 / 8 * 4;
+#pragma unroll
+    for (int depth = 0; depth < DEPTH; depth++) {
+        float x[T], y[T];
+#pragma unroll
+        for (int i = 0; i < T; i += 4) {
+            *(float4 *)&x[i] = *(const float4 *)&tile.across[turn][depth][across + i * 8];
+            *(float4 *)&y[i] = *(const float4 *)&tile.down[turn][depth][down + i * 4];
+        }
+#pragma unroll
+        for (int i = 0; i < T; i++)
+#pragma unroll
+            for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
+    }
 }
 
 // Calls `f` with i, j and the sum of each element of the thread, within the tile.
-template <int T, class F> __device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
+template <int T, bool TENSOR, class F>
+__device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
+    const u32 lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < T; i++)
 #pragma unroll
         for (int j = 0; j < T; j++)
-            f(first_down<T>() + i / 4 * 16 + i % 4, first_across<T>() + j / 4 * 32 + j % 4,
-              sum[i][j]);
+            if (TENSOR)
+                f(first_down<T>() + j / 4 * 16 + j / 2 % 2 * 8 + lane / 4,
+                  first_across<T>() + i * 8 + lane % 4 * 2 + j % 2, sum[i][j]);
+            else
+                f(first_down<T>() + j / 4 * 16 + lane / 8 * 4 + j % 4,
+                  first_across<T>() + i / 4 * 32 + lane % 8 * 4 + i % 4, sum[i][j]);
 }
 
 // The elements of a factor's tile that a thread fetches, `LINES` by DEPTH of them in all. Memory is
 // read in runs: of steps where these are next to each other (ALONG), of lines elsewhere.
-template <int LINES, bool ALONG> struct Fetch {
+template <int LINES, int APART, bool ALONG> struct Fetch {
     static const int OWN = LINES * DEPTH / THREADS;
     float next[OWN];
     static __device__ __forceinline__ u32 line(int i) {
@@ -52,7 +125,7 @@ template <int LINES, bool ALONG> struct Fetch {
             next[i] = at < last ? element(line(i), at) : 0.0f;
         }
     }
-    __device__ __forceinline__ void store(float (*tile)[LINES + 4]) const {
+    __device__ __forceinline__ void store(float (*tile)[LINES + APART]) const {
 #pragma unroll
         for (int i = 0; i < OWN; i++) tile[step(i)][line(i)] = next[i];
     }
@@ -60,12 +133,14 @@ template <int LINES, bool ALONG> struct Fetch {
 
 // Adds the products of steps `first` to `last` to `sum`.
 //
-// Bound by multiply-adds: per step a thread does T^2 of them for T / 2 reads of 16 bytes.
-template <int T, bool ALONG_ACROSS, bool ALONG_DOWN, class Across, class Down>
-__device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T], u32 first, u32 last,
-                                         Across element_across, Down element_down) {
-    Fetch<Tile<T>::ACROSS, ALONG_ACROSS> across;
-    Fetch<Tile<T>::DOWN, ALONG_DOWN> down;
+// Bound by multiply-adds, of which a thread does T^2 per step for T / 2 reads of 16 bytes; on
+// tensor cores by the instructions that feed them.
+template <bool ALONG_ACROSS, bool ALONG_DOWN, int T, bool TENSOR, class Across, class Down>
+__device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][T], u32 first,
+                                         u32 last, Across element_across, Down element_down) {
+    typedef Tile<T, TENSOR> Own;
+    Fetch<Own::ACROSS, Own::APART, ALONG_ACROSS> across;
+    Fetch<Own::DOWN, Own::APART, ALONG_DOWN> down;
     across.load(first, last, element_across);
     down.load(first, last, element_down);
     // All have read what lies there from the steps before.
@@ -80,20 +155,7 @@ __device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T], u32 
             across.load(step + DEPTH, last, element_across);
             down.load(step + DEPTH, last, element_down);
         }
-#pragma unroll
-        for (int depth = 0; depth < DEPTH; depth++) {
-            float x[T], y[T];
-#pragma unroll
-            for (int i = 0; i < T; i += 4) {
-                *(float4 *)&x[i] = *(const float4 *)&tile.down[turn][depth][first_down<T>() + i * 4];
-                *(float4 *)&y[i] =
-                    *(const float4 *)&tile.across[turn][depth][first_across<T>() + i * 8];
-            }
-#pragma unroll
-            for (int i = 0; i < T; i++)
-#pragma unroll
-                for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
-        }
+        accumulate(tile, turn, sum);
         if (more) {
             turn ^= 1;
             across.store(tile.across[turn]);
@@ -107,102 +169,98 @@ __device__ __forceinline__ void multiply(Tile<T> &tile, float (&sum)[T][T], u32 
 template <int T> struct Corner {
     u32 i, j;
     __device__ __forceinline__ Corner(u32 width) {
-        const u32 across = (width + Tile<T>::ACROSS - 1) / Tile<T>::ACROSS;
-        i = blockIdx.x / across * Tile<T>::DOWN;
-        j = blockIdx.x % across * Tile<T>::ACROSS;
+        const u32 across = (width + 16 * T - 1) / (16 * T);
+        i = blockIdx.x / across * (8 * T);
+        j = blockIdx.x % across * (16 * T);
     }
 };
 
 // y[n,u] = bias[u] + sum_d w[u,d] x[n,d]: a block for each tile of y (N, U).
-template <int T>
+template <int T, bool TENSOR>
 __device__ __forceinline__ void forward(const float *__restrict__ x, const float *__restrict__ w,
                                         const float *__restrict__ bias, float *__restrict__ y,
                                         u32 samples, u32 features, u32 units) {
-    __shared__ Tile<T> tile;
+    __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(units);
     float sum[T][T] = {};
-    multiply<T, true, true>(
+    multiply<true, true>(
         tile, sum, 0, features,
-        [&](u32 line, u32 d) { return at.j + line < units ? w[(at.j + line) * features + d] : 0.0f; },
+        [&](u32 line, u32 d) {
+            return at.j + line < units ? w[(at.j + line) * features + d] : 0.0f;
+        },
         [&](u32 line, u32 d) {
             return at.i + line < samples ? x[(at.i + line) * features + d] : 0.0f;
         });
-    each<T>(sum, [&](u32 i, u32 j, float value) {
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
         const u32 n = at.i + i, u = at.j + j;
         if (n < samples && u < units) y[n * units + u] = bias ? value + bias[u] : value;
     });
 }
 
 // dx[n,d] = sum_u w[u,d] dy[n,u]: a block for each tile of dx (N, D).
-template <int T>
+template <int T, bool TENSOR>
 __device__ __forceinline__ void data(const float *__restrict__ dy, const float *__restrict__ w,
                                      float *__restrict__ dx, u32 samples, u32 features, u32 units) {
-    __shared__ Tile<T> tile;
+    __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(features);
     float sum[T][T] = {};
-    multiply<T, false, true>(
+    multiply<false, true>(
         tile, sum, 0, units,
         [&](u32 line, u32 u) {
             return at.j + line < features ? w[u * features + at.j + line] : 0.0f;
         },
-        [&](u32 line, u32 u) { return at.i + line < samples ? dy[(at.i + line) * units + u] : 0.0f; });
-    each<T>(sum, [&](u32 i, u32 j, float value) {
+        [&](u32 line, u32 u) {
+            return at.i + line < samples ? dy[(at.i + line) * units + u] : 0.0f;
+        });
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
         const u32 n = at.i + i, d = at.j + j;
         if (n < samples && d < features) dx[n * features + d] = value;
     });
 }
 
 // dw[u,d] += sum_n dy[n,u] x[n,d]: a block for each tile of dw (U, D).
-template <int T>
+template <int T, bool TENSOR>
 __device__ __forceinline__ void weights(const float *__restrict__ x, const float *__restrict__ dy,
                                         float *__restrict__ dw, u32 samples, u32 features,
                                         u32 units) {
-    __shared__ Tile<T> tile;
+    __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(features);
     float sum[T][T] = {};
-    multiply<T, false, false>(
+    multiply<false, false>(
         tile, sum, 0, samples,
         [&](u32 line, u32 n) {
             return at.j + line < features ? x[n * features + at.j + line] : 0.0f;
         },
         [&](u32 line, u32 n) { return at.i + line < units ? dy[n * units + at.i + line] : 0.0f; });
-    each<T>(sum, [&](u32 i, u32 j, float value) {
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
         const u32 u = at.i + i, d = at.j + j;
         if (u < units && d < features) dw[u * features + d] += value;
     });
 }
 
-KERNEL __launch_bounds__(THREADS)
-    dense_forward_large(const float *x, const float *w, const float *bias, float *y, u32 samples,
-                        u32 features, u32 units) {
-    forward<8>(x, w, bias, y, samples, features, units);
-}
-
-KERNEL __launch_bounds__(THREADS)
-    dense_forward_small(const float *x, const float *w, const float *bias, float *y, u32 samples,
-                        u32 features, u32 units) {
-    forward<4>(x, w, bias, y, samples, features, units);
-}
-
-KERNEL __launch_bounds__(THREADS) dense_data_large(const float *dy, const float *w, float *dx,
-                                                   u32 samples, u32 features, u32 units) {
-    data<8>(dy, w, dx, samples, features, units);
-}
-
-KERNEL __launch_bounds__(THREADS) dense_data_small(const float *dy, const float *w, float *dx,
-                                                   u32 samples, u32 features, u32 units) {
-    data<4>(dy, w, dx, samples, features, units);
-}
-
-KERNEL __launch_bounds__(THREADS) dense_weights_large(const float *x, const float *dy, float *dw,
-                                                      u32 samples, u32 features, u32 units) {
-    weights<8>(x, dy, dw, samples, features, units);
-}
-
-KERNEL __launch_bounds__(THREADS) dense_weights_small(const float *x, const float *dy, float *dw,
-                                                      u32 samples, u32 features, u32 units) {
-    weights<4>(x, dy, dw, samples, features, units);
-}
+// BLOCKS of them share a multiprocessor's registers, as many as spill none.
+#define DENSE(BLOCKS, T, TENSOR, suffix)                                                           \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
+        dense_forward_##suffix(const float *x, const float *w, const float *bias, float *y,        \
+                               u32 samples, u32 features, u32 units) {                             \
+        forward<T, TENSOR>(x, w, bias, y, samples, features, units);                               \
+    }                                                                                              \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
+        dense_data_##suffix(const float *dy, const float *w, float *dx, u32 samples, u32 features, \
+                            u32 units) {                                                           \
+        data<T, TENSOR>(dy, w, dx, samples, features, units);                                      \
+    }                                                                                              \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
+        dense_weights_##suffix(const float *x, const float *dy, float *dw, u32 samples,            \
+                               u32 features, u32 units) {                                          \
+        weights<T, TENSOR>(x, dy, dw, samples, features, units);                                   \
+    }
+DENSE(4, 8, false, large)
+DENSE(7, 4, false, small)
+#if __CUDA_ARCH__ >= 800
+DENSE(3, 8, true, large_tensor)
+DENSE(8, 4, true, small_tensor)
+#endif
 
 // The same as forward for outputs so few that tiles of them would leave most of the device idle: a
 // warp for each, bound by reads from the caches.
@@ -244,34 +302,34 @@ __device__ __forceinline__ float sign(const uint4 &words, u32 at) {
 KERNEL __launch_bounds__(THREADS)
     project(const float *__restrict__ x, float *__restrict__ y, u32 samples, u32 features, u32 dim,
             u32 key0, u32 key1, float scale) {
-    __shared__ Tile<4> tile;
-    __shared__ uint4 drawn[Tile<4>::ACROSS];
+    __shared__ Tile<4, false> tile;
+    __shared__ uint4 drawn[Tile<4, false>::ACROSS];
     const Corner<4> at(dim);
     float sum[4][4] = {};
     for (u32 base = 0; base < features; base += SIGNS) {
         __syncthreads();
-        if (threadIdx.x < Tile<4>::ACROSS)
+        if (threadIdx.x < Tile<4, false>::ACROSS)
             drawn[threadIdx.x] = signs(at.j + threadIdx.x, base / SIGNS, key0, key1);
         __syncthreads();
-        multiply<4, true, true>(
+        multiply<true, true>(
             tile, sum, base, min(base + SIGNS, features),
             [&](u32 line, u32 d) { return sign(drawn[line], d - base); },
             [&](u32 line, u32 d) {
                 return at.i + line < samples ? x[(at.i + line) * features + d] : 0.0f;
             });
     }
-    each<4>(sum, [&](u32 i, u32 j, float value) {
+    each<4, false>(sum, [&](u32 i, u32 j, float value) {
         const u32 n = at.i + i, k = at.j + j;
         if (n < samples && k < dim) y[n * dim + k] = value * scale;
     });
 }
 
-// dx[n,d] = scale sum_k R[k,d] dy[n,k]: as data; a tile's columns lie in one block of signs for each
-// row of R, of which each thread draws one every THREADS steps.
+// dx[n,d] = scale sum_k R[k,d] dy[n,k]: as data; a tile's columns lie in one block of signs of each
+// row of R, and each thread draws that of one row every THREADS steps.
 KERNEL __launch_bounds__(THREADS)
     project_data(const float *__restrict__ dy, float *__restrict__ dx, u32 samples, u32 features,
                  u32 dim, u32 key0, u32 key1, float scale) {
-    __shared__ Tile<4> tile;
+    __shared__ Tile<4, false> tile;
     __shared__ uint4 drawn[THREADS];
     const Corner<4> at(features);
     float sum[4][4] = {};
@@ -279,12 +337,14 @@ KERNEL __launch_bounds__(THREADS)
         __syncthreads();
         drawn[threadIdx.x] = signs(base + threadIdx.x, at.j / SIGNS, key0, key1);
         __syncthreads();
-        multiply<4, false, true>(
+        multiply<false, true>(
             tile, sum, base, min(base + THREADS, dim),
             [&](u32 line, u32 k) { return sign(drawn[k - base], at.j % SIGNS + line); },
-            [&](u32 line, u32 k) { return at.i + line < samples ? dy[(at.i + line) * dim + k] : 0.0f; });
+            [&](u32 line, u32 k) {
+                return at.i + line < samples ? dy[(at.i + line) * dim + k] : 0.0f;
+            });
     }
-    each<4>(sum, [&](u32 i, u32 j, float value) {
+    each<4, false>(sum, [&](u32 i, u32 j, float value) {
         const u32 n = at.i + i, d = at.j + j;
         if (n < samples && d < features) dx[n * features + d] = value * scale;
     });

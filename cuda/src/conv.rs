@@ -8,11 +8,11 @@ use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
 
 /// Threads of a block that works on a tile.
-const THREADS: u32 = 128;
+pub(crate) const THREADS: u32 = 128;
 
 /// Blocks that fill a device: larger tiles are taken where there are as many of them, and sums
 /// are split until there are. A constant, so that the same shapes give the same bits everywhere.
-const FILL: u32 = 256;
+pub(crate) const FILL: u32 = 256;
 
 /// Steps of a sum that are worth a block of their own, one table of the kernel.
 const SPAN: u32 = 256;
@@ -133,7 +133,7 @@ macro_rules! kernels {
 }
 
 /// Whether tensor cores take less time for the three products that they need for one of f32.
-const fn are_tensor_cores_faster(capability: u32) -> bool {
+pub(crate) const fn are_tensor_cores_faster(capability: u32) -> bool {
     capability == 80 || capability >= 90
 }
 

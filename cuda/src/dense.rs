@@ -3,15 +3,9 @@
 use sepal_core::error::Error;
 use sepal_core::layer::{Dense, Project};
 
+use crate::conv::{FILL, THREADS, are_tensor_cores_faster};
 use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
-
-/// Threads of a block that works on a tile.
-const THREADS: u32 = 128;
-
-/// Blocks that fill a device: larger tiles are taken where there are as many of them. A constant,
-/// so that the same shapes give the same bits everywhere.
-const FILL: u32 = 256;
 
 /// Outputs that a warp each computes sooner than tiles do, of which there would be some four.
 const FEW: u32 = 8192;
@@ -22,16 +16,34 @@ const fn tiles(rows: u32, columns: u32, large: bool) -> u32 {
     rows.div_ceil(height).saturating_mul(columns.div_ceil(width))
 }
 
-/// Launches one of two kernels with a block for each tile of a matrix of `rows` by `columns`.
+/// The kernels of a product: of large tiles and of small ones, without tensor cores and with them.
+macro_rules! kernels {
+    ($name:literal) => {
+        [
+            concat!($name, "_large"),
+            concat!($name, "_small"),
+            concat!($name, "_large_tensor"),
+            concat!($name, "_small_tensor"),
+        ]
+    };
+}
+
+/// Launches one of four kernels with a block for each tile of a matrix of `rows` by `columns`.
 fn over_tiles(
     gpu: &Gpu,
-    [large, small]: [&'static str; 2],
+    [large, small, large_tensor, small_tensor]: [&'static str; 4],
     [rows, columns]: [u32; 2],
     args: &[Arg],
 ) -> Result<(), Error> {
     let is_large = tiles(rows, columns, true) >= FILL;
-    let (name, blocks) = (if is_large { large } else { small }, tiles(rows, columns, is_large));
-    gpu.launch(Source::Dense, name, Launch::blocks(blocks, THREADS), args)
+    let name = match (is_large, are_tensor_cores_faster(gpu.capability())) {
+        (true, false) => large,
+        (false, false) => small,
+        (true, true) => large_tensor,
+        (false, true) => small_tensor,
+    };
+    let blocks = Launch::blocks(tiles(rows, columns, is_large), THREADS);
+    gpu.launch(Source::Dense, name, blocks, args)
 }
 
 /// Needs no scratch.
@@ -42,7 +54,7 @@ pub(crate) fn forward(l: &Dense, f: &Forward<'_>) -> Result<(), Error> {
     if outputs <= FEW {
         return f.gpu.launch(Source::Dense, "dense_forward_direct", Launch::warps(outputs), args);
     }
-    over_tiles(f.gpu, ["dense_forward_large", "dense_forward_small"], [n, units], args)
+    over_tiles(f.gpu, kernels!("dense_forward"), [n, units], args)
 }
 
 /// Needs no scratch.
@@ -53,7 +65,7 @@ pub(crate) fn backward(l: &Dense, b: &Backward<'_>) -> Result<(), Error> {
         return Ok(());
     }
     let args = args![b.x, b.dy, b.dweight, n, features, units];
-    over_tiles(gpu, ["dense_weights_large", "dense_weights_small"], [units, features], args)?;
+    over_tiles(gpu, kernels!("dense_weights"), [units, features], args)?;
     if !b.dbias.is_none() {
         let args = args![b.dy, b.dbias, n, units];
         gpu.launch(Source::Dense, "dense_bias", Launch::over(units), args)?;
@@ -62,7 +74,7 @@ pub(crate) fn backward(l: &Dense, b: &Backward<'_>) -> Result<(), Error> {
         return Ok(());
     }
     let args = args![b.dy, b.weight, b.dx, n, features, units];
-    over_tiles(gpu, ["dense_data_large", "dense_data_small"], [n, features], args)
+    over_tiles(gpu, kernels!("dense_data"), [n, features], args)
 }
 
 pub(crate) fn project(l: &Project, f: &Forward<'_>) -> Result<(), Error> {
