@@ -1,11 +1,13 @@
 // Layers that look up or move elements, bound by memory bandwidth.
 
-// The row of a token: the nearest whole number, row 0 for what names none.
+// The row of a token: the nearest whole number, halves up, and row 0 for what names none. What is
+// left beside the whole is exact, which the sum with one half is not.
 __device__ __forceinline__ u32 row_of(float token, u32 tokens) {
-    const double nearest = (double)token + 0.5;
-    // Below 1, and NaN.
-    if (!(nearest >= 1.0)) return 0;
-    return nearest < (double)tokens ? (u32)nearest : 0;
+    // Also NaN, and what the cast could not hold.
+    if (!(token >= 0.5f && token < 4294967296.0f)) return 0;
+    const float whole = floorf(token);
+    const u32 row = (u32)whole + (token - whole >= 0.5f);
+    return row < tokens ? row : 0;
 }
 
 // (N, 1, H, W) tokens to (N, dim, H, W): a thread for each element of the output.
@@ -17,18 +19,30 @@ KERNEL embedding(const float *__restrict__ x, const float *__restrict__ w, float
     y[i] = w[(u64)row_of(x[(u64)n * plane + p], tokens) * dim + e];
 }
 
-// A block for each weight: it reads all tokens and sums the gradients of its own, in an order that
-// depends on nothing else.
-KERNEL __launch_bounds__(128) embedding_backward(const float *__restrict__ x, const float *__restrict__ dy, float *dw,
+#define SOME 8
+
+// A block for each SOME numbers of a token's vector: it reads all tokens and sums the gradients of
+// its own, in an order that the launch fixes.
+KERNEL __launch_bounds__(256) embedding_backward(const float *__restrict__ x, const float *__restrict__ dy, float *dw,
                                                  u32 n, u32 plane, u32 dim, u32 tokens) {
     __shared__ float room[32];
-    const u32 token = blockIdx.x / dim, e = blockIdx.x % dim;
-    float sum = 0.0f;
+    const u32 groups = (dim + SOME - 1) / SOME;
+    const u32 token = blockIdx.x / groups, first = blockIdx.x % groups * SOME;
+    float sums[SOME] = {};
     for (u32 i = threadIdx.x; i < n * plane; i += blockDim.x) {
-        if (row_of(x[i], tokens) == token) sum += dy[((u64)(i / plane) * dim + e) * plane + i % plane];
+        if (row_of(x[i], tokens) != token) continue;
+        const float *from = dy + ((u64)(i / plane) * dim + first) * plane + i % plane;
+#pragma unroll
+        for (u32 e = 0; e < SOME; e++) {
+            if (first + e < dim) sums[e] += from[(u64)e * plane];
+        }
     }
-    sum = block_sum(sum, room);
-    if (threadIdx.x == 0) dw[blockIdx.x] += sum;
+#pragma unroll
+    for (u32 e = 0; e < SOME; e++) {
+        if (first + e >= dim) break;
+        const float sum = block_sum(sums[e], room);
+        if (threadIdx.x == 0) dw[(u64)token * dim + first + e] += sum;
+    }
 }
 
 // Where an element of the deep tensor comes from.

@@ -7,8 +7,9 @@ __device__ __forceinline__ u64 at(u32 i, u32 c, u32 channels, u32 plane) {
     return ((u64)(i / plane) * channels + c) * plane + i % plane;
 }
 
-// A block for each channel. `share` is how much of the running statistics the batch replaces.
-KERNEL __launch_bounds__(256) batch_norm_train(
+// A block for each channel: nets have few, so a block is as large as there are places for it.
+// `share` is how much of the running statistics the batch replaces.
+KERNEL __launch_bounds__(1024) batch_norm_train(
     const float *__restrict__ x, float *__restrict__ y, const float *__restrict__ gamma, const float *__restrict__ beta,
     float *__restrict__ saved, float *running_mean, float *running_variance, u32 n, u32 channels, u32 plane,
     float eps, float share) {
@@ -37,6 +38,7 @@ KERNEL __launch_bounds__(256) batch_norm_train(
     }
 }
 
+// A thread for each element.
 KERNEL batch_norm_eval(float *y, const float *__restrict__ gamma, const float *__restrict__ beta,
                        const float *__restrict__ mean, const float *__restrict__ variance, u32 len, u32 channels,
                        u32 plane, float eps) {
@@ -47,8 +49,8 @@ KERNEL batch_norm_eval(float *y, const float *__restrict__ gamma, const float *_
     y[i] = (y[i] - mean[c]) * scale + (beta ? beta[c] : 0.0f);
 }
 
-// A block for each channel; g is dy and becomes dx.
-KERNEL __launch_bounds__(256) batch_norm_backward(
+// A block for each channel, as in training; g is dy and becomes dx.
+KERNEL __launch_bounds__(1024) batch_norm_backward(
     const float *__restrict__ x, float *g, const float *__restrict__ gamma, const float *__restrict__ saved,
     float *dgamma, float *dbeta, u32 n, u32 channels, u32 plane, float eps) {
     __shared__ float room[32];
@@ -78,14 +80,17 @@ __device__ __forceinline__ float over_deviation(float v, float variance) {
     return variance == 0.0f ? 0.0f : v / sqrtf(variance);
 }
 
+// A thread for each element, its gradient alike.
 KERNEL standardise(float *y, const float *__restrict__ mean, const float *__restrict__ variance, u32 len, u32 features) {
     const u64 i = element();
-    if (i < len) y[i] = over_deviation(y[i] - mean[i % features], variance[i % features]);
+    if (i >= len) return;
+    const u32 d = (u32)i % features;
+    y[i] = over_deviation(y[i] - mean[d], variance[d]);
 }
 
 KERNEL standardise_backward(float *g, const float *__restrict__ variance, u32 len, u32 features) {
     const u64 i = element();
-    if (i < len) g[i] = over_deviation(g[i], variance[i % features]);
+    if (i < len) g[i] = over_deviation(g[i], variance[(u32)i % features]);
 }
 
 // A thread for each feature, so that a row is read together. `share` of the whole is this batch's,
@@ -153,6 +158,7 @@ KERNEL __launch_bounds__(128) l2_normalise(float *y, float *saved, u32 features)
     for (u32 d = threadIdx.x; d < features; d += blockDim.x) row[d] = none ? 0.0f : row[d] / norm;
 }
 
+// A block for each sample; g is dy and becomes dx.
 KERNEL __launch_bounds__(128) l2_normalise_backward(const float *__restrict__ y, const float *__restrict__ saved,
                                                     float *g, u32 features) {
     __shared__ float room[32];
@@ -176,9 +182,9 @@ __device__ __forceinline__ float2 mean_and_deviation(const float *x, u32 plane, 
     return make_float2(mean, sqrtf(warp_sum(sum) / plane + 1e-5f));
 }
 
-// A warp for each plane.
+// A warp for each plane, its gradient alike.
 KERNEL channel_std(const float *__restrict__ x, float *__restrict__ y, u32 planes, u32 plane) {
-    const u32 at = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    const u32 at = (u32)(element() / 32), lane = threadIdx.x & 31;
     if (at >= planes) return;
     const float2 found = mean_and_deviation(x + (u64)at * plane, plane, lane);
     if (lane == 0) y[at] = found.y;
@@ -186,7 +192,7 @@ KERNEL channel_std(const float *__restrict__ x, float *__restrict__ y, u32 plane
 
 KERNEL channel_std_backward(const float *__restrict__ x, const float *__restrict__ dy, float *__restrict__ dx,
                             u32 planes, u32 plane) {
-    const u32 at = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    const u32 at = (u32)(element() / 32), lane = threadIdx.x & 31;
     if (at >= planes) return;
     const u64 first = (u64)at * plane;
     const float2 found = mean_and_deviation(x + first, plane, lane);

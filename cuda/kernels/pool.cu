@@ -1,5 +1,5 @@
-// Pools: a thread for each element of what is written, bound by memory bandwidth. Gradients are
-// gathered, so that no two threads add to one place.
+// Pools: a thread for each element of what is written where nothing else is said, bound by memory
+// bandwidth. Gradients are gathered, so that no two threads add to one place.
 
 // Whether x takes the place of the best so far; NaN beats all but NaN.
 __device__ __forceinline__ bool beats(float x, float best) { return x > best || (x != x && best == best); }
@@ -30,7 +30,7 @@ KERNEL max_pool(const float *__restrict__ x, float *__restrict__ y, u8 *__restri
     if (winner) winner[i] = won;
 }
 
-// The outputs whose window holds a place: from `first` to `last`, along one axis.
+// The first of the outputs whose window holds a place, along one axis.
 __device__ __forceinline__ u32 first_of(u32 at, u32 kernel, u32 stride, u32 pad) {
     return at + pad < kernel ? 0 : (at + pad - kernel) / stride + 1;
 }
@@ -108,16 +108,16 @@ KERNEL avg_pool_to_backward(const float *__restrict__ dy, float *__restrict__ dx
     if (i >= len) return;
     const u32 column = (u32)i % w, row = (u32)i / w % h;
     const u64 plane = (u64)((u32)i / w / h) * out_h * out_w;
-    // Bins overlap by at most one place, so that only the neighbours of the one that holds the
-    // place in proportion can hold it too.
+    // Bins are no smaller than a place and meet the next in one at most: a place is in the bin that
+    // holds its first edge, and maybe in the one after.
     const u32 p0 = (u32)((u64)row * out_h / h), q0 = (u32)((u64)column * out_w / w);
     float sum = 0.0f;
-    for (u32 p = p0 ? p0 - 1 : 0; p < out_h && p <= p0 + 1; p++) {
+    for (u32 p = p0; p < out_h && p <= p0 + 1; p++) {
         const uint2 down = bin(h, out_h, p);
-        if (row < down.x || row >= down.y) continue;
-        for (u32 q = q0 ? q0 - 1 : 0; q < out_w && q <= q0 + 1; q++) {
+        if (row < down.x) continue;
+        for (u32 q = q0; q < out_w && q <= q0 + 1; q++) {
             const uint2 across = bin(w, out_w, q);
-            if (column < across.x || column >= across.y) continue;
+            if (column < across.x) continue;
             sum += dy[plane + p * out_w + q] / ((down.y - down.x) * (across.y - across.x));
         }
     }
@@ -126,7 +126,7 @@ KERNEL avg_pool_to_backward(const float *__restrict__ dy, float *__restrict__ dx
 
 // A warp for each plane.
 KERNEL global_avg_pool(const float *__restrict__ x, float *__restrict__ y, u32 planes, u32 plane) {
-    const u32 at = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
+    const u32 at = (u32)(element() / 32), lane = threadIdx.x & 31;
     if (at >= planes) return;
     float sum = 0.0f;
     for (u32 i = lane; i < plane; i += 32) sum += x[(u64)at * plane + i];
@@ -136,7 +136,7 @@ KERNEL global_avg_pool(const float *__restrict__ x, float *__restrict__ y, u32 p
 
 KERNEL global_avg_pool_backward(const float *__restrict__ dy, float *__restrict__ dx, u32 len, u32 plane) {
     const u64 i = element();
-    if (i < len) dx[i] = dy[i / plane] / plane;
+    if (i < len) dx[i] = dy[(u32)i / plane] / plane;
 }
 
 __device__ u32 weakest_of(const float *y, u32 k) {
@@ -175,8 +175,8 @@ KERNEL k_max_pool_backward(const u16 *__restrict__ places, const float *__restri
                            u32 len, u32 width, u32 k) {
     const u64 i = element();
     if (i >= len) return;
-    const u64 row = i / width * k;
-    const u32 at = (u32)(i % width);
+    const u64 row = (u64)((u32)i / width) * k;
+    const u32 at = (u32)i % width;
     float v = 0.0f;
     for (u32 j = 0; j < k; j++) {
         if (places[row + j] == at) v = dy[row + j];

@@ -12,9 +12,12 @@ pub(crate) fn embedding(l: &Embedding, f: &Forward<'_>) -> Result<(), Error> {
     f.gpu.launch(Source::Moving, "embedding", Launch::over(len), args)
 }
 
+/// Numbers of a vector that a block sums: SOME of the kernel.
+const SOME: u32 = 8;
+
 /// Tokens have no gradient: where one is asked for it is 0.
 pub(crate) fn embedding_backward(l: &Embedding, b: &Backward<'_>) -> Result<(), Error> {
-    let launch = Launch::blocks(l.tokens.saturating_mul(l.dim), 128);
+    let launch = Launch::blocks(l.tokens.saturating_mul(l.dim.div_ceil(SOME)), 256);
     let args = args![b.x, b.dy, b.dweight, b.shape.n, b.shape.plane(), l.dim, l.tokens];
     b.gpu.launch(Source::Moving, "embedding_backward", launch, args)?;
     if b.dx.is_none() {

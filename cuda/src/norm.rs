@@ -3,9 +3,17 @@
 use sepal_core::backend::Phase;
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, ChannelStd, L2Normalise, Standardise};
+use sepal_core::shape::Shape;
 
 use crate::gpu::{Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
+
+/// A block for each channel, of as many threads as its places keep busy: few channels of large
+/// planes are all that there is to fill a device with.
+fn channels(shape: Shape) -> Launch {
+    let places = u64::from(shape.n) * u64::from(shape.plane());
+    Launch::blocks(shape.c, if places > 1024 { 1024 } else { 256 })
+}
 
 pub(crate) fn batch_norm(l: &BatchNorm, f: &Forward<'_>) -> Result<(), Error> {
     let (n, c, plane) = (f.shape.n, f.shape.c, f.shape.plane());
@@ -20,19 +28,22 @@ pub(crate) fn batch_norm(l: &BatchNorm, f: &Forward<'_>) -> Result<(), Error> {
     };
     let args =
         args![f.x, f.y, f.weight, f.bias, f.saved, f.mean, f.variance, n, c, plane, l.eps, share];
-    f.gpu.launch(Source::Norm, "batch_norm_train", Launch::blocks(c, 256), args)
+    f.gpu.launch(Source::Norm, "batch_norm_train", channels(f.shape), args)
 }
 
 pub(crate) fn batch_norm_backward(l: &BatchNorm, b: &Backward<'_>) -> Result<(), Error> {
     let (n, c, plane) = (b.shape.n, b.shape.c, b.shape.plane());
     let args = args![b.x, b.dy, b.weight, b.saved, b.dweight, b.dbias, n, c, plane, l.eps];
-    b.gpu.launch(Source::Norm, "batch_norm_backward", Launch::blocks(c, 256), args)
+    b.gpu.launch(Source::Norm, "batch_norm_backward", channels(b.shape), args)
 }
 
 pub(crate) fn standardise(_: &Standardise, f: &Forward<'_>) -> Result<(), Error> {
-    let (len, features) = (elements(f.shape), f.shape.sample().unwrap_or(0));
-    if let Phase::Calibrate { seen } = f.phase {
-        let n = f.shape.n;
+    let (n, features) = (f.shape.n, f.shape.sample().unwrap_or(0));
+    let len = elements(f.shape);
+    // A batch of none would still be averaged.
+    if let Phase::Calibrate { seen } = f.phase
+        && n > 0
+    {
         let total = f64::from(seen) + f64::from(n);
         let (share, keep) = ((f64::from(n) / total) as f32, (f64::from(seen) / total) as f32);
         let args = args![f.y, f.mean, f.variance, n, features, seen, share, keep];
