@@ -34,7 +34,7 @@ PAGE = HERE.parent.parent / "docs" / "cuda-kernels.md"
 Chip = collections.namedtuple("Chip", "name regs shared warps blocks extra ffma hmma integer lds")
 CHIPS = {
     75: Chip("T4", 65536, 65536, 32, 16, 0, 2, None, 2, 4),
-    80: Chip("A100", 65536, 167936, 64, 32, 1024, 2, 4, 2, 4),
+    80: Chip("A100", 65536, 167936, 64, 32, 1024, 2, 8, 2, 4),
     86: Chip("A10, Orin's class", 65536, 102400, 48, 16, 1024, 1, 32, 2, 4),
     89: Chip("L4", 65536, 102400, 48, 24, 1024, 1, 32, 2, 4),
     90: Chip("H100", 65536, 233472, 64, 32, 1024, 1, 4, 2, 4),
