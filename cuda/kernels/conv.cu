@@ -170,8 +170,7 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
     float next_row[T], next_column[T / 2];
     for (u32 base = first; base < last; base += TABLE) {
         const u32 steps = min((u32)TABLE, last - base);
-        // All have read what lies there from the steps before.
-        __syncthreads();
+        // All have met since they last read the table, and meet again before they write tiles.
         for (u32 i = threadIdx.x; i < (steps + DEPTH - 1) / DEPTH * DEPTH; i += THREADS)
             tile.table[i] = i < steps ? entry(base + i) : make_uint4(0, OUTSIDE, 0, 0);
         __syncthreads();
