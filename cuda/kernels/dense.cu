@@ -31,7 +31,7 @@ __device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A number in two of TF32: its upper bits and what these leave.
+// A number in two of TF32: its upper bits and what these leave. What is not finite gives NaN.
 __device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
     upper = __float_as_uint(v) & 0xffffe000u;
     lower = __float_as_uint(v - __uint_as_float(upper));
