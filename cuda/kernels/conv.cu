@@ -71,7 +71,7 @@ __device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A number in two of TF32: its upper bits and what these leave.
+// A number in two of TF32: its upper bits and what these leave. What is not finite gives NaN.
 __device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
     upper = __float_as_uint(v) & 0xffffe000u;
     lower = __float_as_uint(v - __uint_as_float(upper));
@@ -170,8 +170,7 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
     float next_row[T], next_column[T / 2];
     for (u32 base = first; base < last; base += TABLE) {
         const u32 steps = min((u32)TABLE, last - base);
-        // All have read what lies there from the steps before.
-        __syncthreads();
+        // All have met since they last read the table, and meet again before they write tiles.
         for (u32 i = threadIdx.x; i < (steps + DEPTH - 1) / DEPTH * DEPTH; i += THREADS)
             tile.table[i] = i < steps ? entry(base + i) : make_uint4(0, OUTSIDE, 0, 0);
         __syncthreads();

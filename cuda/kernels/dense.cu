@@ -31,7 +31,7 @@ __device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A number in two of TF32: its upper bits and what these leave.
+// A number in two of TF32: its upper bits and what these leave. What is not finite gives NaN.
 __device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
     upper = __float_as_uint(v) & 0xffffe000u;
     lower = __float_as_uint(v - __uint_as_float(upper));
@@ -131,7 +131,9 @@ template <int LINES, int APART, bool ALONG> struct Fetch {
     }
 };
 
-// Adds the products of steps `first` to `last` to `sum`.
+// Adds the products of steps `first` to `last` to `sum`. All threads meet after the last element is
+// asked for, so that a caller may change what they are made of; they are to meet again before the
+// next call.
 //
 // Bound by multiply-adds, of which a thread does T^2 per step for T / 2 reads of 16 bytes; on
 // tensor cores by the instructions that feed them.
@@ -143,8 +145,6 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
     Fetch<Own::DOWN, Own::APART, ALONG_DOWN> down;
     across.load(first, last, element_across);
     down.load(first, last, element_down);
-    // All have read what lies there from the steps before.
-    __syncthreads();
     across.store(tile.across[0]);
     down.store(tile.down[0]);
     __syncthreads();
@@ -307,7 +307,6 @@ KERNEL __launch_bounds__(THREADS)
     const Corner<4> at(dim);
     float sum[4][4] = {};
     for (u32 base = 0; base < features; base += SIGNS) {
-        __syncthreads();
         if (threadIdx.x < Tile<4, false>::ACROSS)
             drawn[threadIdx.x] = signs(at.j + threadIdx.x, base / SIGNS, key0, key1);
         __syncthreads();
@@ -334,7 +333,6 @@ KERNEL __launch_bounds__(THREADS)
     const Corner<4> at(features);
     float sum[4][4] = {};
     for (u32 base = 0; base < dim; base += THREADS) {
-        __syncthreads();
         drawn[threadIdx.x] = signs(base + threadIdx.x, at.j / SIGNS, key0, key1);
         __syncthreads();
         multiply<false, true>(
