@@ -43,3 +43,21 @@ __device__ __forceinline__ uint4 philox(uint4 c, u32 key0, u32 key1) {
     }
     return c;
 }
+
+#if __CUDA_ARCH__ >= 800
+// c += a b of 16 x 8 by 8 x 8 in TF32, over a warp.
+__device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// A number in two of TF32: its upper bits and what these leave. Products of both but the two lesser
+// come to nearly f32. (Rounding to the nearest takes three instructions where this takes one, and
+// kernels would be bound by them.) What is not finite gives NaN.
+__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
+    upper = __float_as_uint(v) & 0xffffe000u;
+    lower = __float_as_uint(v - __uint_as_float(upper));
+}
+#endif

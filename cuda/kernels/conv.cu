@@ -63,20 +63,6 @@ template <int T> __device__ __forceinline__ u32 first_column() {
 }
 
 #if __CUDA_ARCH__ >= 800
-// c += a b of 16 x 8 by 8 x 8 in TF32, over a warp.
-__device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 *b) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, "
-                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// A number in two of TF32: its upper bits and what these leave. What is not finite gives NaN.
-__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
-    upper = __float_as_uint(v) & 0xffffe000u;
-    lower = __float_as_uint(v - __uint_as_float(upper));
-}
-
 // Adds the products of a tile on tensor cores, each number in two: all products but those of two
 // lower parts, which comes close to f32. The columns are the cores' rows, for a thread to get
 // neighbouring places; `sum` holds its parts of T / 4 by T of their tiles.

@@ -279,21 +279,6 @@ __device__ __forceinline__ void copy_async(u32 to, const float *from) {
 
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// c += a b, of 16 x 8 and 8 x 8, in TF32.
-__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// A number as two of TF32: its upper bits, and what is left. Products of both but the two lesser come
-// to nearly f32. (Rounding to the nearest takes three instructions where this takes one, and the
-// kernel would be bound by them.)
-__device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
-    upper = __float_as_uint(v) & 0xffffe000u;
-    lower = __float_as_uint(v - __uint_as_float(upper));
-}
-
 // Notes of each query the rows that may be its nearest of either kind. A block of eight warps keeps
 // 128 queries and walks over tiles of the bank; a warp has 64 x 32 distances, a thread 64. In a tile
 // the limits are lowered first and then compared with, so that few rows are noted: some for each
@@ -367,9 +352,9 @@ KERNEL __launch_bounds__(256) note_nearest(const float *__restrict__ queries, co
                     }
 #pragma unroll
                     for (u32 j = 0; j < 4; j++) {
-                        multiply(product[i][j], rest, upper[j]);
-                        multiply(product[i][j], a, lower[j]);
-                        multiply(product[i][j], a, upper[j]);
+                        multiply_tf32(product[i][j], rest, upper[j]);
+                        multiply_tf32(product[i][j], a, lower[j]);
+                        multiply_tf32(product[i][j], a, upper[j]);
                     }
                 }
             }
