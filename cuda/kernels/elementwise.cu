@@ -1,10 +1,10 @@
 // Raw samples as the net takes them: a thread for each element, bound by memory bandwidth. Up to
-// four channels have a factor and a summand of their own; of more, all have the first.
+// four channels have a factor and a summand of their own; of more, all have the same.
 
-#define AFFINE(c) \
-    const u32 entry = channels <= 4 ? (c) : 0; \
-    const float factor = entry == 0 ? f0 : entry == 1 ? f1 : entry == 2 ? f2 : f3; \
-    const float summand = entry == 0 ? s0 : entry == 1 ? s1 : entry == 2 ? s2 : s3
+#define AFFINE(channel) \
+    const u32 c = channel; \
+    const float factor = c == 0 ? f0 : c == 1 ? f1 : c == 2 ? f2 : f3; \
+    const float summand = c == 0 ? s0 : c == 1 ? s1 : c == 2 ? s2 : s3
 
 KERNEL widen_bytes(const u8 *__restrict__ raw, float *__restrict__ x, u32 len, u32 plane, u32 channels,
                    float f0, float f1, float f2, float f3, float s0, float s1, float s2, float s3) {

@@ -139,38 +139,51 @@ KERNEL global_avg_pool_backward(const float *__restrict__ dy, float *__restrict_
     if (i < len) dx[i] = dy[(u32)i / plane] / plane;
 }
 
-__device__ u32 weakest_of(const float *y, u32 k) {
-    u32 weakest = 0;
-    for (u32 at = 0; at < k; at++) {
-        if (!beats(y[at], y[weakest])) weakest = at;
-    }
-    return weakest;
+// Larger for a larger number, for NaN more than for all others, and of equal numbers for the first;
+// above 0 and below all ones.
+__device__ __forceinline__ u64 rank(float v, u32 at) {
+    const u32 bits = v == 0.0f ? 0 : __float_as_uint(v);
+    const u32 order = v != v ? 0xfffffffeu : bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (u64)order << 32 | ~at;
 }
 
-// A thread for each row: the k largest, in their order. `places` is where they stood, if kept.
-KERNEL k_max_pool(const float *__restrict__ x, float *y, u16 *places, u32 rows, u32 width, u32 k) {
-    const u64 row = element();
+// A warp for each row: k times the largest of what ranks below the last, then all from there on, in
+// their order. `places` is where they stood, if kept.
+KERNEL k_max_pool(const float *__restrict__ x, float *__restrict__ y, u16 *__restrict__ places, u32 rows, u32 width,
+                  u32 k) {
+    const u32 row = (u32)(element() / 32), lane = threadIdx.x & 31;
     if (row >= rows) return;
-    x += row * width;
-    y += row * k;
-    if (places) places += row * k;
+    x += (u64)row * width;
+    u64 last = ~0ull;
     for (u32 i = 0; i < k; i++) {
-        y[i] = x[i];
-        if (places) places[i] = i;
-    }
-    u32 weakest = weakest_of(y, k);
-    for (u32 at = k; at < width; at++) {
-        if (!beats(x[at], y[weakest])) continue;
-        for (u32 i = weakest; i + 1 < k; i++) {
-            y[i] = y[i + 1];
-            if (places) places[i] = places[i + 1];
+        u64 best = 0;
+        for (u32 at = lane; at < width; at += 32) {
+            const u64 own = rank(x[at], at);
+            if (own < last && own > best) best = own;
         }
-        y[k - 1] = x[at];
-        if (places) places[k - 1] = at;
-        weakest = weakest_of(y, k);
+#pragma unroll
+        for (int lanes = 16; lanes; lanes >>= 1) {
+            const u64 other = __shfl_xor_sync(0xffffffffu, best, lanes);
+            best = other > best ? other : best;
+        }
+        last = best;
+    }
+    u64 to = (u64)row * k;
+    for (u32 from = 0; from < width; from += 32) {
+        const u32 at = from + lane;
+        const float v = at < width ? x[at] : 0.0f;
+        const bool kept = at < width && rank(v, at) >= last;
+        const u32 all = __ballot_sync(0xffffffffu, kept);
+        if (kept) {
+            const u64 own = to + __popc(all & ((1u << lane) - 1));
+            y[own] = v;
+            if (places) places[own] = at;
+        }
+        to += __popc(all);
     }
 }
 
+// A thread for each element.
 KERNEL k_max_pool_backward(const u16 *__restrict__ places, const float *__restrict__ dy, float *__restrict__ dx,
                            u32 len, u32 width, u32 k) {
     const u64 i = element();

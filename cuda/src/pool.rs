@@ -68,7 +68,7 @@ pub(crate) fn k_max(l: &KMaxPool, f: &Forward<'_>) -> Result<(), Error> {
     let (k, width) = (u32::from(l.k), f.shape.w);
     let rows = elements(f.out) / k.max(1);
     let args = args![f.x, f.y, f.saved, rows, width, k];
-    f.gpu.launch(Source::Pool, "k_max_pool", Launch::over(rows), args)
+    f.gpu.launch(Source::Pool, "k_max_pool", Launch::warps(rows), args)
 }
 
 pub(crate) fn k_max_backward(l: &KMaxPool, b: &Backward<'_>) -> Result<(), Error> {

@@ -231,11 +231,13 @@ fn batch_norm_of_a_large_mean() {
 
 #[test]
 fn standardise() {
-    let shape = Shape::new(5, 3, 11, 13);
+    let shape = Shape::new(7, 3, 11, 13);
     let layer = Layer::Standardise(Standardise);
     let mut x = steps(3, shape);
-    // A feature that never changes: its variance is 0, and so is what comes out.
-    x.iter_mut().step_by(3 * 11 * 13).for_each(|x| *x = 0.3);
+    // Features that never change: their variance is 0, and so is what comes out.
+    for row in x.chunks_exact_mut(3 * 11 * 13) {
+        (1..).zip(&mut row[..40]).for_each(|(i, x)| *x = 0.1 * i as f32);
+    }
     check(layer, shape, &[Phase::Eval, TRAIN, FIRST, LATER], &x, Tolerance::NORMALISED);
 }
 
@@ -361,7 +363,11 @@ fn avg_pool_to() {
 
 #[test]
 fn k_max_pool() {
-    for (shape, k) in [(Shape::new(3, 10, 9, 13), 4), (Shape::new(2, 3, 2, 77), 30)] {
+    for (shape, k) in [
+        (Shape::new(3, 10, 9, 13), 4),
+        (Shape::new(2, 3, 2, 77), 30),
+        (Shape::new(3, 1, 1, 33), 33),
+    ] {
         let l = KMaxPool { k };
         for x in [steps(12, shape), odd(13, shape)] {
             let case = Case::new(Layer::KMaxPool(l), shape, TRAIN, &x, Tolerance::EXACT);
