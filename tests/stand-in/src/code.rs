@@ -1,4 +1,9 @@
-//! Decoded PTX.
+//! Decoded PTX: what the interpreter runs.
+
+use crate::arithmetic::convert::Convert;
+use crate::arithmetic::{Four, One, Three, Two};
+use crate::counts::Class;
+use crate::memory::Memory;
 
 /// A module: its kernels, and what it asks of driver and device.
 #[derive(Clone, Debug)]
@@ -9,6 +14,49 @@ pub struct Module {
     pub target: u32,
     /// The kernels.
     pub kernels: Vec<Kernel>,
+    pub(crate) globals: Vec<Global>,
+}
+
+impl Module {
+    /// A kernel by its name.
+    #[must_use]
+    pub fn kernel(&self, name: &str) -> Option<&Kernel> {
+        self.kernels.iter().find(|k| k.name == name)
+    }
+
+    /// Puts the module's own arrays into device memory. Kernels that use some run only after it.
+    pub fn place(&mut self, memory: &mut Memory) {
+        for global in &mut self.globals {
+            global.at = memory.allocate_written(global.bytes.clone());
+        }
+        for kernel in &mut self.kernels {
+            for &(constant, global) in &kernel.symbols {
+                kernel.constants[constant as usize] = self.globals[global as usize].at;
+            }
+        }
+    }
+
+    /// Gives back the memory of the module's own arrays.
+    pub(crate) fn remove(self, memory: &mut Memory) {
+        self.globals.iter().for_each(|global| {
+            memory.free(global.at);
+        });
+    }
+
+    /// Address and size of one of the module's own arrays, once [placed](Self::place).
+    #[must_use]
+    pub fn global(&self, name: &str) -> Option<(u64, usize)> {
+        self.globals.iter().find(|g| g.name == name).map(|g| (g.at, g.bytes.len()))
+    }
+}
+
+/// An array of a module, in global or in constant memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Global {
+    pub name: String,
+    pub bytes: Vec<u8>,
+    /// Its address, once placed.
+    pub at: u64,
 }
 
 /// A kernel.
@@ -24,11 +72,34 @@ pub struct Kernel {
     pub threads: Option<u32>,
     /// Bytes of static shared memory, rounded up to 16: dynamic memory follows.
     pub shared: u32,
+    /// Bytes of a thread's own memory.
+    pub local: u32,
+    /// A thread's frame: registers, then special registers, then constants.
     pub(crate) registers: u32,
-    pub(crate) local: u32,
+    pub(crate) specials: Vec<Special>,
+    pub(crate) constants: Vec<u64>,
+    /// Which constants are addresses of the module's arrays.
+    pub(crate) symbols: Vec<(u32, u32)>,
     pub(crate) code: Vec<Instruction>,
     /// The statements as they were written, for messages.
     pub(crate) texts: Vec<String>,
+}
+
+impl Kernel {
+    /// Lays out parameters, given as the bytes of each.
+    ///
+    /// # Panics
+    /// Where their number or a size differs from the kernel's.
+    #[must_use]
+    pub fn pack(&self, values: &[&[u8]]) -> Vec<u8> {
+        assert_eq!(values.len(), self.params.len(), "parameters of {}", self.name);
+        let mut packed = vec![0; self.param_bytes as usize];
+        for (param, value) in self.params.iter().zip(values) {
+            assert_eq!(value.len(), param.bytes as usize, "bytes of {}", param.name);
+            packed[param.at as usize..][..value.len()].copy_from_slice(value);
+        }
+        packed
+    }
 }
 
 /// A kernel's parameter.
@@ -42,62 +113,10 @@ pub struct Param {
     pub bytes: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Unsigned,
-    Signed,
-    Bits,
-    Float,
-    Predicate,
-}
+/// A place in a thread's frame.
+pub(crate) type Slot = u32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ty {
-    pub kind: Kind,
-    pub bits: u32,
-    /// f16x2 and tf32, which are 32 bits of something else.
-    pub tf32: bool,
-}
-
-impl Ty {
-    pub fn parse(text: &str) -> Option<Self> {
-        let ty = |kind, bits| Some(Self { kind, bits, tf32: false });
-        match text {
-            "pred" => return ty(Kind::Predicate, 1),
-            "tf32" => return Some(Self { kind: Kind::Float, bits: 32, tf32: true }),
-            _ => {}
-        }
-        let kind = match text.as_bytes().first()? {
-            b'u' => Kind::Unsigned,
-            b's' => Kind::Signed,
-            b'b' => Kind::Bits,
-            b'f' => Kind::Float,
-            _ => return None,
-        };
-        match text.get(1..)?.parse().ok()? {
-            bits @ (8 | 16 | 32 | 64) => ty(kind, bits),
-            _ => None,
-        }
-    }
-
-    pub const fn bytes(self) -> u32 {
-        self.bits / 8
-    }
-}
-
-/// A register that is not written.
-pub(crate) const NOWHERE: u32 = u32::MAX;
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Value {
-    Register(u32),
-    /// The other of a predicate.
-    Not(u32),
-    Immediate(u64),
-    Special(Special),
-}
-
-#[derive(Clone, Copy, Debug)]
 pub(crate) enum Special {
     Thread(u8),
     Threads(u8),
@@ -105,40 +124,49 @@ pub(crate) enum Special {
     Blocks(u8),
     Lane,
     Warp,
+    Warps,
+    LanesEqual,
     LanesBelow,
-    Clock,
+    LanesUpTo,
+    LanesAbove,
+    LanesFrom,
+    Multiprocessor,
+    DynamicShared,
+    TotalShared,
 }
 
 impl Special {
     pub fn parse(text: &str) -> Option<Self> {
-        let axis = |text: &str| match text {
-            "x" => Some(0),
-            "y" => Some(1),
-            "z" => Some(2),
-            _ => None,
-        };
-        match text {
-            "%laneid" => return Some(Self::Lane),
-            "%warpid" => return Some(Self::Warp),
-            "%lanemask_lt" => return Some(Self::LanesBelow),
-            "%clock" | "%clock64" => return Some(Self::Clock),
-            _ => {}
-        }
-        let (name, of) = text.split_once('.')?;
-        let of = axis(of)?;
-        match name {
-            "%tid" => Some(Self::Thread(of)),
-            "%ntid" => Some(Self::Threads(of)),
-            "%ctaid" => Some(Self::Block(of)),
-            "%nctaid" => Some(Self::Blocks(of)),
-            _ => None,
-        }
+        Some(match text {
+            "%laneid" => Self::Lane,
+            "%warpid" => Self::Warp,
+            "%nwarpid" => Self::Warps,
+            "%lanemask_eq" => Self::LanesEqual,
+            "%lanemask_lt" => Self::LanesBelow,
+            "%lanemask_le" => Self::LanesUpTo,
+            "%lanemask_gt" => Self::LanesAbove,
+            "%lanemask_ge" => Self::LanesFrom,
+            "%smid" => Self::Multiprocessor,
+            "%dynamic_smem_size" => Self::DynamicShared,
+            "%total_smem_size" => Self::TotalShared,
+            _ => {
+                let (name, axis) = text.split_once('.')?;
+                let axis = ["x", "y", "z"].iter().position(|a| *a == axis)? as u8;
+                match name {
+                    "%tid" => Self::Thread(axis),
+                    "%ntid" => Self::Threads(axis),
+                    "%ctaid" => Self::Block(axis),
+                    "%nctaid" => Self::Blocks(axis),
+                    _ => return None,
+                }
+            }
+        })
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address {
-    pub base: Value,
+    pub base: Slot,
     pub offset: i64,
 }
 
@@ -151,123 +179,37 @@ pub(crate) enum Space {
     Param,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Binary {
-    Add,
-    Sub,
-    Mul,
-    MulHi,
-    MulWide,
-    Div,
-    Rem,
-    Min,
-    Max,
-    MinNan,
-    MaxNan,
-    And,
-    Or,
-    Xor,
-    Shl,
-    Shr,
-    Copysign,
+/// How memory is read or written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub space: Space,
+    /// Bits of one element.
+    pub bits: u32,
+    /// Elements.
+    pub count: u32,
+    /// Volatile and relaxed accesses order as atomics do.
+    pub strong: bool,
+    /// Read through a cache that sees nothing of what this launch writes.
+    pub cached: bool,
+    /// Elements are extended by their sign.
+    pub signed: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unary {
-    Move,
-    Neg,
-    Abs,
-    Not,
-    Cnot,
-    Popc,
-    Clz,
-    Brev,
-    Bfind,
-    Rcp,
-    Sqrt,
-    Rsqrt,
-    Ex2,
-    Lg2,
-    Tanh,
-    Sin,
-    Cos,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ternary {
-    Mad,
-    MadHi,
-    MadWide,
-    Fma,
-    Bfe,
-    Prmt,
-    ShfLeftWrap,
-    ShfLeftClamp,
-    ShfRightWrap,
-    ShfRightClamp,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Compare {
-    Eq,
-    Ne,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-    Equ,
-    Neu,
-    Ltu,
-    Leu,
-    Gtu,
-    Geu,
-    Num,
-    Nan,
-}
-
-impl Compare {
-    pub fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "eq" => Self::Eq,
-            "ne" => Self::Ne,
-            "lt" | "lo" => Self::Lt,
-            "le" | "ls" => Self::Le,
-            "gt" | "hi" => Self::Gt,
-            "ge" | "hs" => Self::Ge,
-            "equ" => Self::Equ,
-            "neu" => Self::Neu,
-            "ltu" => Self::Ltu,
-            "leu" => Self::Leu,
-            "gtu" => Self::Gtu,
-            "geu" => Self::Geu,
-            "num" => Self::Num,
-            "nan" => Self::Nan,
-            _ => return None,
-        })
+impl Access {
+    pub const fn bytes(self) -> usize {
+        (self.bits / 8 * self.count) as usize
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Round {
-    Nearest,
-    Zero,
-    Down,
-    Up,
-    Away,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Atomic {
-    Add,
-    Min,
-    Max,
-    Exchange,
-    Swap,
-    And,
-    Or,
-    Xor,
-    Inc,
-    Dec,
+pub(crate) enum Barrier {
+    Sync,
+    /// Does not wait.
+    Arrive,
+    /// Counts threads whose predicate is set.
+    Count,
+    All,
+    Any,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,179 +232,173 @@ pub(crate) enum Vote {
 pub(crate) enum Mma {
     Tf32K4,
     Tf32K8,
+    F16K8,
     F16K16,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Instruction {
     /// A predicate and what it must be.
-    pub guard: Option<(u32, bool)>,
+    pub guard: Option<(Slot, bool)>,
+    pub class: Class,
     pub op: Op,
 }
 
+/// An operation. Each of its operands is a place in the thread's frame.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Binary {
-        op: Binary,
-        ty: Ty,
-        ftz: bool,
-        to: u32,
-        a: Value,
-        b: Value,
+    /// `a b + c` in f32, which is most of what kernels do.
+    Fma {
+        to: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
     },
-    Unary {
-        op: Unary,
-        ty: Ty,
-        ftz: bool,
-        to: u32,
-        a: Value,
+    One {
+        f: One,
+        to: Slot,
+        a: Slot,
     },
-    Ternary {
-        op: Ternary,
-        ty: Ty,
-        ftz: bool,
-        to: u32,
-        a: Value,
-        b: Value,
-        c: Value,
+    Two {
+        f: Two,
+        to: Slot,
+        a: Slot,
+        b: Slot,
     },
-    Bfi {
-        ty: Ty,
-        to: u32,
-        from: Value,
-        into: Value,
-        at: Value,
-        len: Value,
+    Three {
+        f: Three,
+        to: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
     },
-    Lop3 {
-        to: u32,
-        a: Value,
-        b: Value,
-        c: Value,
-        table: u8,
+    Four {
+        f: Four,
+        to: Slot,
+        operands: [Slot; 4],
     },
-    Select {
-        to: u32,
-        a: Value,
-        b: Value,
-        p: Value,
-    },
+    /// A comparison with a second result, or combined with a predicate.
     Compare {
-        compare: Compare,
-        ty: Ty,
-        to: u32,
-        inverse: u32,
-        a: Value,
-        b: Value,
-        with: Option<(Binary, Value)>,
+        f: Two,
+        to: Slot,
+        inverse: Slot,
+        a: Slot,
+        b: Slot,
+        with: Option<(Two, Slot, bool)>,
     },
-    Test {
-        finite: bool,
-        infinite: bool,
-        nan: bool,
-        to: u32,
-        a: Value,
+    Convert {
+        convert: Box<Convert>,
+        to: Slot,
+        a: Slot,
     },
     Pack {
         bits: u32,
-        to: u32,
-        from: Vec<Value>,
+        to: Slot,
+        count: u8,
+        from: [Slot; 4],
     },
     Unpack {
         bits: u32,
-        to: Vec<u32>,
-        a: Value,
+        to: [Slot; 4],
+        count: u8,
+        a: Slot,
     },
-    Cvta {
-        space: Space,
-        to_space: bool,
-        to: u32,
-        a: Value,
-    },
-    Convert {
-        into: Ty,
-        from: Ty,
-        round: Round,
-        integral: bool,
-        saturate: bool,
-        to: u32,
-        a: Value,
+    Clock {
+        to: Slot,
     },
     Load {
-        ty: Ty,
-        space: Space,
-        to: Vec<u32>,
+        access: Access,
+        to: [Slot; 4],
         from: Address,
     },
     Store {
-        ty: Ty,
-        space: Space,
+        access: Access,
         to: Address,
-        from: Vec<Value>,
+        from: [Slot; 4],
     },
     Atomic {
-        op: Atomic,
-        ty: Ty,
-        space: Space,
-        to: u32,
+        f: Three,
+        access: Access,
+        to: Slot,
         at: Address,
-        a: Value,
-        b: Value,
+        a: Slot,
+        b: Slot,
     },
     Copy {
         to: Address,
         from: Address,
         bytes: u32,
-        read: Option<Value>,
+        read: Option<Slot>,
     },
     CopyCommit,
+    /// Waits until so many groups are left.
     CopyWait(u32),
+    CopyWaitAll,
     Branch(u32),
+    /// A branch by a table.
+    Switch {
+        index: Slot,
+        targets: Box<[u32]>,
+    },
     Exit,
     Trap,
     Nothing,
     Barrier {
-        id: u32,
-        count: Option<Value>,
+        kind: Barrier,
+        id: Slot,
+        count: Option<Slot>,
+        to: Slot,
+        a: Slot,
+        inverted: bool,
     },
     WarpBarrier {
-        mask: Value,
+        mask: Slot,
     },
     Shuffle {
         mode: Shuffle,
-        to: u32,
-        within: u32,
-        a: Value,
-        lane: Value,
-        clamp: Value,
-        mask: Value,
+        to: Slot,
+        within: Slot,
+        a: Slot,
+        lane: Slot,
+        clamp: Slot,
+        mask: Slot,
     },
     Vote {
         kind: Vote,
-        to: u32,
-        a: Value,
-        mask: Value,
+        to: Slot,
+        a: Slot,
+        inverted: bool,
+        mask: Slot,
+    },
+    /// Which lanes hold the same value: of all, or one's own.
+    Match {
+        bits: u32,
+        all: bool,
+        to: Slot,
+        same: Slot,
+        a: Slot,
+        mask: Slot,
     },
     Redux {
-        op: Atomic,
-        ty: Ty,
-        to: u32,
-        a: Value,
-        mask: Value,
+        f: Two,
+        to: Slot,
+        a: Slot,
+        mask: Slot,
     },
     ActiveMask {
-        to: u32,
+        to: Slot,
     },
     Mma {
         shape: Mma,
-        to: Vec<u32>,
-        a: Vec<Value>,
-        b: Vec<Value>,
-        c: Vec<Value>,
+        to: [Slot; 4],
+        a: [Slot; 4],
+        b: [Slot; 2],
+        c: [Slot; 4],
     },
     LoadMatrix {
         transposed: bool,
-        to: Vec<u32>,
+        count: u8,
+        to: [Slot; 4],
         from: Address,
     },
 }

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
+use crate::counts::{Class, Counts};
+
 /// What the driver says of its device.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
@@ -63,50 +65,73 @@ impl Device {
         }
     }
 
+    const fn limits(&self) -> Limits {
+        let (threads, blocks, shared) = match self.capability {
+            ..80 => (1024, 16, 64),
+            80..86 => (2048, 32, 164),
+            86..89 => (1536, 16, 100),
+            89..90 => (1536, 24, 100),
+            90.. => (2048, 32, 228),
+        };
+        // From 8.0 on each block takes a KiB for the system.
+        let reserved = if self.capability < 80 { 0 } else { 1024 };
+        Limits { threads, blocks, shared: shared * 1024, reserved }
+    }
+
+    /// Shared memory of a block that asks for more than [`SHARED`].
+    pub const fn most_shared(&self) -> u32 {
+        let limits = self.limits();
+        limits.shared - limits.reserved
+    }
+
+    /// How many blocks a multiprocessor holds at a time.
+    pub fn blocks(&self, threads: c_int, shared: usize) -> c_int {
+        let Limits { threads: most_threads, blocks, shared: most_shared, reserved } = self.limits();
+        let warps = (threads.max(1) as u32).div_ceil(32);
+        let by_shared = most_shared as usize / (shared + reserved as usize).max(1);
+        blocks.min(most_threads / 32 / warps).min(by_shared as u32) as c_int
+    }
+
     /// An attribute by the driver's number; 0 for those that nobody asks for.
     pub fn attribute(&self, number: c_int) -> c_int {
-        let newer = self.capability >= 80;
-        match number {
+        let limits = self.limits();
+        let found = match number {
             // Threads of a block, and its dimensions.
             1..=3 => 1024,
             4 => 64,
             // Dimensions of the grid.
-            5 => c_int::MAX,
+            5 => i32::MAX as u32,
             6 | 7 => 65_535,
             // Shared memory of a block, constant memory, the warp.
-            8 => 49_152,
+            8 => SHARED,
             9 => 65_536,
             10 => 32,
-            // Registers, multiprocessors.
-            12 => 65_536,
+            // Registers of a block and of a multiprocessor, multiprocessors.
+            12 | 82 => 65_536,
             16 => 4,
-            39 => {
-                if newer {
-                    2048
-                } else {
-                    1024
-                }
-            }
-            75 => (self.capability / 10) as c_int,
-            76 => (self.capability % 10) as c_int,
-            // Shared memory of a multiprocessor, and of a block that asks for it.
-            81 => {
-                if newer {
-                    102_400
-                } else {
-                    65_536
-                }
-            }
-            97 => {
-                if newer {
-                    101_376
-                } else {
-                    65_536
-                }
-            }
+            39 => limits.threads,
+            75 => self.capability / 10,
+            76 => self.capability % 10,
+            81 => limits.shared,
+            97 => self.most_shared(),
+            106 => limits.blocks,
+            111 => limits.reserved,
             _ => 0,
-        }
+        };
+        found as c_int
     }
+}
+
+/// Shared memory of a block that does not ask for more.
+pub(crate) const SHARED: u32 = 48 << 10;
+
+/// What a multiprocessor holds at a time.
+struct Limits {
+    threads: u32,
+    blocks: u32,
+    shared: u32,
+    /// Shared memory that each block takes besides its own.
+    reserved: u32,
 }
 
 /// What the tests run on.
@@ -232,7 +257,25 @@ impl StandIn {
         self.set(Property::Seed, seed);
     }
 
-    /// The last fault's message; empty where there was none.
+    /// Instructions that ran since the device was last shaped.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (number, (class, _)) in Class::ALL.iter().enumerate() {
+            let mut count = 0;
+            // SAFETY: the function is this crate's, of this type.
+            unsafe {
+                let get = self
+                    .library
+                    .get::<unsafe extern "C" fn(c_int, *mut u64) -> c_int>(b"sepal_stand_in_count");
+                get.expect("the stand-in exports it")(number as c_int, &mut count);
+            }
+            counts.add(*class, count);
+        }
+        counts
+    }
+
+    /// What went wrong last, in words: a fault, or a call that was refused; empty where nothing
+    /// did.
     pub fn fault(&self) -> String {
         let mut text = [0 as c_char; 1024];
         // SAFETY: the function is this crate's, of this type, and writes at most `len` bytes.

@@ -23,16 +23,19 @@
 
 mod arithmetic;
 mod code;
+mod counts;
 mod device;
 mod driver;
 mod fault;
 mod machine;
 mod memory;
-mod parse;
+mod ptx;
+mod shadow;
 
 pub use code::{Kernel, Module, Param};
+pub use counts::{Class, Counts};
 pub use device::{Gpu, StandIn, load, stand_in};
-pub use fault::Fault;
-pub use machine::{Counts, Launch, run};
+pub use fault::{Fault, Region};
+pub use machine::{Launch, run};
 pub use memory::Memory;
-pub use parse::ParseError;
+pub use ptx::ParseError;

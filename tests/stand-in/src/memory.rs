@@ -1,93 +1,148 @@
-//! Device memory: allocations apart from each other, each byte known to be written or not, each
-//! word's last accesses remembered while a kernel runs.
+//! Device memory: allocations apart from each other, each byte known to be written or not.
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Region};
+use crate::shadow::{Among, Clock, Shadow, Who};
 
-/// Where the first allocation lies.
-const FIRST: u64 = 0x10_0000_0000;
-/// Unmapped bytes between allocations, so that running past one is seen.
-const GAP: u64 = 4096;
+/// Each allocation has its own piece of the address space, so that an address tells it.
+const PIECE: u32 = 36;
+/// Where it lies in its piece: allocations are multiples of 256, and of no more.
+const FIRST: u64 = 256;
 
-/// Who touched a word last, in which launch.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Touch {
-    launch: u32,
-    block: u32,
-    thread: u32,
-    /// Barriers that the block had passed.
-    epoch: u32,
-    atomic: bool,
+/// Which bytes were written.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    bits: Vec<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Word {
-    write: Touch,
-    read: Touch,
-    /// Whether other threads have read it in the same launch too.
-    readers: bool,
+impl Written {
+    pub fn new(bytes: usize) -> Self {
+        Self { bits: vec![0; bytes.div_ceil(64)] }
+    }
+
+    /// Words of 64 bytes, with the mask of those in the range.
+    fn words(first: usize, len: usize) -> impl Iterator<Item = (usize, u64)> {
+        let past = first + len;
+        (first / 64..past.div_ceil(64)).map(move |word| {
+            let from = first.saturating_sub(word * 64);
+            let to = (past - word * 64).min(64);
+            (word, (u64::MAX >> (64 - to)) & (u64::MAX << from))
+        })
+    }
+
+    pub fn set(&mut self, first: usize, len: usize, written: bool) {
+        for (word, mask) in Self::words(first, len) {
+            if written {
+                self.bits[word] |= mask;
+            } else {
+                self.bits[word] &= !mask;
+            }
+        }
+    }
+
+    /// The first byte in a range that was not written.
+    pub fn missing(&self, first: usize, len: usize) -> Option<usize> {
+        Self::words(first, len).find_map(|(word, mask)| {
+            let missing = !self.bits[word] & mask;
+            (missing != 0).then(|| word * 64 + missing.trailing_zeros() as usize)
+        })
+    }
 }
 
 #[derive(Debug)]
 struct Allocation {
-    at: u64,
     bytes: Vec<u8>,
-    written: Vec<bool>,
-    words: Vec<Word>,
+    written: Written,
+    shadow: Shadow,
 }
 
-/// All allocations, in the order of their addresses.
+#[derive(Debug)]
+enum Piece {
+    Live(Allocation),
+    /// How long it was.
+    Freed(usize),
+}
+
+/// All of a device's memory.
 #[derive(Debug, Default)]
 pub struct Memory {
-    list: Vec<Allocation>,
-    next: u64,
-    last: usize,
-    launch: u32,
-}
-
-/// Who accesses memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Who {
-    pub block: u32,
-    pub thread: u32,
-    pub epoch: u32,
-    pub atomic: bool,
+    pieces: Vec<Piece>,
+    used: usize,
+    pub(crate) time: u32,
 }
 
 impl Memory {
     /// Takes `bytes` of memory, not written yet; its address.
     pub fn allocate(&mut self, bytes: usize) -> u64 {
-        let at = self.next.max(FIRST);
-        self.next = (at + bytes as u64 + GAP).next_multiple_of(512);
-        let words = vec![Word::default(); bytes.div_ceil(4)];
-        self.list.push(Allocation {
-            at,
-            bytes: vec![0xcd; bytes],
-            written: vec![false; bytes],
-            words,
-        });
+        self.pieces.push(Piece::Live(Allocation {
+            bytes: vec![0; bytes],
+            written: Written::new(bytes),
+            shadow: Shadow::new(bytes),
+        }));
+        self.used += bytes;
+        ((self.pieces.len() as u64) << PIECE) + FIRST
+    }
+
+    /// Takes memory that holds these bytes; its address.
+    pub fn allocate_written(&mut self, bytes: Vec<u8>) -> u64 {
+        let len = bytes.len();
+        let at = self.allocate(len);
+        if let Some(Piece::Live(allocation)) = self.pieces.last_mut() {
+            allocation.bytes = bytes;
+            allocation.written.set(0, len, true);
+        }
         at
     }
 
-    /// Gives memory back. False where nothing was allocated at the address.
+    /// Gives memory back. False where nothing is allocated at the address.
     pub fn free(&mut self, at: u64) -> bool {
-        let found = self.list.binary_search_by_key(&at, |a| a.at);
-        self.last = 0;
-        found.map(|i| self.list.remove(i)).is_ok()
+        let Some((piece, 0)) = Self::split(at) else { return false };
+        let Some(piece) = self.pieces.get_mut(piece) else { return false };
+        let Piece::Live(allocation) = piece else { return false };
+        let len = allocation.bytes.len();
+        *piece = Piece::Freed(len);
+        self.used -= len;
+        true
     }
 
     /// Bytes that are allocated.
-    pub fn used(&self) -> usize {
-        self.list.iter().map(|a| a.bytes.len()).sum()
+    #[must_use]
+    pub const fn used(&self) -> usize {
+        self.used
     }
 
-    fn find(&mut self, at: u64, bytes: u64) -> Option<(usize, usize)> {
-        let holds = |a: &Allocation| a.at <= at && at + bytes <= a.at + a.bytes.len() as u64;
-        if !self.list.get(self.last).is_some_and(holds) {
-            let after = self.list.partition_point(|a| a.at <= at);
-            self.last = after.checked_sub(1)?;
+    const fn split(at: u64) -> Option<(usize, usize)> {
+        let piece = (at >> PIECE) as usize;
+        let offset = (at & ((1 << PIECE) - 1)).wrapping_sub(FIRST);
+        if piece == 0 { None } else { Some((piece - 1, offset as usize)) }
+    }
+
+    /// The allocation that holds these bytes, and where in it they lie.
+    #[inline]
+    fn find(&mut self, at: u64, len: usize) -> Result<(&mut Allocation, usize), Fault> {
+        let held = Self::split(at).filter(|&(piece, first)| match self.pieces.get(piece) {
+            Some(Piece::Live(a)) => first.saturating_add(len) <= a.bytes.len(),
+            _ => false,
+        });
+        let outside = || self.outside(at, len);
+        let (piece, first) = held.ok_or_else(outside)?;
+        match &mut self.pieces[piece] {
+            Piece::Live(allocation) => Ok((allocation, first)),
+            Piece::Freed(_) => unreachable!("the piece is live"),
         }
-        let allocation = self.list.get(self.last).filter(|a| holds(a))?;
-        Some((self.last, (at - allocation.at) as usize))
+    }
+
+    fn outside(&self, at: u64, len: usize) -> Fault {
+        Fault::OutOfBounds { space: "global", at, bytes: len as u32, region: self.region(at) }
+    }
+
+    /// The allocation in whose piece an address lies.
+    fn region(&self, at: u64) -> Option<Region> {
+        let (piece, _) = Self::split(at)?;
+        let (bytes, freed) = match self.pieces.get(piece)? {
+            Piece::Live(allocation) => (allocation.bytes.len(), false),
+            Piece::Freed(bytes) => (*bytes, true),
+        };
+        Some(Region { at: ((piece as u64 + 1) << PIECE) + FIRST, bytes, freed })
     }
 
     /// Copies bytes in, as the host does.
@@ -95,11 +150,22 @@ impl Memory {
     /// # Errors
     /// Memory that is not allocated.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<(), Fault> {
-        let outside = Fault::OutOfBounds { space: "global", at, bytes: from.len() as u32 };
-        let (i, first) = self.find(at, from.len() as u64).ok_or(outside)?;
-        let a = &mut self.list[i];
+        let (a, first) = self.find(at, from.len())?;
         a.bytes[first..first + from.len()].copy_from_slice(from);
-        a.written[first..first + from.len()].fill(true);
+        a.written.set(first, from.len(), true);
+        Ok(())
+    }
+
+    /// Fills memory with repetitions of a pattern.
+    ///
+    /// # Errors
+    /// Memory that is not allocated.
+    pub fn fill(&mut self, at: u64, pattern: &[u8], times: usize) -> Result<(), Fault> {
+        let len = pattern.len() * times;
+        let (a, first) = self.find(at, len)?;
+        let place = &mut a.bytes[first..first + len];
+        place.chunks_exact_mut(pattern.len()).for_each(|one| one.copy_from_slice(pattern));
+        a.written.set(first, len, true);
         Ok(())
     }
 
@@ -108,11 +174,9 @@ impl Memory {
     /// # Errors
     /// Memory that is not allocated, or was never written.
     pub fn read(&mut self, at: u64, into: &mut [u8]) -> Result<(), Fault> {
-        let outside = Fault::OutOfBounds { space: "global", at, bytes: into.len() as u32 };
-        let (i, first) = self.find(at, into.len() as u64).ok_or(outside)?;
-        let a = &self.list[i];
-        if let Some(unwritten) = a.written[first..first + into.len()].iter().position(|w| !w) {
-            return Err(Fault::Uninitialised { space: "global", at: at + unwritten as u64 });
+        let (a, first) = self.find(at, into.len())?;
+        if let Some(missing) = a.written.missing(first, into.len()) {
+            return Err(self.unwritten(at + (missing - first) as u64));
         }
         into.copy_from_slice(&a.bytes[first..first + into.len()]);
         Ok(())
@@ -122,110 +186,91 @@ impl Memory {
     ///
     /// # Errors
     /// Memory that is not allocated.
-    pub fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
-        let outside = |at| Fault::OutOfBounds { space: "global", at, bytes: bytes as u32 };
-        let (i, first) = self.find(from, bytes as u64).ok_or(outside(from))?;
-        let data = self.list[i].bytes[first..first + bytes].to_vec();
-        let written = self.list[i].written[first..first + bytes].to_vec();
-        let (i, first) = self.find(to, bytes as u64).ok_or(outside(to))?;
-        self.list[i].bytes[first..first + bytes].copy_from_slice(&data);
-        self.list[i].written[first..first + bytes].copy_from_slice(&written);
+    pub fn copy(&mut self, from: u64, to: u64, len: usize) -> Result<(), Fault> {
+        let (a, first) = self.find(from, len)?;
+        let data = a.bytes[first..first + len].to_vec();
+        let mut missing = Vec::new();
+        let mut next = first;
+        while let Some(byte) = a.written.missing(next, first + len - next) {
+            missing.push(byte - first);
+            next = byte + 1;
+        }
+        let (a, first) = self.find(to, len)?;
+        a.bytes[first..first + len].copy_from_slice(&data);
+        a.written.set(first, len, true);
+        missing.iter().for_each(|byte| a.written.set(first + byte, 1, false));
         Ok(())
     }
 
-    /// A new launch: what earlier ones touched races with nothing.
-    pub(crate) fn begin(&mut self) {
-        self.launch += 1;
+    fn unwritten(&self, at: u64) -> Fault {
+        Fault::Uninitialised { space: "global", at, region: self.region(at) }
     }
 
-    pub(crate) fn load(&mut self, at: u64, bytes: u32, who: Who) -> Result<u64, Fault> {
-        let (i, first) = self.access(at, bytes)?;
-        let launch = self.launch;
-        let a = &mut self.list[i];
-        let last = first + bytes as usize;
-        if let Some(unwritten) = a.written[first..last].iter().position(|w| !w) {
-            return Err(Fault::Uninitialised { space: "global", at: at + unwritten as u64 });
+    /// What a thread reads.
+    #[inline]
+    pub(crate) fn load(
+        &mut self,
+        at: u64,
+        len: usize,
+        who: Who,
+        cached: bool,
+        clock: &Clock,
+    ) -> Result<u128, Fault> {
+        let (a, first) = self.find(at, len)?;
+        if let Some(missing) = a.written.missing(first, len) {
+            return Err(self.unwritten(at + (missing - first) as u64));
         }
-        for word in &mut a.words[first / 4..last.div_ceil(4)] {
-            word.read(launch, who).map_err(|other| Fault::GlobalRace {
-                at,
-                other,
-                thread: (who.block, who.thread),
-            })?;
+        if cached && a.shadow.is_written(first, len, clock) {
+            return Err(Fault::Stale { at });
         }
-        let mut value = [0; 8];
-        value[..bytes as usize].copy_from_slice(&a.bytes[first..last]);
-        Ok(u64::from_le_bytes(value))
+        if let Err(stamp) = a.shadow.read(first, len, who, Among::Launch, clock) {
+            let earlier = (clock.block_of(stamp), stamp.thread());
+            return Err(Fault::GlobalRace { at, earlier });
+        }
+        Ok(bits(&a.bytes[first..first + len]))
     }
 
-    pub(crate) fn store(&mut self, at: u64, bytes: u32, value: u64, who: Who) -> Result<(), Fault> {
-        let (i, first) = self.access(at, bytes)?;
-        let launch = self.launch;
-        let a = &mut self.list[i];
-        let last = first + bytes as usize;
-        // Threads that write parts of one word do not race.
-        if bytes >= 4 {
-            for word in &mut a.words[first / 4..last.div_ceil(4)] {
-                word.write(launch, who).map_err(|other| Fault::GlobalRace {
-                    at,
-                    other,
-                    thread: (who.block, who.thread),
-                })?;
-            }
+    /// What a thread writes.
+    #[inline]
+    pub(crate) fn store(
+        &mut self,
+        at: u64,
+        len: usize,
+        value: u128,
+        who: Who,
+        clock: &Clock,
+    ) -> Result<(), Fault> {
+        let (a, first) = self.find(at, len)?;
+        if let Err(stamp) = a.shadow.write(first, len, who, Among::Launch, clock) {
+            let earlier = (clock.block_of(stamp), stamp.thread());
+            return Err(Fault::GlobalRace { at, earlier });
         }
-        a.bytes[first..last].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
-        a.written[first..last].fill(true);
+        put(&mut a.bytes[first..first + len], value);
+        a.written.set(first, len, true);
         Ok(())
-    }
-
-    fn access(&mut self, at: u64, bytes: u32) -> Result<(usize, usize), Fault> {
-        if !at.is_multiple_of(u64::from(bytes)) {
-            return Err(Fault::Misaligned { at, bytes });
-        }
-        self.find(at, u64::from(bytes)).ok_or(Fault::OutOfBounds { space: "global", at, bytes })
     }
 }
 
-impl Touch {
-    /// Whether an access of `who` meets this one without a barrier between them.
-    fn meets(&self, launch: u32, who: Who) -> bool {
-        self.launch == launch
-            && (self.block, self.thread) != (who.block, who.thread)
-            && !(self.atomic && who.atomic)
-            && (self.block != who.block || self.epoch == who.epoch)
-    }
-
-    const fn of(launch: u32, who: Who) -> Self {
-        let Who { block, thread, epoch, atomic } = who;
-        Self { launch, block, thread, epoch, atomic }
+/// Bytes, the first the lowest.
+pub(crate) fn bits(bytes: &[u8]) -> u128 {
+    match *bytes {
+        [a] => a.into(),
+        [a, b] => u16::from_le_bytes([a, b]).into(),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]).into(),
+        _ => {
+            let mut value = [0; 16];
+            value[..bytes.len()].copy_from_slice(bytes);
+            u128::from_le_bytes(value)
+        }
     }
 }
 
-impl Word {
-    fn read(&mut self, launch: u32, who: Who) -> Result<(), (u32, u32)> {
-        if self.write.meets(launch, who) {
-            return Err((self.write.block, self.write.thread));
-        }
-        let other = self.read.launch == launch
-            && (self.read.block, self.read.thread) != (who.block, who.thread)
-            && (self.read.block != who.block || self.read.epoch == who.epoch);
-        self.readers =
-            other || (self.readers && self.read.launch == launch && self.read.epoch == who.epoch);
-        self.read = Touch::of(launch, who);
-        Ok(())
-    }
-
-    fn write(&mut self, launch: u32, who: Who) -> Result<(), (u32, u32)> {
-        if self.write.meets(launch, who) {
-            return Err((self.write.block, self.write.thread));
-        }
-        let shared = self.readers
-            && self.read.launch == launch
-            && (self.read.block != who.block || self.read.epoch == who.epoch);
-        if self.read.meets(launch, who) || (shared && !who.atomic) {
-            return Err((self.read.block, self.read.thread));
-        }
-        self.write = Touch::of(launch, who);
-        Ok(())
+/// The lowest bytes of a value.
+pub(crate) fn put(bytes: &mut [u8], value: u128) {
+    match bytes.len() {
+        4 => bytes.copy_from_slice(&(value as u32).to_le_bytes()),
+        8 => bytes.copy_from_slice(&(value as u64).to_le_bytes()),
+        len => bytes.copy_from_slice(&value.to_le_bytes()[..len]),
     }
 }

@@ -23,6 +23,18 @@ fn from_kernel(ptx: &str, name: &str) -> String {
     format!("{head}\n.visible {}\n", &body[..end])
 }
 
+/// Leaves the statement at a place to the first seven threads.
+fn only_for_few(ptx: &str, at: usize) -> String {
+    let end = at + ptx[at..].find(';').expect("a statement ends") + 1;
+    format!(
+        "{}{{ .reg .b32 lane; .reg .pred few; mov.u32 lane, %tid.x; setp.lt.u32 few, lane, 7;
+        @few {} }}{}",
+        &ptx[..at],
+        &ptx[at..end],
+        &ptx[end..]
+    )
+}
+
 struct Bench {
     memory: Memory,
     params: Vec<u8>,
@@ -49,7 +61,7 @@ impl Bench {
     }
 
     fn run(&mut self, ptx: &str, name: &str, grid: [u32; 3], threads: u32) -> Result<(), Fault> {
-        let module = Module::parse(ptx, &mut |_| 0).expect("the kernel is known");
+        let module = Module::parse(ptx).expect("the kernel is known");
         let kernel = module.kernels.iter().find(|k| k.name == name).expect("it is there");
         // Races show in some order of turns; these are enough for all of them here.
         for seed in 0..4 {
@@ -170,13 +182,9 @@ fn an_update_that_is_not_atomic_is_a_race() {
 fn a_shuffle_that_some_lanes_skip_is_seen() {
     let kernel = from_kernel(SEARCH, "nearest");
     let at = kernel.find("shfl.sync").expect("rows are reduced by shuffles");
-    let broken = format!(
-        "{}mov.u32 %r9999, %tid.x; setp.lt.u32 %p9999, %r9999, 7; @%p9999 {}",
-        &kernel[..at],
-        &kernel[at..]
-    );
+    let broken = only_for_few(&kernel, at);
     let fault = search(&broken, 0).expect_err("lanes are missing");
-    let caught = matches!(fault.kind(), Fault::Divergence(_) | Fault::Deadlock);
+    let caught = matches!(fault.kind(), Fault::Divergence(_) | Fault::Deadlock(_));
     assert!(caught, "{fault}");
 }
 
@@ -184,11 +192,7 @@ fn a_shuffle_that_some_lanes_skip_is_seen() {
 fn a_barrier_that_some_threads_skip_is_seen() {
     let kernel = from_kernel(NORM, "l2_normalise");
     let at = kernel.find("bar.sync").expect("there are barriers");
-    let broken = format!(
-        "{}mov.u32 %r9999, %tid.x; setp.lt.u32 %p9999, %r9999, 7; @%p9999 {}",
-        &kernel[..at],
-        &kernel[at..]
-    );
+    let broken = only_for_few(&kernel, at);
     let (rows, features) = (2u32, 200u32);
     let mut bench = Bench::new();
     bench.data(&floats((0..rows * features).map(|i| i as f32)));
@@ -212,6 +216,9 @@ fn by_hand(body: &str) -> String {
         .address_size 64
         .visible .entry kernel(.param .u64 in, .param .u64 out)
         {{
+            .reg .b64 %in, %out, %at, %from, %to;
+            .reg .b32 %t, %place, %by, %a, %b, %c, %d, %n;
+            .reg .pred %p;
             .shared .align 16 .b8 room[256];
             ld.param.u64 %in, [in];
             ld.param.u64 %out, [out];
@@ -283,7 +290,7 @@ fn threads_that_wait_apart_never_meet() {
 
 #[test]
 fn what_is_not_known_is_named() {
-    let module = Module::parse(&by_hand("wgmma.fence.sync.aligned;"), &mut |_| 0);
+    let module = Module::parse(&by_hand("wgmma.fence.sync.aligned;"));
     let error = module.expect_err("it is not known").to_string();
     assert!(error.contains("wgmma.fence.sync.aligned is not known"), "{error}");
 }

@@ -11,6 +11,9 @@ fn run_body(body: &str, threads: u32, input: &[u32]) -> Vec<u32> {
         .target sm_80
         .visible .entry kernel(.param .u64 in, .param .u64 out)
         {{
+            .reg .b64 %in, %out, %at, %w, %o, %e, %f, %g;
+            .reg .b32 %t, %a<4>, %b<4>, %c<4>, %d<4>, %a, %b, %c, %d, %r, %v, %h, %i, %x;
+            .reg .pred %p, %q, %l;
             .shared .align 16 .b8 room[1024];
             ld.param.u64 %in, [in];
             ld.param.u64 %out, [out];
@@ -21,7 +24,7 @@ fn run_body(body: &str, threads: u32, input: &[u32]) -> Vec<u32> {
             ret;
         }}"
     );
-    let module = Module::parse(&ptx, &mut |_| 0).unwrap_or_else(|e| panic!("{e}"));
+    let module = Module::parse(&ptx).unwrap_or_else(|e| panic!("{e}"));
     let mut memory = Memory::default();
     let bytes: Vec<u8> = input.iter().flat_map(|w| w.to_le_bytes()).collect();
     let from = memory.allocate(bytes.len().max(4));
@@ -196,12 +199,12 @@ fn products_of_matrices_in_tf32() {
 fn matrices_are_loaded_as_the_manual_lays_them() {
     // Four matrices of 8 x 8 halves, element e of the room holding e; each lane gives the row of its
     // number.
-    let body = "shl.b32 %p, %t, 4; mov.u32 %q, room; add.u32 %p, %p, %q; mov.u32 %i, 0;
-        $next: shl.b32 %h, %t, 3; add.u32 %h, %h, %i; shl.b32 %x, %i, 1; add.u32 %x, %x, %p; st.shared.u16 [%x], %h;
+    let body = "shl.b32 %a, %t, 4; mov.u32 %b, room; add.u32 %a, %a, %b; mov.u32 %i, 0;
+        $next: shl.b32 %h, %t, 3; add.u32 %h, %h, %i; shl.b32 %x, %i, 1; add.u32 %x, %x, %a; st.shared.u16 [%x], %h;
         add.u32 %i, %i, 1; setp.lt.u32 %l, %i, 8; @%l bra $next; bar.sync 0;";
     for (kind, transposed) in [("", false), (".trans", true)] {
         let load = format!(
-            "{body} ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16 {{%d0, %d1, %d2, %d3}}, [%p];
+            "{body} ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16 {{%d0, %d1, %d2, %d3}}, [%a];
             st.global.v4.b32 [%out], {{%d0, %d1, %d2, %d3}};"
         );
         let found = run_body(&load, 32, &[]);
