@@ -81,6 +81,8 @@ pub struct Kernel {
     /// Which constants are addresses of the module's arrays.
     pub(crate) symbols: Vec<(u32, u32)>,
     pub(crate) code: Vec<Instruction>,
+    /// The classes of the instructions.
+    pub(crate) classes: Vec<Class>,
     /// The statements as they were written, for messages.
     pub(crate) texts: Vec<String>,
 }
@@ -167,7 +169,7 @@ impl Special {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address {
     pub base: Slot,
-    pub offset: i64,
+    pub offset: i32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,9 +186,9 @@ pub(crate) enum Space {
 pub(crate) struct Access {
     pub space: Space,
     /// Bits of one element.
-    pub bits: u32,
+    pub bits: u8,
     /// Elements.
-    pub count: u32,
+    pub count: u8,
     /// Volatile and relaxed accesses order as atomics do.
     pub strong: bool,
     /// Read through a cache that sees nothing of what this launch writes.
@@ -197,7 +199,7 @@ pub(crate) struct Access {
 
 impl Access {
     pub const fn bytes(self) -> usize {
-        (self.bits / 8 * self.count) as usize
+        self.bits as usize / 8 * self.count as usize
     }
 }
 
@@ -240,9 +242,11 @@ pub(crate) enum Mma {
 pub(crate) struct Instruction {
     /// A predicate and what it must be.
     pub guard: Option<(Slot, bool)>,
-    pub class: Class,
     pub op: Op,
 }
+
+// Threads run long stretches of code each, so it has to be small.
+const _: () = assert!(size_of::<Instruction>() <= 48);
 
 /// An operation. Each of its operands is a place in the thread's frame.
 #[derive(Clone, Debug)]
@@ -277,15 +281,7 @@ pub(crate) enum Op {
         to: Slot,
         operands: [Slot; 4],
     },
-    /// A comparison with a second result, or combined with a predicate.
-    Compare {
-        f: Two,
-        to: Slot,
-        inverse: Slot,
-        a: Slot,
-        b: Slot,
-        with: Option<(Two, Slot, bool)>,
-    },
+    Compare(Box<Compare>),
     Convert {
         convert: Box<Convert>,
         to: Slot,
@@ -388,17 +384,32 @@ pub(crate) enum Op {
     ActiveMask {
         to: Slot,
     },
-    Mma {
-        shape: Mma,
-        to: [Slot; 4],
-        a: [Slot; 4],
-        b: [Slot; 2],
-        c: [Slot; 4],
-    },
+    Multiply(Box<Multiply>),
     LoadMatrix {
         transposed: bool,
         count: u8,
         to: [Slot; 4],
         from: Address,
     },
+}
+
+/// A comparison with a second result, or combined with a predicate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Compare {
+    pub f: Two,
+    pub to: Slot,
+    pub inverse: Slot,
+    pub a: Slot,
+    pub b: Slot,
+    pub with: Option<(Two, Slot, bool)>,
+}
+
+/// A product of matrices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Multiply {
+    pub shape: Mma,
+    pub to: [Slot; 4],
+    pub a: [Slot; 4],
+    pub b: [Slot; 2],
+    pub c: [Slot; 4],
 }

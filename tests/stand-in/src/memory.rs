@@ -274,3 +274,36 @@ pub(crate) fn put(bytes: &mut [u8], value: u128) {
         len => bytes.copy_from_slice(&value.to_le_bytes()[..len]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_found_wherever_it_is() {
+        let mut written = Written::new(200);
+        written.set(3, 190, true);
+        assert_eq!(written.missing(3, 190), None);
+        assert_eq!(written.missing(0, 10), Some(0));
+        assert_eq!(written.missing(60, 140), Some(193));
+        written.set(127, 2, false);
+        assert_eq!(written.missing(64, 64), Some(127));
+        assert_eq!(written.missing(128, 8), Some(128));
+        assert_eq!(written.missing(129, 8), None);
+    }
+
+    #[test]
+    fn copies_keep_what_is_not_written() {
+        let mut memory = Memory::default();
+        let (from, to) = (memory.allocate(8), memory.allocate_written(vec![7; 8]));
+        memory.write(from + 2, &[1, 2]).unwrap();
+        memory.copy(from, to, 6).unwrap();
+        let mut bytes = [0; 2];
+        memory.read(to + 2, &mut bytes).unwrap();
+        assert_eq!(bytes, [1, 2]);
+        memory.read(to + 6, &mut bytes).unwrap();
+        assert_eq!(bytes, [7, 7]);
+        let fault = memory.read(to + 4, &mut bytes).unwrap_err();
+        assert!(matches!(fault, Fault::Uninitialised { at, .. } if at == to + 4), "{fault}");
+    }
+}

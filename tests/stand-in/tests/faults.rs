@@ -289,6 +289,195 @@ fn threads_that_wait_apart_never_meet() {
 }
 
 #[test]
+fn a_copy_has_to_be_in_a_group_that_is_waited_for() {
+    let open = "cp.async.cg.shared.global [%place], [%from], 16; cp.async.wait_group 0;";
+    let fault = by_hand_on(&format!("{open} {BACK}"), 16).expect_err("no group was closed");
+    assert!(matches!(fault.kind(), Fault::Uninitialised { space: "shared", .. }), "{fault}");
+}
+
+/// Each thread writes its own place and reads that of the thread `away` from it.
+fn neighbour(between: &str, away: u32) -> String {
+    format!(
+        "st.shared.u32 [%place], %t; {between} xor.b32 %t, %t, {away}; shl.b32 %by, %t, 4;
+        mov.u32 %place, room; add.u32 %place, %place, %by; ld.shared.u32 %a, [%place];
+        st.global.u32 [%to], %a;"
+    )
+}
+
+fn caught_in_shared(fault: &Fault) -> bool {
+    matches!(fault.kind(), Fault::SharedRace { .. } | Fault::Uninitialised { space: "shared", .. })
+}
+
+#[test]
+fn a_barrier_of_the_warp_orders_the_warp_alone() {
+    // The room holds 16 places: half a warp takes part.
+    let body = |between: &str, away: u32| {
+        format!("setp.ge.u32 %p, %t, 16; @%p ret; {}", neighbour(between, away))
+    };
+    assert!(by_hand_on(&body("bar.warp.sync 0xffff;", 1), 32).is_ok());
+    let fault = by_hand_on(&body("", 1), 32).expect_err("nothing orders the lanes");
+    assert!(caught_in_shared(&fault), "{fault}");
+    // Pairs of lanes meet, but each reads from another pair.
+    let pairs = "and.b32 %a, %t, 30; shl.b32 %a, 3, %a; bar.warp.sync %a;";
+    assert!(by_hand_on(&body(pairs, 1), 32).is_ok());
+    let fault = by_hand_on(&body(pairs, 2), 32).expect_err("the pairs did not meet");
+    assert!(caught_in_shared(&fault), "{fault}");
+}
+
+#[test]
+fn a_barrier_of_some_warps_orders_these() {
+    // Warps 0 and 1 meet at barrier 1, warps 2 and 3 at barrier 2; the first lane of each takes part.
+    let body = |away: u32| {
+        format!(
+            "shr.u32 %b, %t, 6; add.u32 %b, %b, 1; and.b32 %c, %t, 31; shr.u32 %d, %t, 5;
+            mov.u32 %place, room; shl.b32 %by, %d, 2; add.u32 %place, %place, %by;
+            setp.eq.u32 %p, %c, 0; @%p st.shared.u32 [%place], %d; barrier.sync %b, 64;
+            xor.b32 %d, %d, {away}; mov.u32 %place, room; shl.b32 %by, %d, 2;
+            add.u32 %place, %place, %by; @%p ld.shared.u32 %a, [%place];"
+        )
+    };
+    assert!(by_hand_on(&body(1), 128).is_ok());
+    let fault = by_hand_on(&body(2), 128).expect_err("these warps did not meet");
+    assert!(caught_in_shared(&fault), "{fault}");
+}
+
+#[test]
+fn a_warp_that_arrives_need_not_wait() {
+    // Warp 0 writes and goes on, warp 1 waits for it and reads.
+    let body =
+        "setp.lt.u32 %p, %t, 32; mov.u32 %place, room; and.b32 %a, %t, 31; shl.b32 %by, %a, 2;
+        add.u32 %place, %place, %by; @%p st.shared.u32 [%place], %t; @%p bar.arrive 3, 64;
+        @%p ret; bar.sync 3, 64; ld.shared.u32 %a, [%place];";
+    assert!(by_hand_on(body, 64).is_ok());
+    let fault = by_hand_on(&body.replace("@%p bar.arrive 3, 64;", ""), 64);
+    let fault = fault.expect_err("nobody arrives");
+    assert!(matches!(fault.kind(), Fault::Deadlock(_)), "{fault}");
+}
+
+#[test]
+fn halves_of_a_word_are_written_by_two_threads() {
+    let body = |away: u32| {
+        format!(
+            "and.b32 %by, %t, {away}; shl.b32 %by, %by, 1; mov.u32 %place, room;
+            add.u32 %place, %place, %by; st.shared.u16 [%place], %t;"
+        )
+    };
+    assert!(by_hand_on(&body(1), 2).is_ok());
+    let fault = by_hand_on(&body(0), 2).expect_err("both write the same half");
+    assert!(matches!(fault.kind(), Fault::SharedRace { .. }), "{fault}");
+}
+
+#[test]
+fn a_plain_read_beside_atomics_is_a_race() {
+    let body = |load: &str| {
+        format!(
+            "setp.eq.u32 %p, %t, 0; @%p st.shared.u32 [room], 0; bar.sync 0;
+            atom.shared.add.u32 %a, [room], 1; {load} %b, [room];"
+        )
+    };
+    let fault = by_hand_on(&body("ld.shared.u32"), 2).expect_err("others still add");
+    assert!(matches!(fault.kind(), Fault::SharedRace { .. }), "{fault}");
+    assert!(by_hand_on(&body("ld.volatile.shared.u32"), 2).is_ok());
+}
+
+#[test]
+fn blocks_race_in_global_memory_and_launches_do_not() {
+    let mut bench = Bench::new();
+    bench.data(&floats([0.0; 64]));
+    bench.data(&floats([0.0; 64]));
+    let ptx = by_hand("st.global.u32 [%out], 1;");
+    assert!(bench.run(&ptx, "kernel", [1, 1, 1], 1).is_ok(), "four launches, one after the other");
+    let fault = bench.run(&ptx, "kernel", [2, 1, 1], 1).expect_err("both blocks write");
+    assert!(matches!(fault.kind(), Fault::GlobalRace { .. }), "{fault}");
+}
+
+#[test]
+fn a_barrier_orders_global_memory_within_a_block() {
+    let body = |between: &str| {
+        format!(
+            "st.global.u32 [%to], %t; {between} xor.b32 %t, %t, 1; mul.wide.u32 %at, %t, 16;
+            add.u64 %to, %out, %at; ld.global.u32 %a, [%to];"
+        )
+    };
+    assert!(by_hand_on(&body("bar.sync 0;"), 16).is_ok());
+    let fault = by_hand_on(&body(""), 16).expect_err("nothing orders them");
+    assert!(matches!(fault.kind(), Fault::GlobalRace { .. }), "{fault}");
+}
+
+#[test]
+fn what_is_written_is_not_read_as_constant() {
+    let body = "st.global.u32 [%to], %t; ld.global.nc.u32 %a, [%to];";
+    let fault = by_hand_on(body, 1).expect_err("it was written just now");
+    assert!(matches!(fault.kind(), Fault::Stale { .. }), "{fault}");
+}
+
+#[test]
+fn memory_that_was_freed_is_named() {
+    let mut bench = Bench::new();
+    let gone = bench.data(&floats([0.0; 64]));
+    bench.data(&floats([0.0; 64]));
+    assert!(bench.memory.free(gone));
+    assert!(!bench.memory.free(gone), "once only");
+    let fault = bench.run(&by_hand("ld.global.u32 %a, [%in];"), "kernel", [1, 1, 1], 1);
+    let fault = fault.expect_err("it is gone");
+    let region = match fault.kind() {
+        Fault::OutOfBounds { region, .. } => *region,
+        _ => None,
+    };
+    assert_eq!(region.map(|r| (r.at, r.bytes, r.freed)), Some((gone, 256, true)), "{fault}");
+}
+
+#[test]
+fn global_memory_that_nobody_wrote_is_not_read() {
+    let mut bench = Bench::new();
+    bench.data(&floats([0.0; 64]));
+    let fresh = bench.memory.allocate(256);
+    bench.param(&fresh.to_le_bytes());
+    let fault = bench.run(&by_hand("ld.global.u32 %a, [%out+8];"), "kernel", [1, 1, 1], 1);
+    let fault = fault.expect_err("it was never written");
+    let text = fault.to_string();
+    assert!(matches!(fault.kind(), Fault::Uninitialised { space: "global", .. }), "{text}");
+    assert!(text.contains("kernel, block (0, 0, 0), thread 0") && text.contains("256 bytes"));
+}
+
+#[test]
+fn ends_of_shared_and_of_a_threads_own_memory() {
+    for body in [
+        "ld.shared.u32 %a, [room+256];",
+        "{ .local .b32 own[2]; st.local.u32 [own+8], 1; }",
+        "ld.param.u32 %a, [out+8];",
+    ] {
+        let fault = by_hand_on(body, 1).expect_err("it is past the end");
+        assert!(matches!(fault.kind(), Fault::OutOfBounds { .. }), "{fault}");
+    }
+}
+
+#[test]
+fn a_thread_that_waits_for_nobody_is_endless() {
+    let fault = by_hand_on("$again: bra $again;", 1).expect_err("it has no end");
+    assert!(matches!(fault.kind(), Fault::Endless), "{fault}");
+    // Waiting for another warp's flag has one.
+    let body = "setp.eq.u32 %p, %t, 0; @%p st.shared.u32 [room], 0; bar.sync 0;
+        setp.ge.u32 %p, %t, 32; @%p st.volatile.shared.u32 [room], 1; @%p ret;
+        $again: ld.volatile.shared.u32 %a, [room]; setp.eq.u32 %p, %a, 0; @%p bra $again;";
+    assert!(by_hand_on(body, 64).is_ok());
+}
+
+#[test]
+fn launches_of_another_shape_are_refused() {
+    let module = Module::parse(&by_hand("")).unwrap();
+    let (kernel, mut memory) = (&module.kernels[0], Memory::default());
+    let mut refused = |block, params: &[u8]| {
+        let launch = Launch { grid: [1; 3], block, shared: 0, params, seed: 0 };
+        matches!(run(kernel, launch, &mut memory), Err(Fault::Launch(_)))
+    };
+    assert!(refused([1025, 1, 1], &[0; 16]));
+    assert!(refused([0, 1, 1], &[0; 16]));
+    assert!(refused([1, 1, 1], &[0; 8]));
+    assert!(!refused([1, 1, 1], &[0; 16]));
+}
+
+#[test]
 fn what_is_not_known_is_named() {
     let module = Module::parse(&by_hand("wgmma.fence.sync.aligned;"));
     let error = module.expect_err("it is not known").to_string();

@@ -1,7 +1,7 @@
 //! Instructions against values worked out by hand, and the matrix fragments against the tables of the
 //! PTX manual (ISA 8.2, "Matrix Fragments for mma.m16n8k8", "mma.m16n8k16" and "ldmatrix").
 
-use sepal_stand_in::{Launch, Memory, Module, run};
+use sepal_stand_in::{Class, Launch, Memory, Module, run};
 
 /// Runs a body by `threads` threads; each may write `%words` words from `%out` on, of which there
 /// are 4 for each thread, after reading as many from `%in`.
@@ -104,6 +104,150 @@ fn floats() {
 }
 
 #[test]
+fn directed_roundings() {
+    // A tenth is not an f32; 1 + 2^-24 lies between two.
+    let near = |up: bool| if up { 0x3f80_0001 } else { 0x3f80_0000 };
+    for (round, up) in [("rn", false), ("rz", false), ("rm", false), ("rp", true)] {
+        gives(&format!("mov.f32 %a, 0f3f800000; add.{round}.f32 %r, %a, 0f33800000;"), near(up));
+        let product = format!("fma.{round}.f32 %r, %a, 0f33800000, 0f3f800000;");
+        gives(&format!("mov.f32 %a, 0f3f800000; {product}"), near(up));
+    }
+    // Below zero, down is away from it.
+    for (round, away) in [("rz", false), ("rm", true), ("rp", false)] {
+        let expected = near(away) | 1 << 31;
+        gives(&format!("mov.f32 %a, 0fbf800000; add.{round}.f32 %r, %a, 0fb3800000;"), expected);
+    }
+    gives("mov.f64 %w, 0d3FF0000010000000; cvt.rp.f32.f64 %r, %w;", 0x3f80_0001);
+    gives("mov.f64 %w, 0d3FF0000010000000; cvt.rn.f32.f64 %r, %w;", 0x3f80_0000);
+    gives("mov.u32 %a, 16777217; cvt.rp.f32.u32 %r, %a;", bits(16_777_218.0));
+    gives("mov.f32 %a, 0f00000001; add.ftz.f32 %r, %a, %a;", 0);
+    gives("mov.f32 %a, 0f00000001; add.f32 %r, %a, %a;", 2);
+    gives("mov.f32 %a, 0f40000000; add.sat.f32 %r, %a, %a;", bits(1.0));
+}
+
+#[test]
+fn halves() {
+    // 1.5 and 2 in one register, 0.5 and -1 in another.
+    let two = "mov.b32 %a, 0x40003e00; mov.b32 %b, 0xbc003800;";
+    gives(&format!("{two} add.f16x2 %r, %a, %b;"), 0x3c00_4000);
+    gives(&format!("{two} mul.f16x2 %r, %a, %b;"), 0xc000_3a00);
+    gives(&format!("{two} fma.rn.f16x2 %r, %a, %b, %a;"), 0x0000_4080);
+    gives(&format!("{two} neg.f16x2 %r, %b;"), 0x3c00_b800);
+    gives(&format!("{two} max.f16 %r, %a, %b;"), 0x3e00);
+    gives(&format!("{two} setp.gt.f16 %p, %a, %b; selp.u32 %r, 1, 0, %p;"), 1);
+    gives("mov.f32 %a, 0f3f800000; cvt.rn.f16x2.f32 %r, %a, 0f40000000;", 0x3c00_4000);
+    // 1 + 2^-11 is rounded to even.
+    gives("mov.f32 %a, 0f3f801000; cvt.rn.f16.f32 %r, %a;", 0x3c00);
+}
+
+#[test]
+fn conversions_of_integers() {
+    gives("mov.u32 %a, 0x180; cvt.u8.u32 %h, %a; cvt.u32.u8 %r, %h;", 0x80);
+    gives("mov.u32 %a, 0x180; cvt.s32.s8 %r, %a;", 0xffff_ff80);
+    gives("mov.u32 %a, 300; cvt.sat.u8.u32 %r, %a;", 255);
+    gives("mov.u32 %a, -300; cvt.sat.s8.s32 %r, %a;", -128i32 as u32);
+    gives("mov.u32 %a, -1; cvt.s64.s32 %w, %a; shr.u64 %w, %w, 32; cvt.u32.u64 %r, %w;", u32::MAX);
+    gives("mov.u32 %a, -1; cvt.u64.u32 %w, %a; shr.u64 %w, %w, 32; cvt.u32.u64 %r, %w;", 0);
+    gives("mov.b64 %w, {1, 2}; mov.b64 {%a, %r}, %w;", 2);
+}
+
+#[test]
+fn rarer_integers() {
+    gives("mov.u32 %a, 0x01020304; dp4a.u32.u32 %r, %a, 0x01010101, 5;", 15);
+    gives("mov.u32 %a, 0xff000000; dp4a.s32.u32 %r, %a, 0x02000000, 0;", -2i32 as u32);
+    gives("mov.u32 %a, 7; sad.u32 %r, %a, 10, 1;", 4);
+    gives("mov.u32 %a, 0x00ff0000; bfind.u32 %r, %a;", 23);
+    gives("mov.u32 %a, -1; bfind.s32 %r, %a;", u32::MAX);
+    gives("mov.u32 %a, 0x00ff0000; bfind.shiftamt.u32 %r, %a;", 8);
+    gives("mov.u32 %a, 0x7fffffff; add.sat.s32 %r, %a, 1;", 0x7fff_ffff);
+    gives("mov.u32 %a, -5; slct.u32.s32 %r, 1, 2, %a;", 2);
+    gives("mov.u32 %a, -5; abs.s32 %r, %a;", 5);
+    gives("mov.f32 %a, 0fbf800000; copysign.f32 %r, %a, 0f40000000;", bits(-2.0));
+    gives("mov.f32 %a, 0f7f800000; testp.finite.f32 %p, %a; selp.u32 %r, 1, 0, %p;", 0);
+}
+
+#[test]
+fn branches_by_a_table() {
+    let body = "mov.u32 %a, 1; $cases: .branchtargets $zero, $one; brx.idx %a, $cases;
+        $zero: mov.u32 %r, 10; bra $end; $one: mov.u32 %r, 11; $end:";
+    gives(body, 11);
+}
+
+#[test]
+fn spaces() {
+    gives("{ .local .b32 own[2]; st.local.b32 [own+4], 7; ld.local.b32 %r, [own+4]; }", 7);
+    let generic = "{ .local .b32 own[2]; mov.u64 %w, own; cvta.local.u64 %w, %w; st.b32 [%w], 9;
+        isspacep.local %p, %w; @%p ld.local.b32 %r, [own]; }";
+    gives(generic, 9);
+    let shared = "mov.u64 %w, room; cvta.shared.u64 %w, %w; st.u8 [%w+3], 0x81; ld.s8 %r, [%w+3];";
+    gives(shared, 0xffff_ff81);
+    gives(
+        "ld.param.u32 %r, [in+4]; mov.u64 %w, in; ld.param.u32 %a, [%w+4]; sub.u32 %r, %r, %a;",
+        0,
+    );
+}
+
+#[test]
+fn arrays_of_a_module() {
+    let ptx = "
+        .version 8.2
+        .target sm_80
+        .address_size 64
+        .const .align 4 .b32 table[3] = {5, 0f3F800000, 0x10};
+        .visible .global .align 1 .b8 bytes[4] = {1, 2};
+        .visible .entry kernel(.param .u64 out)
+        {
+            .reg .b64 %rd<4>;
+            .reg .b32 %r<4>;
+            ld.param.u64 %rd1, [out];
+            ld.const.b32 %r1, [table+8];
+            mov.u64 %rd2, bytes;
+            ld.global.u8 %r2, [%rd2+1];
+            add.u32 %r3, %r1, %r2;
+            st.global.u32 [%rd1], %r3;
+        }";
+    let mut module = Module::parse(ptx).unwrap();
+    let mut memory = Memory::default();
+    module.place(&mut memory);
+    let out = memory.allocate(4);
+    let kernel = module.kernel("kernel").unwrap();
+    let params = kernel.pack(&[&out.to_le_bytes()]);
+    let launch = Launch { grid: [1; 3], block: [1; 3], shared: 0, params: &params, seed: 1 };
+    let counts = run(kernel, launch, &mut memory).unwrap();
+    let mut found = [0; 4];
+    memory.read(out, &mut found).unwrap();
+    assert_eq!(u32::from_le_bytes(found), 18);
+    assert_eq!(module.global("bytes").map(|(_, len)| len), Some(4));
+    assert_eq!((counts.of(Class::GlobalLoad), counts.of(Class::GlobalStore)), (2, 1));
+    assert_eq!(counts.total(), 6);
+}
+
+#[test]
+fn what_is_not_known_is_named_in_full() {
+    let refused = |statement: &str| {
+        let ptx = format!(
+            ".version 8.2\n.target sm_80\n.visible .entry kernel() {{\n.reg .b32 %r<4>;\n{statement}\n}}"
+        );
+        Module::parse(&ptx).expect_err(statement).to_string()
+    };
+    for statement in [
+        "add.rn.u32 %r1, %r2, %r3;",
+        "fma.rna.f32 %r1, %r2, %r3, %r3;",
+        "div.rz.f32 %r1, %r2, %r3;",
+        "mma.sync.aligned.m16n8k8.row.row.f32.tf32.tf32.f32 {%r1}, {%r2}, {%r3}, {%r1};",
+        "ld.global.v8.f32 %r1, [%r2];",
+        "shfl.up.b32 %r1, %r2, 1, 0;",
+    ] {
+        let opcode = statement.split(' ').next().unwrap();
+        assert!(refused(statement).contains(opcode), "{}", refused(statement));
+    }
+    assert!(refused("add.u32 %r1, %r2, %r9;").contains("%r9 is not declared"));
+    assert!(refused("add.u32 %r1, %r2, %r3, %r3;").contains("3 operands"));
+    assert!(refused("bra $nowhere;").contains("label $nowhere"));
+    assert!(refused("call.uni f, (%r1);").contains("calls are not known"));
+}
+
+#[test]
 fn comparisons() {
     let select = |test: &str| {
         format!("mov.f32 %a, 0f7fc00000; mov.f32 %b, 0f3f800000; {test} selp.u32 %r, 1, 0, %p;")
@@ -137,6 +281,16 @@ fn warps() {
     let ballot = lanes("setp.lt.u32 %p, %v, 5; vote.sync.ballot.b32 %r, %p, -1;");
     assert_eq!(ballot, [0x1f; 32]);
     assert_eq!(lanes("redux.sync.max.u32 %r, %v, -1;"), [31; 32]);
+    let parity = "and.b32 %a, %v, 1; match.any.sync.b32 %r, %a, -1;";
+    let same = |l: u32| if l.is_multiple_of(2) { 0x5555_5555 } else { 0xaaaa_aaaa };
+    assert_eq!(lanes(parity), (0..32).map(same).collect::<Vec<_>>());
+    assert_eq!(lanes("match.all.sync.b32 %r|%p, 7, -1;"), [u32::MAX; 32]);
+    // Two groups of lanes meet apart from each other, at one place.
+    let halves = "setp.lt.u32 %p, %v, 16; selp.b32 %a, 0xffff, 0xffff0000, %p;
+        redux.sync.add.u32 %r, 1, %a;";
+    assert_eq!(lanes(halves), [16; 32]);
+    let some = "setp.lt.u32 %p, %v, 5; bar.red.popc.u32 %r, 0, %p;";
+    assert_eq!(lanes(some), [5; 32]);
 }
 
 #[test]
@@ -193,6 +347,71 @@ fn products_of_matrices_in_tf32() {
             assert_eq!(f32::from_bits(found[lane * 4 + i]), sum, "lane {lane}, register {i}");
         }
     }
+}
+
+/// Registers of halves hold two columns of A, or two rows of B.
+const A_F16: fn(usize, usize) -> (usize, usize) = |lane, e| {
+    let (register, half) = (e / 2, e % 2);
+    (lane / 4 + 8 * (register % 2), lane % 4 * 2 + half + 8 * (register / 2))
+};
+const B_F16: fn(usize, usize) -> (usize, usize) =
+    |lane, e| (lane % 4 * 2 + e % 2 + 8 * (e / 2), lane / 4);
+
+#[test]
+fn products_of_matrices_in_f16() {
+    let half = |v: f32| u32::from(half::f16::from_f32(v).to_bits());
+    let pairs = |lane: usize, count: usize, of: fn(usize, usize) -> (usize, usize), seed| {
+        (0..count / 2).map(move |register| {
+            let element = |e: usize| {
+                let (r, c) = of(lane, 2 * register + e);
+                half(entry(r, c, seed))
+            };
+            element(0) | element(1) << 16
+        })
+    };
+    let mut input = Vec::new();
+    for lane in 0..32 {
+        input.extend(pairs(lane, 8, A_F16, 1));
+        input.extend(pairs(lane, 4, B_F16, 2));
+        input.extend([0, 0]);
+    }
+    for (depth, body) in [
+        (
+            16,
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%d0, %d1, %d2, %d3},
+            {%a0, %a1, %a2, %a3}, {%b0, %b1}, {%c0, %c0, %c0, %c0};",
+        ),
+        (
+            8,
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%d0, %d1, %d2, %d3},
+            {%a0, %a1}, {%b0}, {%c0, %c0, %c0, %c0};",
+        ),
+    ] {
+        let body = format!(
+            "mul.wide.u32 %o, %t, 32; add.u64 %in, %in, %o; mov.f32 %c0, 0f00000000;
+            ld.global.v4.b32 {{%a0, %a1, %a2, %a3}}, [%in];
+            ld.global.v2.b32 {{%b0, %b1}}, [%in+16]; {body}
+            st.global.v4.f32 [%out], {{%d0, %d1, %d2, %d3}};"
+        );
+        let found = run_body(&body, 32, &input);
+        for (lane, i) in (0..32).flat_map(|lane| (0..4).map(move |i| (lane, i))) {
+            let (row, column) = C_F32(lane, i);
+            let sum: f32 = (0..depth).map(|k| entry(row, k, 1) * entry(k, column, 2)).sum();
+            assert_eq!(f32::from_bits(found[lane * 4 + i]), sum, "{depth}: lane {lane}, {i}");
+        }
+    }
+}
+
+#[test]
+fn a_product_of_half_the_depth_and_what_tf32_cuts_off() {
+    // A is 1 + 2^-11 in its first column, which the tensor cores read as 1; B is 3 in its first row.
+    let body = "and.b32 %i, %t, 3; setp.eq.u32 %p, %i, 0;
+        selp.f32 %a0, 0f3F801000, 0f00000000, %p; selp.f32 %b0, 0f40400000, 0f00000000, %p;
+        mov.f32 %c0, 0f3F800000;
+        mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%d0, %d1, %d2, %d3}, {%a0, %a0}, {%b0},
+            {%c0, %c0, %c0, %c0};
+        st.global.v4.f32 [%out], {%d0, %d1, %d2, %d3};";
+    assert_eq!(run_body(body, 32, &[]), [bits(4.0); 128]);
 }
 
 #[test]

@@ -332,12 +332,12 @@ macro_rules! compared {
         }
         let f: Two = match $comparison {
             Comparison::Eq => by!(|a, b| a == b),
-            Comparison::Ne => by!(|a, b| a < b || a > b),
+            Comparison::Ne => by!(|a, b| a != b && !a.is_nan() && !b.is_nan()),
             Comparison::Lt => by!(|a, b| a < b),
             Comparison::Le => by!(|a, b| a <= b),
             Comparison::Gt => by!(|a, b| a > b),
             Comparison::Ge => by!(|a, b| a >= b),
-            Comparison::Equ => by!(|a, b| !(a < b || a > b)),
+            Comparison::Equ => by!(|a, b| a == b || a.is_nan() || b.is_nan()),
             Comparison::Neu => by!(|a, b| a != b),
             Comparison::Ltu => by!(|a, b| !(a >= b)),
             Comparison::Leu => by!(|a, b| !(a > b)),
@@ -359,4 +359,69 @@ pub(crate) fn compare(comparison: Comparison, ty: Ty, ftz: bool) -> Option<Two> 
         (64, false) => compared!(comparison, f64::from_bits),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits of many floats: ordinary, tiny, huge, and near to each other.
+    fn samples() -> impl Iterator<Item = [u32; 3]> {
+        let mut state = 1u64;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+            (state >> 32) as u32
+        };
+        (0..200_000).map(move |i| {
+            let [a, b, c] = [next(), next(), next()];
+            match i % 4 {
+                0 => [a, b, c],
+                // Few bits, so that sums fall between floats.
+                1 => [a & 0xff80_0fff, b & 0xff80_0fff, c & 0xfff0_0000],
+                // Exponents around 1.
+                2 => {
+                    [a & 0x80ff_ffff | 0x3f00_0000, b & 0x80ff_ffff | 0x3f00_0000, c & 0xbfff_ffff]
+                }
+                // The least numbers.
+                _ => [a & 0x9fff_ffff, b & 0xbfff_ffff, c & 0x80ff_ffff],
+            }
+        })
+    }
+
+    #[test]
+    fn a_fused_product_is_rounded_once() {
+        for [a, b, c] in samples() {
+            let floats = [a, b, c].map(f32::from_bits);
+            let expected = floats[0].mul_add(floats[1], floats[2]);
+            let found = f32::from_bits(fma_nearest(a.into(), b.into(), c.into()) as u32);
+            let same = found.to_bits() == expected.to_bits();
+            assert!(same || (found.is_nan() && expected.is_nan()), "{floats:?}: {found:e}");
+        }
+    }
+
+    #[test]
+    fn directed_results_enclose_the_nearest() {
+        for [a, b, c] in samples() {
+            let [a, b, c] = [a, b, c].map(u64::from);
+            let value = |bits: u64| f32::from_bits(bits as u32);
+            let near = value(fma::<NEAREST, false, false>(a, b, c));
+            if !near.is_finite() {
+                continue;
+            }
+            let down = value(fma::<DOWN, false, false>(a, b, c));
+            let up = value(fma::<UP, false, false>(a, b, c));
+            let zero = value(fma::<ZERO, false, false>(a, b, c));
+            assert!(down <= near && near <= up && down.next_up() >= up, "{down:e} {near:e} {up:e}");
+            assert_eq!(zero, if near.is_sign_positive() { down } else { up });
+        }
+    }
+
+    #[test]
+    fn zeros_have_an_order_and_nan_gives_way() {
+        let (plus, minus, nan) = (0, 0x8000_0000, 0x7fc0_0000);
+        assert_eq!((min::<false>(plus, minus), min::<false>(minus, plus)), (minus, minus));
+        assert_eq!((max::<false>(plus, minus), max::<false>(minus, plus)), (plus, plus));
+        assert_eq!((min::<false>(nan, minus), max::<false>(plus, nan)), (minus, plus));
+        assert_eq!((min_nan::<false>(nan, plus), max_nan::<false>(plus, nan)), (NAN, NAN));
+    }
 }

@@ -206,13 +206,8 @@ fn bfind_shift<T: Int>(a: u64) -> u64 {
 
 /// An operation of one integer by its instruction's name.
 pub(crate) fn one(name: &str, ty: Ty) -> Option<One> {
-    match (name, ty.kind) {
-        ("not", Kind::Predicate) => return Some(|a| a ^ 1),
-        ("mov", Kind::Predicate | Kind::Float | Kind::Halves) => return Some(|a| a),
-        _ => {}
-    }
     match name {
-        "mov" => Some(|a| a),
+        "not" if ty.kind == Kind::Predicate => Some(|a| a ^ 1),
         "neg" => for_int!(ty, neg),
         "abs" => for_int!(ty, abs),
         "not" => for_int!(ty, not),

@@ -2,7 +2,7 @@
 
 use super::spaces::Spaces;
 use super::{Launch, Order};
-use crate::code::{Barrier, Instruction, Kernel, Op, Slot, Special};
+use crate::code::{Barrier, Compare, Instruction, Kernel, Op, Slot, Special};
 use crate::counts::Counts;
 use crate::fault::Fault;
 use crate::memory::Memory;
@@ -10,6 +10,9 @@ use crate::shadow::Clock;
 
 /// A thread that has run so many instructions is taken to have no end.
 const ENDLESS: u64 = 1 << 29;
+
+/// What registers hold before they are written: no number, as a float, and no address.
+const UNWRITTEN: u64 = 0x7fff_dead_7fff_dead;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -82,7 +85,11 @@ impl<'a> Block<'a> {
             let mut moved = false;
             order.shuffle(&mut warps);
             for &warp in &warps {
-                while self.turn(warp, order)? {
+                // Not for ever: it may wait for what another warp writes.
+                for _ in 0..1 << order.below(8) {
+                    if !self.turn(warp, order)? {
+                        break;
+                    }
                     moved = true;
                 }
             }
@@ -99,8 +106,8 @@ impl<'a> Block<'a> {
     pub fn finish(self) -> Counts {
         self.spaces.memory.time = self.spaces.clock.now();
         let mut counts = Counts::default();
-        for (instruction, ran) in self.kernel.code.iter().zip(self.ran) {
-            counts.add(instruction.class, ran);
+        for (&class, ran) in self.kernel.classes.iter().zip(self.ran) {
+            counts.add(class, ran);
         }
         counts
     }
@@ -113,6 +120,7 @@ impl<'a> Block<'a> {
         self.arrived.iter_mut().for_each(Vec::clear);
         let first = self.kernel.registers as usize;
         for thread in 0..self.threads.len() {
+            self.frames[thread * self.frame..][..first].fill(UNWRITTEN);
             for (i, &special) in self.kernel.specials.iter().enumerate() {
                 self.frames[thread * self.frame + first + i] = self.special(special, thread);
             }
@@ -198,11 +206,11 @@ impl<'a> Block<'a> {
                 break if thread.ran > ENDLESS { Err(Fault::Endless) } else { Ok(()) };
             }
             left -= 1;
-            if let Some((p, wanted)) = instruction.guard {
-                if (frame[p as usize] & 1 == 1) != wanted {
-                    pc += 1;
-                    continue;
-                }
+            if let Some((p, wanted)) = instruction.guard
+                && (frame[p as usize] & 1 == 1) != wanted
+            {
+                pc += 1;
+                continue;
             }
             self.ran[pc] += 1;
             match step(instruction, frame, &mut self.spaces, t) {
@@ -363,7 +371,8 @@ fn step(
         Op::Four { f, to, operands: [a, b, c, d] } => {
             at!(to) = f(at!(a), at!(b), at!(c), at!(d));
         }
-        Op::Compare { f, to, inverse, a, b, with } => {
+        Op::Compare(ref compare) => {
+            let Compare { f, to, inverse, a, b, with } = **compare;
             let mut result = f(at!(a), at!(b));
             let mut other = result ^ 1;
             if let Some((combine, p, inverted)) = with {
@@ -391,8 +400,8 @@ fn step(
         Op::Load { access, to, from } => {
             let address = at!(from.base).wrapping_add(from.offset as u64);
             let value = spaces.load(t, access, address)?;
-            for (i, slot) in to.into_iter().take(access.count as usize).enumerate() {
-                let element = (value >> (i as u32 * access.bits)) as u64;
+            for (i, slot) in to.into_iter().take(access.count.into()).enumerate() {
+                let element = (value >> (i * usize::from(access.bits))) as u64;
                 let unused = 64 - access.bits;
                 at!(slot) = if access.signed {
                     (((element << unused) as i64) >> unused) as u64
@@ -404,9 +413,9 @@ fn step(
         Op::Store { access, to, from } => {
             let address = at!(to.base).wrapping_add(to.offset as u64);
             let mut value = 0;
-            for (i, slot) in from.into_iter().take(access.count as usize).enumerate() {
-                let element = crate::arithmetic::low(at!(slot), access.bits);
-                value |= u128::from(element) << (i as u32 * access.bits);
+            for (i, slot) in from.into_iter().take(access.count.into()).enumerate() {
+                let element = crate::arithmetic::low(at!(slot), u32::from(access.bits));
+                value |= u128::from(element) << (i * usize::from(access.bits));
             }
             spaces.store(t, access, address, value)?;
         }
@@ -451,7 +460,7 @@ fn step(
         | Op::Vote { .. }
         | Op::Match { .. }
         | Op::Redux { .. }
-        | Op::Mma { .. }
+        | Op::Multiply(_)
         | Op::LoadMatrix { .. } => return Ok(Next::Waits(State::Collective)),
     }
     Ok(Next::Follows)

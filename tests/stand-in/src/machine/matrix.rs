@@ -5,7 +5,7 @@
 
 use super::block::Block;
 use crate::arithmetic::half;
-use crate::code::{Address, Mma, Slot};
+use crate::code::{Address, Mma, Multiply, Slot};
 use crate::fault::Fault;
 
 const ROWS: usize = 16;
@@ -18,13 +18,8 @@ fn tf32(bits: u64) -> f64 {
 
 impl Block<'_> {
     /// D = A B + C. The products are exact, their sum is rounded once.
-    pub(super) fn multiply(
-        &mut self,
-        first: usize,
-        shape: Mma,
-        to: [Slot; 4],
-        [a, b, c]: [&[Slot]; 3],
-    ) {
+    pub(super) fn multiply(&mut self, first: usize, multiply: &Multiply) {
+        let Multiply { shape, to, a, b, c } = *multiply;
         let (depth, halves) = match shape {
             Mma::Tf32K4 => (4, false),
             Mma::Tf32K8 => (8, false),

@@ -122,7 +122,7 @@ impl Block<'_> {
                 let result = all().map(|t| self.get(t, a)).reduce(f).unwrap_or_default();
                 all().for_each(|t| self.set(t, to, result));
             }
-            Op::Mma { shape, to, a, b, c } => self.multiply(first, shape, to, [&a, &b, &c]),
+            Op::Multiply(ref multiply) => self.multiply(first, multiply),
             Op::LoadMatrix { transposed, count, to, from } => {
                 self.load_matrices(first, transposed, &to[..count.into()], from)?;
             }

@@ -6,7 +6,9 @@ use super::{Result, error};
 use crate::arithmetic::convert::{self, Convert};
 use crate::arithmetic::float::{self, Form};
 use crate::arithmetic::{Comparison, Kind, Round, Two, Ty, half, integer};
-use crate::code::{Access, Address, Barrier, Instruction, Mma, Op, Shuffle, Slot, Space, Vote};
+use crate::code::{
+    Access, Address, Barrier, Compare, Instruction, Mma, Multiply, Op, Shuffle, Slot, Space, Vote,
+};
 use crate::counts::Class;
 
 /// An opcode whose suffixes are taken one by one: what is left in the end is not known.
@@ -99,10 +101,13 @@ impl<'a> Opcode<'a> {
 struct Operands<'s, 'o, 'a> {
     list: &'o [Operand<'a>],
     scope: &'s mut Scope<'a>,
+    /// How many the instruction has.
+    taken: usize,
 }
 
 impl<'a> Operands<'_, '_, 'a> {
-    fn get(&self, n: usize) -> Result<Operand<'a>> {
+    fn get(&mut self, n: usize) -> Result<Operand<'a>> {
+        self.taken = self.taken.max(n + 1);
         self.list.get(n).cloned().map_or_else(|| error(format!("operand {} is missing", n + 1)), Ok)
     }
 
@@ -154,7 +159,7 @@ impl<'a> Operands<'_, '_, 'a> {
         if count as usize == N { Ok(slots) } else { error(format!("{count} elements, not {N}")) }
     }
 
-    fn number(&self, n: usize) -> Result<u32> {
+    fn number(&mut self, n: usize) -> Result<u32> {
         let found = match self.get(n)? {
             Operand::Word(text) => super::token::number(text),
             _ => None,
@@ -168,15 +173,18 @@ pub(super) fn instruction<'a>(
     opcode: &'a str,
     list: &[Operand<'a>],
     scope: &mut Scope<'a>,
-) -> Result<Instruction> {
+) -> Result<(Class, Instruction)> {
     let guard = match guard {
         Some((name, wanted)) => Some((scope.value(&Operand::Word(name))?, wanted)),
         None => None,
     };
     let mut code = Opcode::new(opcode);
-    let mut operands = Operands { list, scope };
+    let mut operands = Operands { list, scope, taken: 0 };
     let (class, op) = decode(&mut code, &mut operands)?;
-    if code.suffixes.is_empty() { Ok(Instruction { guard, class, op }) } else { code.unknown() }
+    if operands.taken < list.len() {
+        return error(format!("{opcode} has {} operands", operands.taken));
+    }
+    if code.suffixes.is_empty() { Ok((class, Instruction { guard, op })) } else { code.unknown() }
 }
 
 fn decode(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<(Class, Op)> {
@@ -251,7 +259,7 @@ fn integers(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op
         _ => {}
     }
     let ty = code.ty()?;
-    if let Some(f) = integer::two(&name, ty).or_else(|| logic(&name, ty)) {
+    if let Some(f) = integer::two(&name, ty) {
         return two(f, list);
     }
     if let Some(f) = integer::three(&name, ty) {
@@ -261,12 +269,6 @@ fn integers(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op
         Some(f) => Ok(Op::One { f, to: list.to(0)?, a: list.value(1)? }),
         None => code.unknown(),
     }
-}
-
-/// The operations that combine predicates.
-fn logic(name: &str, ty: Ty) -> Option<Two> {
-    (ty.kind == Kind::Predicate && matches!(name, "and" | "or" | "xor"))
-        .then(|| integer::two(name, ty))?
 }
 
 fn two(f: Two, list: &mut Operands<'_, '_, '_>) -> Result<Op> {
@@ -289,7 +291,9 @@ fn floats(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op> 
         let Some(f) = float::test(class, code.ty()?) else { return code.unknown() };
         return Ok(Op::One { f, to: list.to(0)?, a: list.value(1)? });
     }
-    let approximate = code.has("approx") || (code.name == "div" && code.has("full"));
+    let roots = ["rcp", "sqrt", "rsqrt", "ex2", "lg2", "tanh", "sin", "cos"];
+    let approximate = (code.name == "div" || roots.contains(&code.name)) && code.has("approx")
+        || (code.name == "div" && code.has("full"));
     let form = code.form()?;
     let keeps = matches!(code.name, "min" | "max") && code.has("NaN");
     let ty = code.ty()?;
@@ -343,9 +347,9 @@ fn compare(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op>
     };
     let Some(f) = f else { return code.unknown() };
     // One destination or two, then the two operands, then what the result is combined with.
-    let first = match list.list.len() - usize::from(combine.is_some()) {
-        3 => 1,
-        4 => 2,
+    let first = match list.list.len().checked_sub(usize::from(combine.is_some())) {
+        Some(3) => 1,
+        Some(4) => 2,
         _ => return code.unknown(),
     };
     let (to, a, b) = (list.to(0)?, list.value(first)?, list.value(first + 1)?);
@@ -360,7 +364,7 @@ fn compare(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op>
         None => None,
     };
     let inverse = if first == 2 { list.to(1)? } else { NOWHERE };
-    Ok(Op::Compare { f, to, inverse, a, b, with })
+    Ok(Op::Compare(Box::new(Compare { f, to, inverse, a, b, with })))
 }
 
 fn moves(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op> {
@@ -483,9 +487,10 @@ fn memory(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<(Cla
         _ => Class::OtherMemory,
     };
     let signed = ty.kind == Kind::Signed;
-    let access = Access { space, bits: ty.bits, count: vector, strong, cached, signed };
+    let bits = ty.bits as u8;
+    let access = Access { space, bits, count: vector, strong, cached, signed };
     let (slots, count) = list.several(if load { 0 } else { 1 }, load)?;
-    if u32::from(count) != vector || access.bytes() > 16 || ty.bits < 8 {
+    if count != vector || access.bytes() > 16 || ty.bits < 8 {
         return code.unknown();
     }
     let address = list.address(if load { 1 } else { 0 })?;
@@ -504,7 +509,7 @@ fn atomic(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>, space: Space) 
     let Some(f) = integer::atomic(name, ty) else { return code.unknown() };
     let first = usize::from(code.name == "atom");
     let access =
-        Access { space, bits: ty.bits, count: 1, strong: true, cached: false, signed: false };
+        Access { space, bits: ty.bits as u8, count: 1, strong: true, cached: false, signed: false };
     let b = if name == "cas" { list.value(first + 2)? } else { list.scope.constant(0) };
     let to = if first == 1 { list.to(0)? } else { NOWHERE };
     Ok(Op::Atomic { f, access, to, at: list.address(first)?, a: list.value(first + 1)?, b })
@@ -584,7 +589,9 @@ fn barrier(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op>
         let kind =
             code.one(&[("popc", Barrier::Count), ("and", Barrier::All), ("or", Barrier::Any)])?;
         code.ty()?;
-        let last = list.list.len() - 1;
+        let Some(last @ 2..=3) = list.list.len().checked_sub(1) else {
+            return code.unknown();
+        };
         let (a, inverted) = list.predicate(last)?;
         let count = if last == 3 { Some(list.value(2)?) } else { None };
         return Ok(Op::Barrier { kind, id: list.value(1)?, count, to: list.to(0)?, a, inverted });
@@ -615,7 +622,9 @@ fn warp(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op> {
                 ("idx", Shuffle::Index),
             ])?;
             code.ty()?;
-            let first = list.list.len() - 4;
+            let Some(first @ 1..=2) = list.list.len().checked_sub(4) else {
+                return code.unknown();
+            };
             Ok(Op::Shuffle {
                 mode,
                 to: list.to(0)?,
@@ -640,7 +649,9 @@ fn warp(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op> {
         "match" => {
             let all = code.one(&[("any", false), ("all", true)])?;
             let bits = code.ty()?.bits;
-            let first = list.list.len() - 2;
+            let Some(first @ 1..=2) = list.list.len().checked_sub(2) else {
+                return code.unknown();
+            };
             let same = if first == 2 { list.to(1)? } else { NOWHERE };
             let (a, mask) = (list.value(first)?, list.value(first + 1)?);
             Ok(Op::Match { bits, all, to: list.to(0)?, same, a, mask })
@@ -674,7 +685,8 @@ fn mma(code: &mut Opcode<'_>, list: &mut Operands<'_, '_, '_>) -> Result<Op> {
     if (left, right) != wanted {
         return error(format!("{left} and {right} registers, not {} and {}", wanted.0, wanted.1));
     }
-    Ok(Op::Mma { shape, to: list.exactly(0, true)?, a, b, c: list.exactly(3, false)? })
+    let (to, c) = (list.exactly(0, true)?, list.exactly(3, false)?);
+    Ok(Op::Multiply(Box::new(Multiply { shape, to, a, b, c })))
 }
 
 /// Gives every operand its place in the frame, once all registers are known.
@@ -692,7 +704,8 @@ pub(super) fn place(code: &mut [Instruction], scope: &Scope<'_>) {
                 at(to);
                 operands.iter_mut().for_each(at);
             }
-            Op::Compare { to, inverse, a, b, with, .. } => {
+            Op::Compare(compare) => {
+                let Compare { to, inverse, a, b, with, .. } = &mut **compare;
                 [to, inverse, a, b].into_iter().for_each(at);
                 with.iter_mut().for_each(|(_, p, _)| at(p));
             }
@@ -731,7 +744,8 @@ pub(super) fn place(code: &mut [Instruction], scope: &Scope<'_>) {
                 [to, a, mask].into_iter().for_each(at);
             }
             Op::Match { to, same, a, mask, .. } => [to, same, a, mask].into_iter().for_each(at),
-            Op::Mma { to, a, b, c, .. } => {
+            Op::Multiply(multiply) => {
+                let Multiply { to, a, b, c, .. } = &mut **multiply;
                 to.iter_mut().chain(a).chain(b).chain(c).for_each(at);
             }
             Op::CopyCommit

@@ -288,14 +288,16 @@ fn kernel<'a>(reader: &mut Reader<'a, '_>, symbols: &Symbols<'a>) -> Result<Kern
         }
     }
     let (statements, shared, local) = body(reader, &mut scope, symbols)?;
-    let mut code = Vec::with_capacity(statements.len());
+    let (mut code, mut classes) = (Vec::new(), Vec::new());
     for statement in &statements {
         let Statement { block, guard, opcode, ref operands, .. } = *statement;
         scope.enter(block);
         let instruction = decode::instruction(guard, opcode, operands, &mut scope);
-        code.push(instruction.map_err(|e| {
+        let (class, instruction) = instruction.map_err(|e| {
             ParseError(format!("line {}: `{}`: {e}", statement.line, statement.text))
-        })?);
+        })?;
+        code.push(instruction);
+        classes.push(class);
     }
     decode::place(&mut code, &scope);
     let texts = statements.iter().map(|s| s.text.to_owned()).collect();
@@ -312,6 +314,7 @@ fn kernel<'a>(reader: &mut Reader<'a, '_>, symbols: &Symbols<'a>) -> Result<Kern
         constants,
         symbols,
         code,
+        classes,
         texts,
         params,
     })
@@ -350,6 +353,7 @@ fn body<'a>(
                 scope.symbols.insert(declared.name, symbol);
                 reader.expect(";")?;
             }
+            ".param" => return error("calls are not known"),
             ".pragma" => reader.skip_past(";")?,
             ".loc" => reader.skip_line(),
             _ if reader.tokens.get(reader.next + 1).is_some_and(|t| t.text == ":") => {
@@ -433,7 +437,8 @@ fn operand<'a>(reader: &mut Reader<'a, '_>) -> Result<Operand<'a>> {
             let base = reader.word()?;
             let offset = if reader.take("+") || reader.is("-") { reader.number()? } else { 0 };
             reader.expect("]")?;
-            Operand::Address(base, offset as i64)
+            let offset = i32::try_from(offset as i64);
+            Operand::Address(base, offset.or_else(|_| error("an offset of more than 32 bits"))?)
         }
         "!" => Operand::Not(reader.word()?),
         "-" => Operand::Negative(reader.word()?),

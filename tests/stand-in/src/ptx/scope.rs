@@ -27,7 +27,7 @@ pub(super) enum Operand<'a> {
     /// The other of a predicate.
     Not(&'a str),
     List(Vec<Operand<'a>>),
-    Address(&'a str, i64),
+    Address(&'a str, i32),
 }
 
 /// Constants are gathered behind registers whose number is known only at the end; until then
