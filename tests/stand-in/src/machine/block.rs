@@ -1,6 +1,7 @@
 //! The threads of a block: whose turn it is, and what each does alone.
 
 use super::spaces::Spaces;
+use super::warp::lanes;
 use super::{Launch, Order};
 use crate::code::{Barrier, Compare, Instruction, Kernel, Op, Slot, Special};
 use crate::counts::Counts;
@@ -253,7 +254,11 @@ impl<'a> Block<'a> {
     /// Opens the barriers to which all have come that they wait for.
     fn barriers(&mut self) -> Result<bool, Fault> {
         let mut opened = false;
-        for id in 0..16 {
+        let ids = self.threads.iter().fold(0, |ids, thread| match thread.state {
+            State::Barrier(id) => ids | 1 << id,
+            _ => ids,
+        });
+        for id in lanes(ids).map(|id| id as u8) {
             let here = |t: &usize| self.threads[*t].state == State::Barrier(id);
             let waiting: Vec<usize> = (0..self.threads.len()).filter(here).collect();
             let Some(&first) = waiting.first() else { continue };

@@ -5,7 +5,7 @@ use crate::arithmetic::low;
 use crate::code::{Op, Shuffle, Vote};
 use crate::fault::Fault;
 
-/// The lanes of a mask, by number.
+/// The bits of a mask, by number: lanes mostly.
 pub(super) fn lanes(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let lane = mask.trailing_zeros();
