@@ -1,5 +1,7 @@
 // Activations and dropout, in place: a thread for each element, bound by memory bandwidth.
 
+#include "common.cuh"
+
 enum { RELU, RELU6, LEAKY, TANH };
 
 KERNEL activation(float *y, u32 len, u32 kind, float slope) {

@@ -39,8 +39,14 @@ def text(lib, program, size, get):
     return buffer.value.decode()
 
 
+def expanded(path):
+    """A file's text, with the files that it includes in their places."""
+    include = lambda found: expanded(HERE / found.group(1))
+    return re.sub(r'^#include "(.+)"\n', include, path.read_text(), flags=re.M)
+
+
 def compile_one(lib, source, architecture):
-    code = (HERE / "common.cuh").read_text() + source.read_text()
+    code = expanded(source)
     program = ctypes.c_void_p()
     lib.nvrtcCreateProgram(ctypes.byref(program), code.encode(), source.name.encode(), 0, None, None)
     options = [f"--gpu-architecture=compute_{architecture}".encode(), b"--std=c++17"]

@@ -1,4 +1,4 @@
-// What every file of kernels begins with. build.py puts this before each of them.
+// What every file of kernels begins with.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

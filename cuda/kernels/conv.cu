@@ -13,8 +13,11 @@
 // reached by the same taps, and by every second, third, ... of them only. Each such class is a
 // product of its own, without stride, so that no step is taken in vain.
 
-// Threads of a block, steps of a tile, steps of a table.
-enum { THREADS = 128, DEPTH = 8, TABLE = 256 };
+#include "common.cuh"
+#include "product.cuh"
+
+// Steps of a table.
+enum { TABLE = 256 };
 
 // A coordinate outside of every image, also with a tap added to it. Rows past the end have it in h,
 // steps in w: twice it would be 0.
@@ -52,68 +55,6 @@ template <int T, bool TENSOR> struct Tile {
     // Where each row's results go.
     __align__(16) u32 to[ROWS];
 };
-
-// Two warps share the tile's rows, two its columns: the first ones of this.
-template <int T> __device__ __forceinline__ u32 first_row() {
-    return threadIdx.x / 32 % 2 * (8 * T);
-}
-
-template <int T> __device__ __forceinline__ u32 first_column() {
-    return threadIdx.x / 64 * (4 * T);
-}
-
-#if __CUDA_ARCH__ >= 800
-// Adds the products of a tile on tensor cores, each number in two: all products but those of two
-// lower parts, which comes close to f32. The columns are the cores' rows, for a thread to get
-// neighbouring places; `sum` holds its parts of T / 4 by T of their tiles.
-template <int T>
-__device__ __forceinline__ void accumulate(const Tile<T, true> &tile, u32 turn,
-                                           float (&sum)[T][T]) {
-    const u32 group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-    u32 a[2][T / 4][4], b[2][2];
-#pragma unroll
-    for (int i = 0; i < T / 4; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const u32 column = first_column<T>() + i * 16 + group + e % 2 * 8;
-            split(tile.columns[turn][part + e / 2 * 4][column], a[0][i][e], a[1][i][e]);
-        }
-#pragma unroll
-    for (int j = 0; j < T; j++) {
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-            split(tile.rows[turn][part + e * 4][first_row<T>() + j * 8 + group], b[0][e], b[1][e]);
-#pragma unroll
-        for (int i = 0; i < T / 4; i++) {
-            multiply_tf32(&sum[j][i * 4], a[1][i], b[0]);
-            multiply_tf32(&sum[j][i * 4], a[0][i], b[1]);
-            multiply_tf32(&sum[j][i * 4], a[0][i], b[0]);
-        }
-    }
-}
-#endif
-
-// Adds the products of a tile. A thread has four neighbours of every 32 rows of its warp, and of
-// every 16 columns, so that a warp reads 128 bytes of rows at once, and 64 of columns.
-template <int T>
-__device__ __forceinline__ void accumulate(const Tile<T, false> &tile, u32 turn,
-                                           float (&sum)[T][T]) {
-    const u32 row = first_row<T>() + threadIdx.x % 8 * 4;
-    const u32 column = first_column<T>() + threadIdx.x % 32 / 8 * 4;
-#pragma unroll
-    for (int depth = 0; depth < DEPTH; depth++) {
-        float x[T], y[T];
-#pragma unroll
-        for (int i = 0; i < T; i += 4) {
-            *(float4 *)&x[i] = *(const float4 *)&tile.rows[turn][depth][row + i * 8];
-            *(float4 *)&y[i] = *(const float4 *)&tile.columns[turn][depth][column + i * 4];
-        }
-#pragma unroll
-        for (int i = 0; i < T; i++)
-#pragma unroll
-            for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
-    }
-}
 
 // Where a row is kept. Tensor cores give a thread two neighbours of each eight rows: what it gets
 // of two eights are to be four neighbours.
@@ -192,7 +133,7 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
         for (u32 step = 0; step < steps; step += DEPTH) {
             const bool more = step + DEPTH < steps;
             if (more) load(step + DEPTH);
-            accumulate(tile, turn, sum);
+            accumulate<T, TENSOR>(tile.rows[turn], tile.columns[turn], sum);
             if (more) {
                 turn ^= 1;
                 store(turn);

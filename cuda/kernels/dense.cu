@@ -2,8 +2,11 @@
 //
 //   out[i, j] (+)= sum over steps of down[i, step] across[j, step],   out (I, J) in rows of J
 
-// Threads of a block, steps of a tile; signs of a block of random words.
-enum { THREADS = 128, DEPTH = 8, SIGNS = 128 };
+#include "common.cuh"
+#include "product.cuh"
+
+// Signs of a block of random words.
+enum { SIGNS = 128 };
 
 // A tile takes 16 T of J and 8 T of I; each thread sums T x T elements of it. What is between the
 // lines has what a warp reads or writes at once lie in different banks.
@@ -12,69 +15,6 @@ template <int T, bool TENSOR> struct Tile {
     __align__(16) float across[2][DEPTH][ACROSS + APART];
     __align__(16) float down[2][DEPTH][DOWN + APART];
 };
-
-// Two warps share the tile's part of J, two that of I: the first ones of this.
-template <int T> __device__ __forceinline__ u32 first_across() {
-    return threadIdx.x / 32 % 2 * (8 * T);
-}
-
-template <int T> __device__ __forceinline__ u32 first_down() {
-    return threadIdx.x / 64 * (4 * T);
-}
-
-#if __CUDA_ARCH__ >= 800
-// Adds the products of a tile on tensor cores, each number in two: all products but those of two
-// lower parts, which comes close to f32. `sum` holds the thread's parts of T by T / 4 of the cores'
-// tiles.
-template <int T>
-__device__ __forceinline__ void accumulate(const Tile<T, true> &tile, u32 turn,
-                                           float (&sum)[T][T]) {
-    const u32 group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
-    u32 a[2][T / 4][4], b[2][2];
-#pragma unroll
-    for (int i = 0; i < T / 4; i++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const u32 line = first_down<T>() + i * 16 + group + e % 2 * 8;
-            split(tile.down[turn][part + e / 2 * 4][line], a[0][i][e], a[1][i][e]);
-        }
-#pragma unroll
-    for (int j = 0; j < T; j++) {
-        const u32 line = first_across<T>() + j * 8 + group;
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-            split(tile.across[turn][part + e * 4][line], b[0][e], b[1][e]);
-#pragma unroll
-        for (int i = 0; i < T / 4; i++) {
-            multiply_tf32(&sum[j][i * 4], a[1][i], b[0]);
-            multiply_tf32(&sum[j][i * 4], a[0][i], b[1]);
-            multiply_tf32(&sum[j][i * 4], a[0][i], b[0]);
-        }
-    }
-}
-#endif
-
-// Adds the products of a tile. A thread has four neighbours of every 32 of its warp's J, and of
-// every 16 of I.
-template <int T>
-__device__ __forceinline__ void accumulate(const Tile<T, false> &tile, u32 turn,
-                                           float (&sum)[T][T]) {
-    const u32 across = first_across<T>() + threadIdx.x % 8 * 4;
-    const u32 down = first_down<T>() + threadIdx.x % 32 / 8 * 4;
-#pragma unroll
-    for (int depth = 0; depth < DEPTH; depth++) {
-        float x[T], y[T];
-#pragma unroll
-        for (int i = 0; i < T; i += 4) {
-            *(float4 *)&x[i] = *(const float4 *)&tile.across[turn][depth][across + i * 8];
-            *(float4 *)&y[i] = *(const float4 *)&tile.down[turn][depth][down + i * 4];
-        }
-#pragma unroll
-        for (int i = 0; i < T; i++)
-#pragma unroll
-            for (int j = 0; j < T; j++) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
-    }
-}
 
 // Calls `f` with i, j and the sum of each element of the thread, within the tile.
 template <int T, bool TENSOR, class F>
@@ -85,11 +25,11 @@ __device__ __forceinline__ void each(const float (&sum)[T][T], F f) {
 #pragma unroll
         for (int j = 0; j < T; j++)
             if (TENSOR)
-                f(first_down<T>() + j / 4 * 16 + j / 2 % 2 * 8 + lane / 4,
-                  first_across<T>() + i * 8 + lane % 4 * 2 + j % 2, sum[i][j]);
+                f(first_column<T>() + j / 4 * 16 + j / 2 % 2 * 8 + lane / 4,
+                  first_row<T>() + i * 8 + lane % 4 * 2 + j % 2, sum[i][j]);
             else
-                f(first_down<T>() + j / 4 * 16 + lane / 8 * 4 + j % 4,
-                  first_across<T>() + i / 4 * 32 + lane % 8 * 4 + i % 4, sum[i][j]);
+                f(first_column<T>() + j / 4 * 16 + lane / 8 * 4 + j % 4,
+                  first_row<T>() + i / 4 * 32 + lane % 8 * 4 + i % 4, sum[i][j]);
 }
 
 // The elements of a factor's tile that a thread fetches, `LINES` by DEPTH of them in all. Memory is
@@ -141,7 +81,7 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
             across.load(step + DEPTH, last, element_across);
             down.load(step + DEPTH, last, element_down);
         }
-        accumulate(tile, turn, sum);
+        accumulate<T, TENSOR>(tile.across[turn], tile.down[turn], sum);
         if (more) {
             turn ^= 1;
             across.store(tile.across[turn]);

@@ -1,6 +1,8 @@
 // Raw samples as the net takes them: a thread for each element, bound by memory bandwidth. Up to
 // four channels have a factor and a summand of their own; of more, all have the same.
 
+#include "common.cuh"
+
 #define AFFINE(channel) \
     const u32 c = channel; \
     const float factor = c == 0 ? f0 : c == 1 ? f1 : c == 2 ? f2 : f3; \

@@ -1,5 +1,7 @@
 // Layers that look up or move elements, bound by memory bandwidth.
 
+#include "common.cuh"
+
 // The row of a token: the nearest whole number, halves up, and row 0 for what names none. What is
 // left beside the whole is exact, which the sum with one half is not.
 __device__ __forceinline__ u32 row_of(float token, u32 tokens) {

@@ -2,6 +2,8 @@
 // once for each pass and keeps nothing. Sums are trees over a block, in an order that the launch
 // fixes.
 
+#include "common.cuh"
+
 // The element of a channel: sample by sample, along the plane.
 __device__ __forceinline__ u64 at(u32 i, u32 c, u32 channels, u32 plane) {
     return ((u64)(i / plane) * channels + c) * plane + i % plane;

@@ -1,6 +1,8 @@
 // Objectives: what each anchor adds, their sum, and the gradient in gather form, one thread for each
 // of its elements, which adds what anchors do to it in the order of their indices.
 
+#include "common.cuh"
+
 // What comes back to the host.
 struct Score {
     float value;

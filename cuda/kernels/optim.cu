@@ -1,5 +1,7 @@
 // Optimisers: a thread for each parameter, bound by memory bandwidth.
 
+#include "common.cuh"
+
 KERNEL sgd(float *p, const float *__restrict__ g, u32 len, float rate, float decay) {
     const u64 i = element();
     if (i < len) p[i] -= rate * (g[i] + decay * p[i]);

@@ -1,6 +1,8 @@
 // Pools: a thread for each element of what is written where nothing else is said, bound by memory
 // bandwidth. Gradients are gathered, so that no two threads add to one place.
 
+#include "common.cuh"
+
 // Whether x takes the place of the best so far; NaN beats all but NaN.
 __device__ __forceinline__ bool beats(float x, float best) { return x > best || (x != x && best == best); }
 

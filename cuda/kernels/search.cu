@@ -11,6 +11,8 @@
 // keys are in the order of distances and, among equal ones, of indices; the least key wins by an
 // atomic minimum, in whatever order blocks come.
 
+#include "common.cuh"
+
 #define TILE 64
 #define DEPTH 16
 #define NONE 0x7f800000ffffffffull

@@ -6,13 +6,7 @@ use sepal_core::shape::Shape;
 
 use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
-
-/// Threads of a block that works on a tile.
-pub(crate) const THREADS: u32 = 128;
-
-/// Blocks that fill a device: larger tiles are taken where there are as many of them, and sums
-/// are split until there are. A constant, so that the same shapes give the same bits everywhere.
-pub(crate) const FILL: u32 = 256;
+use crate::product::{self, FILL, Kernels, kernels};
 
 /// Steps of a sum that are worth a block of their own, one table of the kernel.
 const SPAN: u32 = 256;
@@ -118,45 +112,20 @@ fn geometry(l: &Conv2d, first: &[Arg], from: Shape, to: Shape) -> Vec<Arg> {
     first.iter().copied().chain(sizes.into_iter().chain(window).map(Arg::from)).collect()
 }
 
-/// The kernels of a product: of large tiles and of small ones, without tensor cores and with them,
-/// and the one of a thread, or a block, for each element.
-macro_rules! kernels {
-    ($name:literal) => {
-        [
-            concat!($name, "_large"),
-            concat!($name, "_small"),
-            concat!($name, "_large_tensor"),
-            concat!($name, "_small_tensor"),
-            concat!($name, "_direct"),
-        ]
-    };
-}
-
-/// Whether tensor cores take less time for the three products that they need for one of f32.
-pub(crate) const fn are_tensor_cores_faster(capability: u32) -> bool {
-    capability == 80 || capability >= 90
-}
-
-/// Launches the kernel of a way, with the blocks of `direct` where there are no tiles.
+/// Launches the kernel of a way: one of the product's, or the one of a thread, or a block, for each
+/// element.
 fn launch(
     gpu: &Gpu,
     way: Way,
-    [large, small, large_tensor, small_tensor, one]: [&'static str; 5],
-    direct: Launch,
+    kernels: Kernels,
+    (direct, blocks): (&'static str, Launch),
     args: &[Arg],
 ) -> Result<(), Error> {
-    let tensor = are_tensor_cores_faster(gpu.capability());
     let (name, launch) = match way {
-        Way::Tiles(tile, blocks) => {
-            let name = match (tile, tensor) {
-                (Tile::Large, false) => large,
-                (Tile::Small, false) => small,
-                (Tile::Large, true) => large_tensor,
-                (Tile::Small, true) => small_tensor,
-            };
-            (name, Launch::blocks(blocks, THREADS))
+        Way::Tiles(tile, count) => {
+            (kernels.tiled(tile == Tile::Large, gpu.capability()), product::tiles(count))
         }
-        Way::Direct => (one, direct),
+        Way::Direct => (direct, blocks),
     };
     gpu.launch(Source::Conv, name, launch, args)
 }
@@ -168,8 +137,8 @@ pub(crate) fn forward(l: &Conv2d, f: &Forward<'_>) -> Result<(), Error> {
     }
     let way = gathering(f.out.n * f.out.plane(), l.filters / l.groups, l.groups);
     let args = geometry(l, args![f.x, f.weight, f.bias, f.y], f.shape, f.out);
-    let names = kernels!("conv_forward");
-    launch(f.gpu, way, names, Launch::over(len), &args)
+    let direct = ("conv_forward_direct", Launch::over(len));
+    launch(f.gpu, way, kernels!("conv_forward"), direct, &args)
 }
 
 pub(crate) fn backward(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
@@ -193,9 +162,9 @@ fn weights(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
         Way::Tiles(..) => args![b.x, b.dy, b.scratch, splits, span],
         Way::Direct => args![b.x, b.dy, b.dweight],
     };
-    let names = kernels!("conv_weights");
     let args = geometry(l, first, b.shape, b.out);
-    launch(b.gpu, way, names, Launch::blocks(len, 256), &args)?;
+    let direct = ("conv_weights_direct", Launch::blocks(len, 256));
+    launch(b.gpu, way, kernels!("conv_weights"), direct, &args)?;
     if splits == 0 {
         return Ok(());
     }
@@ -211,6 +180,23 @@ fn data(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
     let way = gathering(rows, b.shape.c / l.groups, l.groups * down * across);
     let first = args![b.dy, b.weight, Address::NONE, b.dx];
     let args = geometry(l, first, b.out, b.shape);
-    let names = kernels!("conv_data");
-    launch(b.gpu, way, names, Launch::over(elements(b.shape)), &args)
+    let direct = ("conv_data_direct", Launch::over(elements(b.shape)));
+    launch(b.gpu, way, kernels!("conv_data"), direct, &args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_as_large_as_fill_a_device() {
+        // 128 x 64 places and channels a tile, from 256 of them on.
+        assert_eq!(gathering(128 * 256, 64, 1), Way::Tiles(Tile::Large, 256));
+        assert_eq!(gathering(128 * 255, 64, 1), Way::Tiles(Tile::Small, 2 * 255 * 2));
+        assert_eq!(gathering(128 * 256, 32, 1), Way::Tiles(Tile::Small, 2 * 256));
+        assert_eq!(gathering(1 << 20, 4, 9), Way::Direct);
+        // Five tiles, so 52 spans; whole tables of 256 steps.
+        let split = Split::new(64, 576, 1, 32 * 32 * 128);
+        assert_eq!(split, Split { way: Way::Tiles(Tile::Large, 260), splits: 52, span: 2560 });
+    }
 }

@@ -3,9 +3,9 @@
 use sepal_core::error::Error;
 use sepal_core::layer::{Dense, Project};
 
-use crate::conv::{FILL, THREADS, are_tensor_cores_faster};
 use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
+use crate::product::{self, FILL, Kernels, kernels};
 
 /// Outputs that a warp each computes sooner than tiles do, of which there would be some four.
 const FEW: u32 = 8192;
@@ -16,34 +16,16 @@ const fn tiles(rows: u32, columns: u32, large: bool) -> u32 {
     rows.div_ceil(height).saturating_mul(columns.div_ceil(width))
 }
 
-/// The kernels of a product: of large tiles and of small ones, without tensor cores and with them.
-macro_rules! kernels {
-    ($name:literal) => {
-        [
-            concat!($name, "_large"),
-            concat!($name, "_small"),
-            concat!($name, "_large_tensor"),
-            concat!($name, "_small_tensor"),
-        ]
-    };
-}
-
-/// Launches one of four kernels with a block for each tile of a matrix of `rows` by `columns`.
+/// Launches the kernel of a product with a block for each tile of a matrix of `rows` by `columns`.
 fn over_tiles(
     gpu: &Gpu,
-    [large, small, large_tensor, small_tensor]: [&'static str; 4],
+    kernels: Kernels,
     [rows, columns]: [u32; 2],
     args: &[Arg],
 ) -> Result<(), Error> {
     let is_large = tiles(rows, columns, true) >= FILL;
-    let name = match (is_large, are_tensor_cores_faster(gpu.capability())) {
-        (true, false) => large,
-        (false, false) => small,
-        (true, true) => large_tensor,
-        (false, true) => small_tensor,
-    };
-    let blocks = Launch::blocks(tiles(rows, columns, is_large), THREADS);
-    gpu.launch(Source::Dense, name, blocks, args)
+    let name = kernels.tiled(is_large, gpu.capability());
+    gpu.launch(Source::Dense, name, product::tiles(tiles(rows, columns, is_large)), args)
 }
 
 /// Needs no scratch.
@@ -79,13 +61,13 @@ pub(crate) fn backward(l: &Dense, b: &Backward<'_>) -> Result<(), Error> {
 
 pub(crate) fn project(l: &Project, f: &Forward<'_>) -> Result<(), Error> {
     let (n, features) = (f.shape.n, f.shape.sample().unwrap_or(0));
-    let blocks = Launch::blocks(tiles(n, l.dim, false), THREADS);
+    let blocks = product::tiles(tiles(n, l.dim, false));
     f.gpu.launch(Source::Dense, "project", blocks, &projection(l, [f.x, f.y], n, features))
 }
 
 pub(crate) fn project_backward(l: &Project, b: &Backward<'_>) -> Result<(), Error> {
     let (n, features) = (b.shape.n, b.shape.sample().unwrap_or(0));
-    let blocks = Launch::blocks(tiles(n, features, false), THREADS);
+    let blocks = product::tiles(tiles(n, features, false));
     b.gpu.launch(Source::Dense, "project_data", blocks, &projection(l, [b.dy, b.dx], n, features))
 }
 

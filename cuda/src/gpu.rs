@@ -120,9 +120,14 @@ impl Source {
         if capability >= 80 { newer } else { older }
     }
 
-    /// What it was compiled from.
+    /// What it was compiled from: the file, with the files that it includes in their places.
     pub fn code(self) -> String {
-        [include_str!("../kernels/common.cuh"), self.texts().0].concat()
+        [
+            ("#include \"common.cuh\"\n", include_str!("../kernels/common.cuh")),
+            ("#include \"product.cuh\"\n", include_str!("../kernels/product.cuh")),
+        ]
+        .into_iter()
+        .fold(self.texts().0.into(), |code: String, (line, file)| code.replace(line, file))
     }
 
     /// The file's name.

@@ -35,6 +35,7 @@ mod norm;
 mod objective;
 mod optim;
 mod pool;
+mod product;
 mod search;
 
 pub use backend::{Cuda, OnCuda};
