@@ -93,7 +93,11 @@ impl Memory {
             used.waits = waits;
             used.ranges.clear();
         }
-        used.ranges.push((slot.at, needed));
+        let range = (slot.at, needed);
+        // Calls come back to the same slots until somebody waits.
+        if !used.ranges.contains(&range) {
+            used.ranges.push(range);
+        }
         Ok(self.buffer.as_ref().map_or(Address::NONE, |b| b.address().past(slot.at)))
     }
 
@@ -108,5 +112,31 @@ impl Memory {
         let address = self.address(slot)?;
         same_length(slot, host)?;
         Ok(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::Opened;
+
+    #[test]
+    fn a_slot_is_idle_until_it_is_used_and_when_the_host_has_waited() {
+        sepal_stand_in::load();
+        let opened = Arc::new(Opened::new(0).expect("a driver, real or not"));
+        let gpu = Arc::new(Gpu::new(opened).expect("a stream"));
+        let memory = Memory::new(&gpu, 64).expect("memory");
+        let [first, second] = [0, 32].map(|at| Slot::vector(at, 8, Dtype::F32));
+        let within = Slot::vector(28, 1, Dtype::F32);
+        assert!(memory.is_idle(first) && memory.is_idle(second));
+        for _ in 0..2 {
+            memory.address(first).expect("it fits");
+            assert!(!memory.is_idle(first) && !memory.is_idle(within) && memory.is_idle(second));
+        }
+        assert_eq!(memory.used.borrow().ranges.len(), 1);
+        gpu.wait().expect("nothing is queued");
+        assert!(memory.is_idle(first));
+        memory.lease([second, Slot::EMPTY]).expect("it fits");
+        assert!(memory.is_idle(first) && !memory.is_idle(second));
     }
 }

@@ -1,7 +1,7 @@
 //! Products over several tiles and a rest in every dimension, by each of the device's ways. The
 //! suite's shapes fill one tile at most.
 
-use std::sync::{Mutex, PoisonError};
+mod common;
 
 use sepal_conformance::oracle::{self, Params};
 use sepal_conformance::{Cut, Tolerance, len, read, values, wide, write};
@@ -11,28 +11,11 @@ use sepal_core::layer::{Conv2d, Dense, Layer, Pass, Project};
 use sepal_core::plan::{Chain, ParamSlots, Place};
 use sepal_core::shape::Shape;
 use sepal_cuda::{Cuda, OnCuda};
-use sepal_stand_in::Gpu;
+
+use common::{BOTH, counts, on_each};
+use sepal_stand_in::{Class, Gpu};
 
 const PHASE: Phase = Phase::Train { seed: 11, update: 3 };
-
-/// Runs `work` on the device that is there, or on stand-ins without and with tensor cores.
-fn on_each(work: impl Fn(&OnCuda)) {
-    // The stand-in is one for the whole process.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || OnCuda::open(0).expect("a driver, real or not");
-    match sepal_stand_in::load() {
-        Gpu::Real => work(&open()),
-        Gpu::StandIn(device) => {
-            for (capability, seed) in [(75, 1), (80, 2)] {
-                device.capability(capability);
-                device.seed(seed);
-                work(&open());
-            }
-            device.reset();
-        }
-    }
-}
 
 /// Which passes a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,14 +122,14 @@ impl Case {
 
 fn conv(shape: Shape, conv: Conv2d, passes: Passes) {
     let case = Case::new(shape, Layer::Conv2d(conv), passes);
-    on_each(|device| {
+    on_each(BOTH, |device| {
         case.check(device);
     });
 }
 
 fn dense(shape: Shape, dense: Dense, passes: Passes) {
     let case = Case::new(shape, Layer::Dense(dense), passes);
-    on_each(|device| {
+    on_each(BOTH, |device| {
         case.check(device);
     });
 }
@@ -203,7 +186,7 @@ fn same_bits_twice() {
     let bits = |results: Vec<Vec<f32>>| -> Vec<u32> {
         results.into_iter().flatten().map(f32::to_bits).collect()
     };
-    on_each(|device| {
+    on_each(BOTH, |device| {
         let first = bits(case.check(device));
         if let Gpu::StandIn(device) = sepal_stand_in::load() {
             device.seed(77);
@@ -234,7 +217,33 @@ fn projection_over_tiles() {
         Layer::Project(Project { dim: 150, seed: 0x0123_4567_89ab_cdef }),
         Passes::All,
     );
-    on_each(|device| {
+    on_each(BOTH, |device| {
         case.check(device);
     });
+}
+
+/// Products run on tensor cores where these are faster, which they are not on 8.6, and are right
+/// there too.
+#[test]
+fn tensor_cores_multiply_where_they_are_faster() {
+    let conv = Case::new(
+        Shape::new(2, 20, 9, 9),
+        Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(33, 3) }),
+        Passes::All,
+    );
+    let dense = Case::new(Shape::rows(70, 141), Layer::Dense(Dense::new(131)), Passes::All);
+    for case in [conv, dense] {
+        let products = |capability| {
+            let counts = counts(capability, |device| {
+                case.check(device);
+            });
+            counts.map(|counts| (counts.of(Class::Mma) > 0, counts.of(Class::Fma) > 0))
+        };
+        let Some(on_80) = products(80) else { return };
+        assert!(on_80.0, "{:?}", case.layer);
+        assert_eq!(products(90), Some(on_80), "{:?}", case.layer);
+        for capability in [75, 86, 89] {
+            assert_eq!(products(capability), Some((false, true)), "{:?}", case.layer);
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Norms, pools, activations and the like over more than a block, and numbers that are out of the
 //! ordinary. The suite's shapes fill a part of one block.
 
+mod common;
+
 use std::sync::{Mutex, PoisonError};
 
 use sepal_conformance::oracle::{self, Params};
@@ -17,8 +19,9 @@ use sepal_core::optim::Rule;
 use sepal_core::plan::{self, Chain, ParamSlots, Place};
 use sepal_core::reference::layer_seed;
 use sepal_core::shape::Shape;
+
+use common::{BOTH, on_each};
 use sepal_cuda::OnCuda;
-use sepal_stand_in::Gpu;
 
 const TRAIN: Phase = Phase::Train { seed: 0xfeed_0000_1234_5678, update: 3 };
 const FIRST: Phase = Phase::Calibrate { seen: 0 };
@@ -26,26 +29,6 @@ const LATER: Phase = Phase::Calibrate { seen: 11 };
 
 /// The layer's place in its chain, which dropout draws from.
 const INDEX: usize = 2;
-
-/// Runs `work` twice: on the device that is there, or on stand-ins that take the one and the other
-/// of the built-in kernels and run threads and blocks in two orders.
-fn on_each(work: impl Fn(&OnCuda)) {
-    // The stand-in is one for the whole process.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || OnCuda::open(0).expect("a driver, real or not");
-    match sepal_stand_in::load() {
-        Gpu::Real => (0..2).for_each(|_| work(&open())),
-        Gpu::StandIn(device) => {
-            for (capability, seed) in [(75, 1), (80, 2)] {
-                device.capability(capability);
-                device.seed(seed);
-                work(&open());
-            }
-            device.reset();
-        }
-    }
-}
 
 /// A layer, its input and what it gives.
 struct Case {
@@ -180,7 +163,7 @@ fn check(layer: Layer, shape: Shape, phases: &[Phase], x: &[f32], tolerance: Tol
     for &phase in phases {
         let case = Case::new(layer, shape, phase, x, tolerance);
         let first = Mutex::new(None);
-        on_each(|device| {
+        on_each(BOTH, |device| {
             let bits = case.check(device).bits();
             let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
             assert!(*first.get_or_insert_with(|| bits.clone()) == bits, "{layer:?}: other bits");
@@ -303,7 +286,7 @@ fn dropout() {
         let bits = |x: &[f32]| -> Vec<u32> {
             x.iter().map(|x| if x.is_nan() { f32::NAN } else { *x }.to_bits()).collect()
         };
-        on_each(|device| {
+        on_each(BOTH, |device| {
             let left = case.check(device);
             assert!(bits(&left.numbers[0]) == bits(&y), "another mask forward");
             assert!(bits(&left.numbers[1]) == bits(&dx), "another mask backward");
@@ -332,7 +315,7 @@ fn max_pool() {
             let mut y = vec![0.0; case.forward.y.len()];
             let mut winners = vec![0; y.len()];
             l.forward(shape, &x, &mut y, Some(&mut winners));
-            on_each(|device| {
+            on_each(BOTH, |device| {
                 assert!(case.check(device).winners == winners, "{l:?} of {shape}: other winners");
             });
         }
@@ -374,7 +357,7 @@ fn k_max_pool() {
             let mut y = vec![0.0; case.forward.y.len()];
             let mut places = vec![0; y.len()];
             l.forward(shape, &x, &mut y, Some(&mut places));
-            on_each(|device| {
+            on_each(BOTH, |device| {
                 assert!(case.check(device).places == places, "{l:?} of {shape}: other places");
             });
             check(Layer::KMaxPool(l), shape, &[Phase::Eval], &x, Tolerance::EXACT);
@@ -438,7 +421,7 @@ fn widen() {
             let widened = (0..len(shape)).map(|i| x(i) * affine(i).0 + affine(i).1);
             widened.map(|x| if x.is_nan() { f32::NAN } else { x }.to_bits()).collect()
         };
-        on_each(|device| {
+        on_each(BOTH, |device| {
             let mut cut = Cut::default();
             let [raw, x] = [Dtype::U8, Dtype::F32].map(|dtype| cut.slot(shape, dtype));
             let mut backend = device.backend(cut.bytes).expect("the device has the memory");
@@ -476,7 +459,7 @@ fn update() {
         let start = if matches!(rule, Rule::Sgd { .. }) { f32::NAN } else { 0.0 };
         let state = |used: bool| if used { vec![start; n] } else { vec![] };
         let [p, first, second] = [values(17, n), state(rule.slots() > 0), state(rule.slots() > 1)];
-        on_each(|device| {
+        on_each(BOTH, |device| {
             let mut backend = device.backend(params.bytes()).expect("the device has the memory");
             let backend: &mut dyn Backend = &mut backend;
             let [mut p64, mut first64, mut second64] = [&p, &first, &second].map(|x| wide(x));

@@ -1,6 +1,6 @@
 //! Searches over several tiles, by each of the device's ways: the reference's numbers, bit for bit.
 
-use std::sync::{Mutex, PoisonError};
+mod common;
 
 use sepal_conformance::{Cut, Tolerance, read, values, wide, write};
 use sepal_core::arena::{Dtype, Slot};
@@ -10,28 +10,9 @@ use sepal_core::neighbour::{Nearest, Pair, Rows, nearest_pair, top_k};
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 use sepal_cuda::{Cuda, OnCuda};
-use sepal_stand_in::Gpu;
 
-/// Without the tensor cores that searches use, and with them.
-const BOTH: &[u32] = &[75, 80];
-
-/// Runs `work` on the device that is there, or on stand-ins of these capabilities.
-fn on_each(capabilities: &[u32], work: impl Fn(&OnCuda)) {
-    // The stand-in is one for the whole process.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let open = || OnCuda::open(0).expect("a driver, real or not");
-    match sepal_stand_in::load() {
-        Gpu::Real => work(&open()),
-        Gpu::StandIn(device) => {
-            for &capability in capabilities {
-                device.capability(capability);
-                work(&open());
-            }
-            device.reset();
-        }
-    }
-}
+use common::{BOTH, counts, on_each};
+use sepal_stand_in::Class;
 
 fn backend(device: &OnCuda, bytes: usize) -> Cuda {
     device.backend(bytes).expect("the device has the memory")
@@ -310,4 +291,23 @@ fn large_batches() {
             }
         }
     });
+}
+
+/// Large searches run as products where there are tensor cores, and little of them directly; small
+/// ones and older devices run without.
+#[test]
+fn tensor_cores_search_what_is_large() {
+    let search = |capability, rows| {
+        let set = Set::random(9, rows, 67);
+        counts(capability, |device| {
+            check(&mut backend(device, 0), set.rows(), set.rows(), (0, Some(0)));
+        })
+    };
+    let Some(products) = search(80, 290) else { return };
+    assert!(products.of(Class::Mma) > 0 && products.of(Class::Copy) > 0, "{products:?}");
+    let direct = search(75, 290).expect("it is the stand-in");
+    assert_eq!(direct.of(Class::Mma), 0);
+    let floats = [products, direct].map(|counts| counts.of(Class::Float));
+    assert!(floats[0] * 4 < floats[1], "{floats:?}");
+    assert_eq!(search(80, 90).map(|counts| counts.of(Class::Mma)), Some(0));
 }
