@@ -69,7 +69,8 @@
 //! * Of the reads of a word since its last write two are remembered. A race with a third, which
 //!   barriers of some threads only leave open, can be missed.
 //! * Local memory reads as zero before it is written. A warp's active mask is the thread alone.
-//! * Time, caches and registers are not modelled. Streams run at once and in order.
+//! * Time, caches and registers are not modelled. Kernels run when they are launched, copies from
+//!   pinned memory when their stream, or an event behind them, is waited for: late, never early.
 
 mod arithmetic;
 mod code;

@@ -182,6 +182,16 @@ impl Memory {
         Ok(())
     }
 
+    /// Counts memory as not written, as it is while a copy to it is under way.
+    ///
+    /// # Errors
+    /// Memory that is not allocated.
+    pub fn forget(&mut self, at: u64, len: usize) -> Result<(), Fault> {
+        let (a, first) = self.find(at, len)?;
+        a.written.set(first, len, false);
+        Ok(())
+    }
+
     /// Copies within the device; what was not written stays so.
     ///
     /// # Errors

@@ -244,3 +244,74 @@ fn a_fault_loses_the_device() {
         assert_eq!(unsafe { CStr::from_ptr(name) }, c"CUDA_ERROR_LAUNCH_FAILED");
     });
 }
+
+#[test]
+fn copies_from_pinned_memory_are_made_when_they_are_waited_for() {
+    with_driver(|driver, stand_in| {
+        let new = |event: bool| {
+            let mut handle = 0;
+            let status = match event {
+                true => call!(driver, cuEventCreate(*mut usize, c_uint), &mut handle, 0),
+                false => call!(driver, cuStreamCreate(*mut usize, c_uint), &mut handle, 0),
+            };
+            assert_eq!(status, SUCCESS);
+            handle
+        };
+        let (copies, kernels, event) = (new(false), new(false), new(true));
+        let mut host: *mut c_void = std::ptr::null_mut();
+        let status =
+            call!(driver, cuMemHostAlloc(*mut *mut c_void, usize, c_uint), &mut host, 8, 0);
+        assert_eq!(status, SUCCESS);
+        let host = host.cast::<u64>();
+        let at = allocate(driver, 8).unwrap();
+        let copy = |value: u64| {
+            // SAFETY: the memory is 8 bytes, aligned, and the host's.
+            unsafe { host.write(value) };
+            let (to, from) = (at, host.cast_const().cast());
+            let status = call!(
+                driver,
+                cuMemcpyHtoDAsync_v2(u64, *const c_void, usize, usize),
+                to,
+                from,
+                8,
+                copies
+            );
+            assert_eq!(status, SUCCESS);
+            assert_eq!(call!(driver, cuEventRecord(usize, usize), event, copies), SUCCESS);
+        };
+        let found = || {
+            let mut found = 0u64;
+            let into = (&raw mut found).cast();
+            let status = call!(
+                driver,
+                cuMemcpyDtoHAsync_v2(*mut c_void, u64, usize, usize),
+                into,
+                at,
+                8,
+                kernels
+            );
+            (status == SUCCESS).then_some(found)
+        };
+        let wait = || {
+            call!(driver, cuStreamWaitEvent(usize, usize, c_uint), kernels, event, 0);
+        };
+        copy(1);
+        wait();
+        assert_eq!(found(), Some(1));
+        // The host's memory is read late: what is written there meanwhile is what is copied.
+        copy(2);
+        // SAFETY: as above.
+        unsafe { host.write(3) };
+        assert_eq!(call!(driver, cuEventSynchronize(usize), event), SUCCESS);
+        assert_eq!(found(), Some(3));
+        // Nobody waited: the place counts as not written, and the device is lost.
+        copy(4);
+        assert_eq!(found(), None);
+        assert!(stand_in.fault().contains("was not written"), "{}", stand_in.fault());
+        stand_in.reset();
+        wait();
+        assert_eq!(found(), Some(4));
+        assert_eq!(call!(driver, cuMemFreeHost(*mut c_void), host.cast()), SUCCESS);
+        assert_eq!(call!(driver, cuMemFree_v2(u64), at), SUCCESS);
+    });
+}

@@ -78,7 +78,8 @@ driver! {
         SUCCESS
     }
     fn cuCtxSynchronize() {
-        state().alive().err().unwrap_or(SUCCESS)
+        let mut state = state();
+        state.settle_all().max(state.alive().err().unwrap_or(SUCCESS))
     }
     fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) {
         // SAFETY: the caller's pointers.

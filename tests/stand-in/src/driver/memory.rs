@@ -39,10 +39,15 @@ driver! {
         unsafe { cuMemAlloc_v2(at, bytes) }
     }
     fn cuMemFree_v2(at: u64) {
-        if at == 0 || state().memory.free(at) { SUCCESS } else { INVALID_VALUE }
+        let mut state = state();
+        // What was asked for is done before, lost device or not.
+        state.settle_all();
+        if at == 0 || state.memory.free(at) { SUCCESS } else { INVALID_VALUE }
     }
-    fn cuMemFreeAsync(at: u64, _stream: usize) {
-        if at == 0 || state().memory.free(at) { SUCCESS } else { INVALID_VALUE }
+    fn cuMemFreeAsync(at: u64, stream: usize) {
+        let mut state = state();
+        state.settle(stream);
+        if at == 0 || state.memory.free(at) { SUCCESS } else { INVALID_VALUE }
     }
     fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) {
         let state = state();
@@ -63,7 +68,9 @@ driver! {
         // SAFETY: the memory holds the header, and what was asked for behind it.
         unsafe {
             start.cast::<usize>().write(bytes);
-            put(at, start.add(HEADER).cast())
+            let first = start.add(HEADER);
+            state().pin(first as usize, bytes);
+            put(at, first.cast())
         }
     }
     fn cuMemAllocHost_v2(at: *mut *mut c_void, bytes: usize) {
@@ -73,6 +80,11 @@ driver! {
     fn cuMemFreeHost(at: *mut c_void) {
         if at.is_null() {
             return INVALID_VALUE;
+        }
+        {
+            let mut state = state();
+            state.settle_all();
+            state.unpin(at as usize);
         }
         // SAFETY: the caller's memory came from `cuMemHostAlloc`, which made it of this layout.
         unsafe {
@@ -95,7 +107,17 @@ driver! {
         let done = state.memory.write(to, from);
         state.copied(done)
     }
-    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, _stream: usize) {
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) {
+        {
+            let mut state = state();
+            if let Err(lost) = state.alive() {
+                return lost;
+            }
+            if let Some(status) = state.defer(stream, to, from as usize, bytes) {
+                return status;
+            }
+            state.settle(stream);
+        }
         // SAFETY: the caller's memory.
         unsafe { cuMemcpyHtoD_v2(to, from, bytes) }
     }
@@ -112,7 +134,8 @@ driver! {
         let done = state.memory.read(from, to);
         state.copied(done)
     }
-    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, _stream: usize) {
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) {
+        state().settle(stream);
         // SAFETY: the caller's memory.
         unsafe { cuMemcpyDtoH_v2(to, from, bytes) }
     }
@@ -124,20 +147,23 @@ driver! {
         let done = state.memory.copy(from, to, bytes);
         state.copied(done)
     }
-    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: usize) {
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) {
+        state().settle(stream);
         // SAFETY: nothing of the host's is touched.
         unsafe { cuMemcpyDtoD_v2(to, from, bytes) }
     }
     fn cuMemsetD8_v2(to: u64, value: u8, count: usize) {
         fill(to, &[value], count)
     }
-    fn cuMemsetD8Async(to: u64, value: u8, count: usize, _stream: usize) {
+    fn cuMemsetD8Async(to: u64, value: u8, count: usize, stream: usize) {
+        state().settle(stream);
         fill(to, &[value], count)
     }
     fn cuMemsetD32_v2(to: u64, value: c_uint, count: usize) {
         fill(to, &value.to_le_bytes(), count)
     }
-    fn cuMemsetD32Async(to: u64, value: c_uint, count: usize, _stream: usize) {
+    fn cuMemsetD32Async(to: u64, value: c_uint, count: usize, stream: usize) {
+        state().settle(stream);
         fill(to, &value.to_le_bytes(), count)
     }
 }

@@ -1,8 +1,10 @@
 //! The driver's C interface: as much of it as cudarc's safe layer reaches.
 //!
-//! Streams run in order and at once, so an event is over when it is recorded.
+//! Streams run in order, kernels at once, and copies from pinned memory as late as they may: see
+//! `copies`.
 
 mod control;
+mod copies;
 mod device;
 mod memory;
 mod modules;

@@ -25,11 +25,16 @@ pub(crate) struct Config {
 
 /// # Safety
 /// `params` is to a pointer for each of the kernel's parameters, to memory of its size.
-unsafe fn launch(function: usize, shape: Shape, params: *const *const c_void) -> Status {
+unsafe fn launch(
+    function: usize,
+    shape: Shape,
+    stream: usize,
+    params: *const *const c_void,
+) -> Status {
     if CONTEXT.get() == 0 {
         return INVALID_CONTEXT;
     }
-    let done = state().launch(function, shape, |kernel| {
+    let done = state().launch(function, shape, stream, |kernel| {
         let mut packed = vec![0; kernel.param_bytes as usize];
         for (i, param) in kernel.params.iter().enumerate() {
             let (first, len) = (param.at as usize, param.bytes as usize);
@@ -155,13 +160,13 @@ driver! {
         block_y: c_uint,
         block_z: c_uint,
         shared: c_uint,
-        _stream: usize,
+        stream: usize,
         params: *const *const c_void,
         _extra: *const *const c_void,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         // SAFETY: the caller's parameters.
-        unsafe { launch(function, Shape { grid, block, shared }, params) }
+        unsafe { launch(function, Shape { grid, block, shared }, stream, params) }
     }
     fn cuLaunchKernelEx(
         config: *const Config,
@@ -170,8 +175,8 @@ driver! {
         _extra: *const *const c_void,
     ) {
         // SAFETY: the caller's pointer.
-        let &Config { grid, block, shared, .. } = unsafe { &*config };
+        let &Config { grid, block, shared, stream, .. } = unsafe { &*config };
         // SAFETY: the caller's parameters.
-        unsafe { launch(function, Shape { grid, block, shared }, params) }
+        unsafe { launch(function, Shape { grid, block, shared }, stream, params) }
     }
 }

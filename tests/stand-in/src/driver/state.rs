@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::copies::Copies;
 use super::status::*;
 use crate::code::{Kernel, Module};
 use crate::counts::Counts;
@@ -42,6 +43,7 @@ pub(super) struct State {
     /// What went wrong last.
     pub message: String,
     pub counts: Counts,
+    pub copies: Copies,
 }
 
 thread_local! {
@@ -168,9 +170,14 @@ impl State {
         &mut self,
         function: usize,
         shape: Shape,
+        stream: usize,
         params: impl FnOnce(&Kernel) -> Vec<u8>,
     ) -> Result<(), Status> {
         self.alive()?;
+        match self.settle(stream) {
+            SUCCESS => {}
+            failed => return Err(failed),
+        }
         let kernel = self.kernel(function)?;
         let name = kernel.name.clone();
         let Shape { grid, block, shared } = shape;

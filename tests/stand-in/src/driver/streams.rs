@@ -1,4 +1,4 @@
-//! Streams and events. Everything is over when it is asked for.
+//! Streams and events. Kernels are over when they are asked for, copies when they are waited for.
 
 use std::ffi::{c_int, c_uint};
 
@@ -17,17 +17,19 @@ driver! {
         // SAFETY: the caller's pointer.
         unsafe { give(stream) }
     }
-    fn cuStreamDestroy_v2(_stream: usize) {
+    fn cuStreamDestroy_v2(stream: usize) {
+        // What a stream was given is done, lost device or not.
+        state().settle(stream);
         SUCCESS
     }
-    fn cuStreamSynchronize(_stream: usize) {
-        alive()
+    fn cuStreamSynchronize(stream: usize) {
+        state().settle(stream)
     }
-    fn cuStreamQuery(_stream: usize) {
-        alive()
+    fn cuStreamQuery(stream: usize) {
+        state().settle(stream)
     }
-    fn cuStreamWaitEvent(_stream: usize, _event: usize, _flags: c_uint) {
-        alive()
+    fn cuStreamWaitEvent(_stream: usize, event: usize, _flags: c_uint) {
+        state().settle_event(event)
     }
     fn cuEventCreate(event: *mut usize, _flags: c_uint) {
         // SAFETY: the caller's pointer.
@@ -36,14 +38,15 @@ driver! {
     fn cuEventDestroy_v2(_event: usize) {
         SUCCESS
     }
-    fn cuEventRecord(_event: usize, _stream: usize) {
+    fn cuEventRecord(event: usize, stream: usize) {
+        state().record(event, stream);
         alive()
     }
-    fn cuEventSynchronize(_event: usize) {
-        alive()
+    fn cuEventSynchronize(event: usize) {
+        state().settle_event(event)
     }
-    fn cuEventQuery(_event: usize) {
-        alive()
+    fn cuEventQuery(event: usize) {
+        state().settle_event(event)
     }
     fn cuEventElapsedTime(milliseconds: *mut f32, _from: usize, _to: usize) {
         // SAFETY: the caller's pointer.
