@@ -12,7 +12,8 @@ loop is the innermost one with the most arithmetic in f32 (64 operations or more
 that unit's rate give how many cycles one scheduler (a quarter of a multiprocessor) takes for it at least: the
 unit with the most bounds the kernel. Loads of shared memory count as if all lanes read apart; where they share
 what they read it takes less. Rates are those of NVIDIA's architecture white papers (Turing, A100, GA102,
-Ada, H100) and of the table of instruction throughputs in the CUDA programming guide. What waits for memory is
+Ada, H100), of the data sheets of the cards named, and of the table of instruction throughputs in the CUDA programming
+guide; GeForce cards of 8.6 and 8.9 take twice as long for TF32. What waits for memory is
 not in it: a kernel without such a loop moves data, and its bound is the memory's bandwidth.
 """
 
@@ -35,8 +36,8 @@ Chip = collections.namedtuple("Chip", "name regs shared warps blocks extra ffma 
 CHIPS = {
     75: Chip("T4", 65536, 65536, 32, 16, 0, 2, None, 2, 4),
     80: Chip("A100", 65536, 167936, 64, 32, 1024, 2, 8, 2, 4),
-    86: Chip("A10, Orin's class", 65536, 102400, 48, 16, 1024, 1, 32, 2, 4),
-    89: Chip("L4", 65536, 102400, 48, 24, 1024, 1, 32, 2, 4),
+    86: Chip("A10", 65536, 102400, 48, 16, 1024, 1, 16, 2, 4),
+    89: Chip("L4", 65536, 102400, 48, 24, 1024, 1, 16, 2, 4),
     90: Chip("H100", 65536, 233472, 64, 32, 1024, 1, 4, 2, 4),
 }
 
