@@ -301,6 +301,17 @@ pub enum Weights<'m> {
         /// The weights section.
         blob: &'m [u8],
     },
+    /// Those of another net's, but for some layers: what was learnt on top of a model.
+    Over {
+        /// What they lie over.
+        base: &'m Weights<'m>,
+        /// The first layer that is replaced.
+        first: u16,
+        /// One past the last.
+        last: u16,
+        /// Their parameters, as `Flat` has them.
+        numbers: &'m [f32],
+    },
 }
 
 impl<'m> Weights<'m> {
@@ -310,6 +321,7 @@ impl<'m> Weights<'m> {
         match *self {
             Self::Flat(_) => false,
             Self::File { records, .. } => records.iter().any(|r| self.record(r).as_f32().is_none()),
+            Self::Over { base, .. } => base.is_narrow(),
         }
     }
 
@@ -327,18 +339,13 @@ impl<'m> Weights<'m> {
     pub fn layer(&self, net: &Net<'_>, layer: usize) -> [Stored<'m>; 4] {
         let mut stored = [Stored::EMPTY; 4];
         match *self {
-            Self::Flat(numbers) => {
-                let (Ok(at), Ok(shape)) = (net.params(layer), net.shape(layer)) else {
-                    return stored;
+            Self::Flat(numbers) => return flat(numbers, net, 0, layer),
+            Self::Over { base, first, last, numbers } => {
+                let replaced = usize::from(first)..usize::from(last);
+                return match replaced.contains(&layer) {
+                    true => flat(numbers, net, replaced.start, layer),
+                    false => base.layer(net, layer),
                 };
-                let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
-                let mut rest = numbers.get(at..).unwrap_or_default();
-                for (stored, role) in stored.iter_mut().zip(Role::ALL) {
-                    let len = tensors.unwrap_or_default().len(role) as usize;
-                    let Some((head, tail)) = rest.split_at_checked(len) else { break };
-                    stored.bytes = bytemuck::cast_slice(head);
-                    rest = tail;
-                }
             }
             Self::File { records, .. } => {
                 let first = records.partition_point(|r| usize::from(r.layer) < layer);
@@ -352,6 +359,24 @@ impl<'m> Weights<'m> {
         }
         stored
     }
+}
+
+/// The parameters of layer `layer` among `numbers`, which begin with those of layer `first`.
+fn flat<'m>(numbers: &'m [f32], net: &Net<'_>, first: usize, layer: usize) -> [Stored<'m>; 4] {
+    let mut stored = [Stored::EMPTY; 4];
+    let (Ok(before), Ok(at), Ok(shape)) = (net.params(first), net.params(layer), net.shape(layer))
+    else {
+        return stored;
+    };
+    let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
+    let mut rest = numbers.get(at.saturating_sub(before)..).unwrap_or_default();
+    for (stored, role) in stored.iter_mut().zip(Role::ALL) {
+        let len = tensors.unwrap_or_default().len(role) as usize;
+        let Some((head, tail)) = rest.split_at_checked(len) else { break };
+        stored.bytes = bytemuck::cast_slice(head);
+        rest = tail;
+    }
+    stored
 }
 
 /// A net with its weights.
@@ -370,5 +395,29 @@ mod tests {
     #[test]
     fn a_tensor_that_is_not_there_is_used_in_place() {
         assert_eq!(Stored::EMPTY.as_f32(), Some(&[][..]));
+    }
+
+    #[test]
+    fn what_lies_over_a_model_replaces_its_layers() {
+        use crate::layer::Dense;
+        const DENSE: Layer = Layer::Dense(Dense { units: 2, bias: true });
+        let input = Input { shape: Shape::rows(1, 1), normalisation: Normalisation::NONE };
+        let layers = [DENSE; 4];
+        let net = Net { input, layers: &layers, blocks: &[4], features: 1 };
+        // 1 -> 2 takes four numbers, 2 -> 2 six.
+        let all: [f32; 22] = core::array::from_fn(|i| i as f32);
+        let base = Weights::Flat(&all);
+        let numbers = [-1.0; 12];
+        let over = Weights::Over { base: &base, first: 1, last: 3, numbers: &numbers };
+        for layer in 0..4 {
+            let [weight, bias, ..] = over.layer(&net, layer).map(|t| t.as_f32().unwrap());
+            let [old, _, ..] = base.layer(&net, layer).map(|t| t.as_f32().unwrap());
+            let replaced = (1..3).contains(&layer);
+            assert_eq!((weight.len(), bias.len()), (old.len(), 2));
+            assert!(weight.iter().chain(bias).all(|&w| (w == -1.0) == replaced), "{layer}");
+        }
+        // Too few numbers are as missing as those of a short `Flat`.
+        let short = Weights::Over { base: &base, first: 1, last: 3, numbers: &numbers[..6] };
+        assert!(short.layer(&net, 2).iter().all(Stored::is_empty));
     }
 }

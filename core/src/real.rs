@@ -45,6 +45,8 @@ pub trait Real:
     fn ln(self) -> Self;
     /// The hyperbolic tangent.
     fn tanh(self) -> Self;
+    /// The largest whole number that is not above it.
+    fn floor(self) -> Self;
     /// The absolute value.
     fn abs(self) -> Self;
     /// Whether it is neither infinite nor NaN.
@@ -59,7 +61,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $sqrt:ident, $exp:ident, $log:ident, $tanh:ident) => {
+    ($t:ty, $sqrt:ident, $exp:ident, $log:ident, $tanh:ident, $floor:ident) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -98,6 +100,10 @@ macro_rules! real {
                 libm::$tanh(self)
             }
             #[inline]
+            fn floor(self) -> Self {
+                libm::$floor(self)
+            }
+            #[inline]
             fn abs(self) -> Self {
                 <$t>::abs(self)
             }
@@ -113,5 +119,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, sqrtf, expf, logf, tanhf);
-real!(f64, sqrt, exp, log, tanh);
+real!(f32, sqrtf, expf, logf, tanhf, floorf);
+real!(f64, sqrt, exp, log, tanh, floor);

@@ -401,6 +401,7 @@ fn evaluate(
         Layer::Embedding(l) => l.forward(shape, x, p.weight, y),
         Layer::KMaxPool(l) => l.forward(shape, x, y, None),
         Layer::SpaceToDepth(l) => l.forward(shape, x, y),
+        Layer::Quantise(l) => l.forward(y),
     }
     Ok(())
 }
@@ -473,7 +474,9 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
             moves(place.x, none)
         }
         Layer::BatchNorm(_) => in_place(place.x, none),
-        Layer::Activation(_) | Layer::L2Normalise(_) => in_place(none, place.y),
+        Layer::Activation(_) | Layer::L2Normalise(_) | Layer::Quantise(_) => {
+            in_place(none, place.y)
+        }
         Layer::Dropout(_) | Layer::Flatten(_) | Layer::Standardise(_) => in_place(none, none),
         _ => moves(none, none),
     };
@@ -489,6 +492,7 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
         Layer::BatchNorm(l) => l.backward(shape, x, weight, saved.get()?, dy, dweight, dbias),
         Layer::Embedding(l) => l.backward(shape, x, dy, dx, dweight),
         Layer::Activation(l) => l.backward(y, dy),
+        Layer::Quantise(l) => l.backward(y, dy),
         Layer::L2Normalise(l) => l.backward(shape, y, saved.get()?, dy),
         Layer::Standardise(l) => l.backward(shape, variance.get()?, dy),
         Layer::Dropout(l) => {

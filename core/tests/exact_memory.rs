@@ -6,7 +6,8 @@ use sepal_core::infer::Inference;
 use sepal_core::init;
 use sepal_core::layer::{
     Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding, Flatten,
-    KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, SpaceToDepth, Standardise, Window,
+    KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, RELU, SpaceToDepth, Standardise,
+    Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
@@ -99,10 +100,11 @@ const TEXT: Net<'static> = Net {
         Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), bias: false, ..Conv2d::new(5, 1) }),
         NORM,
         RELU,
+        Layer::Quantise(Quantise { scale: 0.125, zero: 3 }),
         Layer::KMaxPool(KMaxPool { k: 3 }),
         Layer::Dense(Dense { units: 3, bias: true }),
     ],
-    blocks: &[6, 7],
+    blocks: &[7, 8],
     features: 1,
 };
 

@@ -9,7 +9,7 @@ use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::format::{Counts, File, Provenance};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, RELU, Role,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, RELU, Role,
     SpaceToDepth, Standardise, Tensors, Window,
 };
 use sepal_core::loss::Score;
@@ -59,6 +59,7 @@ fn layers() {
         Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
         Layer::KMaxPool(KMaxPool { k: 8 }),
         Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
+        Layer::Quantise(Quantise { scale: 0.5, zero: 3 }),
     ] {
         comes_back(layer);
     }

@@ -9,7 +9,7 @@ use sepal_core::backend::{Backend, Bank};
 use sepal_core::infer::Inference;
 use sepal_core::layer::{
     BatchNorm, Conv2d, Dense, Dropout, Embedding, Flatten, KMaxPool, L2Normalise, Layer, MaxPool,
-    RELU, SpaceToDepth, Standardise,
+    Quantise, RELU, SpaceToDepth, Standardise,
 };
 use sepal_core::neighbour::{Pair, Rows};
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
@@ -84,10 +84,11 @@ const TEXT: Net<'static> = Net {
         Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
         Layer::Conv2d(Conv2d { kernel: (1, 3), pad: (0, 1), ..Conv2d::new(4, 1) }),
         RELU,
+        Layer::Quantise(Quantise { scale: 0.125, zero: 3 }),
         Layer::KMaxPool(KMaxPool { k: 3 }),
         Layer::Dense(Dense { units: 2, bias: true }),
     ],
-    blocks: &[5, 6],
+    blocks: &[6, 7],
     features: 1,
 };
 

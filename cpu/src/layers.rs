@@ -78,6 +78,7 @@ fn blocked_needs(layer: &Layer, x: Slot, pass: Pass, needs: Needs) -> Option<Nee
         }
         Layer::BatchNorm(_)
         | Layer::Activation(_)
+        | Layer::Quantise(_)
         | Layer::MaxPool(_)
         | Layer::AvgPool(_)
         | Layer::Dropout(_)
@@ -359,6 +360,7 @@ pub(crate) fn forward(
             l.update(shape, saved, share(*l, shape, phase), mean, variance);
         }
         Layer::Activation(l) => activation::forward(with, *l, y),
+        Layer::Quantise(l) => y.par_chunks_mut(GRAIN).for_each(|y| l.forward(y)),
         Layer::MaxPool(l) if blocked => {
             if let Some(pool) = pool::max::Blocked::new(with, *l, shape) {
                 let winners = if eval { &mut [] } else { saved.get()? };
@@ -516,6 +518,12 @@ pub(crate) fn backward(
         Layer::Activation(l) => {
             let [y, g] = arena.lease([place.y, place.dy])?;
             activation::backward(with, *l, y.get::<f32>()?, g.get::<f32>()?);
+        }
+        Layer::Quantise(l) => {
+            let [y, g] = arena.lease([place.y, place.dy])?;
+            let pairs =
+                y.get::<f32>()?.par_chunks(GRAIN).zip(g.get::<f32>()?.par_chunks_mut(GRAIN));
+            pairs.for_each(|(y, g)| l.backward(y, g));
         }
         Layer::Dropout(l) => {
             if let Phase::Train { seed, update } = call.phase {

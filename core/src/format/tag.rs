@@ -12,8 +12,8 @@ use super::record::Fields;
 use crate::arena::Dtype;
 use crate::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Role, SpaceToDepth,
-    Standardise, Window,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, Role,
+    SpaceToDepth, Standardise, Window,
 };
 
 macro_rules! tags {
@@ -47,6 +47,7 @@ tags! {
     EMBEDDING = 19, "embedding";
     K_MAX_POOL = 20, "k_max_pool";
     SPACE_TO_DEPTH = 21, "space_to_depth";
+    QUANTISE = 22, "quantise";
 }
 
 /// The tag of a layer.
@@ -72,6 +73,7 @@ pub const fn of(layer: &Layer) -> u16 {
         Layer::Embedding(_) => EMBEDDING,
         Layer::KMaxPool(_) => K_MAX_POOL,
         Layer::SpaceToDepth(_) => SPACE_TO_DEPTH,
+        Layer::Quantise(_) => QUANTISE,
     }
 }
 
@@ -102,6 +104,7 @@ impl Serialize for Tagged<'_> {
             Layer::Embedding(Embedding { tokens, dim }) => (tag, tokens, dim).serialize(s),
             Layer::KMaxPool(KMaxPool { k }) => (tag, k).serialize(s),
             Layer::SpaceToDepth(SpaceToDepth { factor }) => (tag, factor).serialize(s),
+            Layer::Quantise(Quantise { scale, zero }) => (tag, scale, zero).serialize(s),
             Layer::Activation(Activation::Relu | Activation::Relu6 | Activation::Tanh)
             | Layer::GlobalAvgPool(GlobalAvgPool)
             | Layer::Flatten(Flatten)
@@ -145,6 +148,7 @@ pub(super) fn layer(f: &mut Fields<'_>) -> Result<Layer, FormatError> {
         EMBEDDING => Layer::Embedding(Embedding { tokens: f.next()?, dim: f.next()? }),
         K_MAX_POOL => Layer::KMaxPool(KMaxPool { k: f.next()? }),
         SPACE_TO_DEPTH => Layer::SpaceToDepth(SpaceToDepth { factor: f.next()? }),
+        QUANTISE => Layer::Quantise(Quantise { scale: f.next()?, zero: f.next()? }),
         tag => return Err(FormatError::Unknown { field: "layer tag", found: u64::from(tag) }),
     })
 }
@@ -175,7 +179,7 @@ mod tests {
     use crate::format::record::Raw;
 
     const WINDOW: Window = Window { kernel: (1, 2), stride: (3, 4), pad: (5, 6) };
-    const LAYERS: [Layer; 20] = [
+    const LAYERS: [Layer; 21] = [
         Layer::Conv2d(Conv2d {
             filters: 300,
             kernel: (1, 2),
@@ -203,6 +207,7 @@ mod tests {
         Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
         Layer::KMaxPool(KMaxPool { k: 8 }),
         Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
+        Layer::Quantise(Quantise { scale: 0.5, zero: 3 }),
     ];
 
     #[test]

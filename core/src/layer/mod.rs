@@ -27,6 +27,7 @@ mod k_max_pool;
 mod l2_normalise;
 mod max_pool;
 mod project;
+mod quantise;
 mod space_to_depth;
 mod standardise;
 mod sum;
@@ -47,6 +48,7 @@ pub use k_max_pool::KMaxPool;
 pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
 pub use project::Project;
+pub use quantise::Quantise;
 pub use space_to_depth::SpaceToDepth;
 pub use standardise::Standardise;
 pub(crate) use sum::{sum, sum_pairs};
@@ -157,6 +159,7 @@ pub enum Layer {
     Embedding(Embedding),
     KMaxPool(KMaxPool),
     SpaceToDepth(SpaceToDepth),
+    Quantise(Quantise),
 }
 
 /// Rectified linear units: the layer that most nets name most often.
@@ -239,6 +242,7 @@ impl Layer {
             Self::Embedding(_) => "embedding",
             Self::KMaxPool(_) => "k_max_pool",
             Self::SpaceToDepth(_) => "space_to_depth",
+            Self::Quantise(_) => "quantise",
         }
     }
 
@@ -262,6 +266,7 @@ impl Layer {
             Self::Embedding(l) => l.output(x),
             Self::KMaxPool(l) => l.output(x),
             Self::SpaceToDepth(l) => l.output(x),
+            Self::Quantise(l) => l.output(x),
         }
     }
 
@@ -299,7 +304,7 @@ impl Layer {
         }
         let staying = Needs { in_place: true, gradient_in_place: true, ..moving };
         Some(match self {
-            Self::Activation(_) => Needs { keeps_output: train, ..staying },
+            Self::Activation(_) | Self::Quantise(_) => Needs { keeps_output: train, ..staying },
             Self::Flatten(_) => Needs { view: true, ..staying },
             Self::Dropout(_) | Self::Standardise(_) => staying,
             Self::L2Normalise(_) => {

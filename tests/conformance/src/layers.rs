@@ -4,7 +4,7 @@ use sepal_core::arena::{Dtype, Layout, Slot};
 use sepal_core::backend::{self, Backend, Call, EvalBlock, EvalParams, Param, Phase, TrainBlock};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Role,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Quantise, Role,
     SpaceToDepth, Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
@@ -88,6 +88,7 @@ cases! {
     embedding: embeddings(), Tolerance::SUM;
     k_max_pool: k_max_pools(), Tolerance::EXACT;
     space_to_depth: downsamples(), Tolerance::EXACT;
+    quantise: planes(Layer::Quantise(Quantise { scale: 0.0625, zero: 12 })), Tolerance::EXACT;
 }
 
 /// Shapes of one element, odd ones, either side of a vector, and of one row.

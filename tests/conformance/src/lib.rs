@@ -123,7 +123,7 @@ macro_rules! suite {
             $crate::layer_tests! {
                 conv2d, batch_norm, relu, relu6, leaky_relu, tanh, max_pool, avg_pool,
                 global_avg_pool, avg_pool_to, dense, dropout, flatten, standardise, l2_normalise,
-                channel_std, project, embedding, k_max_pool, space_to_depth
+                channel_std, project, embedding, k_max_pool, space_to_depth, quantise
             }
             $crate::tests! { blocks {
                 convolution_norm_pool, convolution_tanh_pool, dense_dropout, relu_over_tanh,

@@ -133,6 +133,7 @@ impl Forward {
                 l.forward(shape, x, y, Some(&mut self.places));
             }
             Layer::SpaceToDepth(l) => l.forward(shape, x, y),
+            Layer::Quantise(l) => l.forward(y),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
     }
@@ -176,6 +177,7 @@ impl Forward {
             Layer::Embedding(l) => l.backward(shape, x, dy, Some(&mut dx), &mut dw),
             Layer::KMaxPool(l) => l.backward(shape, &self.places, dy, &mut dx),
             Layer::SpaceToDepth(l) => l.backward(shape, dy, &mut dx),
+            Layer::Quantise(l) => l.backward(y, &mut dx),
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
         Backward { dx, dparams: [dw, db] }
