@@ -176,6 +176,13 @@ pub trait Backend {
         chain.get(at)?.needs(x.shape, pass)
     }
 
+    /// Whether a net's first layer reads raw bytes as they are, so that a plan for evaluation has an
+    /// input of bytes and nothing is widened.
+    fn takes_bytes(&self, net: &Net<'_>, pass: Pass) -> bool {
+        let _ = (net, pass);
+        false
+    }
+
     /// Scratch bytes of an objective over `features`, of which the place is not planned yet.
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
         objective.scratch(features.shape)
@@ -399,7 +406,7 @@ fn step(
     walk.step(tensors)
 }
 
-/// A backend's plan for running `chain` on inputs of shape `input` that lie in `layout`, in a
+/// A backend's plan for running `chain` on inputs that lie as `input` does, wherever that is, in a
 /// region from byte `at`.
 ///
 /// # Errors
@@ -408,10 +415,10 @@ pub fn plan_eval<B: Backend + ?Sized>(
     backend: &B,
     at: usize,
     chain: &Chain<'_>,
-    (input, layout): (Shape, Layout),
+    input: Slot,
     pass: Pass,
 ) -> Result<plan::Eval, PlanError> {
-    let mut plan = plan::Eval::new(at, input, layout)?;
+    let mut plan = plan::Eval::of(at, input)?;
     let mut x = plan.input();
     for i in 0..chain.len() {
         let (_, needs) = needs(backend, chain, i, x, pass)?;

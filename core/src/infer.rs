@@ -81,6 +81,21 @@ impl<'m> Inference<'m> {
         Ok(Self { net, first: 0, last: net.layers.len(), pass: Pass::Eval, bytes: true, plan })
     }
 
+    /// As [`reference`](Self::reference) on the backend for small cores,
+    /// [`Micro`](crate::micro::Micro), for weights that are f32 or, if `narrow`, in a narrower type.
+    ///
+    /// # Errors
+    /// Layers that do not fit each other.
+    pub const fn micro(net: Net<'m>, n: u32, narrow: bool) -> Result<Self, PlanError> {
+        let pass = if narrow { Pass::Narrow } else { Pass::Eval };
+        let dtype = crate::micro::input_type(&net, pass);
+        let input = Slot::new(0, net.input.shape.with_n(n), dtype);
+        let plan = tri!(crate::micro::plan(0, Chain::new(net.layers), input, pass));
+        let room = if matches!(dtype, Dtype::U8) { 0 } else { raw(&net, 0, n).bytes() };
+        let plan = tri!(plan.before(room));
+        Ok(Self { net, first: 0, last: net.layers.len(), pass, bytes: true, plan })
+    }
+
     /// The plan for layers `first..last` on any backend. `bytes` says whether raw samples are
     /// bytes; layers that are not the net's first always take numbers.
     ///
@@ -94,8 +109,12 @@ impl<'m> Inference<'m> {
         bytes: bool,
     ) -> Result<Self, PlanError> {
         let bytes = bytes && first == 0;
-        let this = Self::lying(backend, model, (first, last), n, Layout::Nchw)?;
-        let room = if bytes { raw(&model.net, first, n).bytes() } else { 0 };
+        let pass = pass(model);
+        let direct = bytes && backend.takes_bytes(&model.net, pass);
+        let dtype = if direct { Dtype::U8 } else { Dtype::F32 };
+        let shape = model.net.shape(first)?.with_n(n);
+        let this = Self::of(backend, model, (first, last), Slot::new(0, shape, dtype))?;
+        let room = if bytes && !direct { raw(&model.net, first, n).bytes() } else { 0 };
         Ok(Self { bytes, plan: this.plan.before(room)?, ..this })
     }
 
@@ -110,10 +129,20 @@ impl<'m> Inference<'m> {
         n: u32,
         layout: Layout,
     ) -> Result<Self, PlanError> {
-        let net = model.net;
-        let pass = if model.weights.is_narrow() { Pass::Narrow } else { Pass::Eval };
-        let (chain, input) = (net.chain(first, last)?, net.shape(first)?.with_n(n));
-        let plan = backend::plan_eval(backend, 0, &chain, (input, layout), pass)?;
+        let shape = model.net.shape(first)?.with_n(n);
+        let input = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
+        Self::of(backend, model, (first, last), input)
+    }
+
+    fn of<B: Backend + ?Sized>(
+        backend: &B,
+        model: &Model<'m>,
+        (first, last): (usize, usize),
+        input: Slot,
+    ) -> Result<Self, PlanError> {
+        let (net, pass) = (model.net, pass(model));
+        let chain = net.chain(first, last)?;
+        let plan = backend::plan_eval(backend, 0, &chain, input, pass)?;
         Ok(Self { net, first, last, pass, bytes: false, plan })
     }
 
@@ -169,15 +198,22 @@ impl<'m> Inference<'m> {
             return Err(PlanError::Batch { size: n }.into());
         }
         let x = x.head(n);
-        let raw = if self.bytes { raw(&self.net, self.first, n) } else { x };
+        // Bytes that the first layer reads as they are lie where it reads them.
+        let direct = x.dtype == Dtype::U8;
+        let raw = if self.bytes && !direct { raw(&self.net, self.first, n) } else { x };
         backend.fill(raw.flat(), &mut fill)?;
-        if self.first == 0 {
+        if self.first == 0 && !direct {
             backend.widen(raw, &self.net.input.normalisation, x)?;
         }
         let chain = self.net.chain(self.first, self.last)?;
         let params = EvalParams::Model { model: *model, first: self.first };
         backend.eval_block(&EvalBlock { chain, params, plan: self.plan, pass: self.pass, n })
     }
+}
+
+/// How a model's frozen layers run.
+fn pass(model: &Model<'_>) -> Pass {
+    if model.weights.is_narrow() { Pass::Narrow } else { Pass::Eval }
 }
 
 /// Raw samples lie at the start of the region, the widened ones at its end.

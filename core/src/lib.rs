@@ -33,6 +33,7 @@ pub mod infer;
 pub mod init;
 pub mod layer;
 pub mod loss;
+pub mod micro;
 pub mod neighbour;
 pub mod net;
 pub mod optim;

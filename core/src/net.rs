@@ -37,10 +37,9 @@ impl Normalisation {
     }
 
     /// The factor and the summand of channel `c` of `channels`: `x = raw * factor + summand`.
-    pub fn affine(&self, c: usize, channels: usize, bytes: bool) -> (f32, f32) {
+    pub const fn affine(&self, c: usize, channels: usize, bytes: bool) -> (f32, f32) {
         let entry = if channels <= 4 { c } else { 0 };
-        let mean = self.mean.get(entry).copied().unwrap_or(0.0);
-        let std = self.std.get(entry).copied().unwrap_or(1.0);
+        let (mean, std) = if entry < 4 { (self.mean[entry], self.std[entry]) } else { (0.0, 1.0) };
         let scale = if bytes { 255.0 } else { 1.0 };
         (1.0 / (scale * std), -mean / std)
     }
@@ -217,6 +216,36 @@ impl<'m> Stored<'m> {
             }
             _ => None,
         }
+    }
+
+    /// The elements in place, where they are i8.
+    pub fn as_i8(&self) -> Option<&'m [i8]> {
+        (self.dtype == Dtype::I8).then(|| bytemuck::cast_slice(self.bytes))
+    }
+
+    /// Element `at` of f32, which may lie at any address.
+    pub fn number(&self, at: usize) -> Option<f32> {
+        let bytes = self.bytes.as_chunks::<4>().0.get(at)?;
+        (self.dtype == Dtype::F32).then(|| f32::from_le_bytes(*bytes))
+    }
+
+    /// Row `at` of `rows` equal ones; empty where that does not cut scales evenly.
+    pub fn row(&self, at: usize, rows: usize) -> Self {
+        let part = |bytes: &'m [u8], parts: usize, at: usize| {
+            let len = bytes.len().checked_div(parts).unwrap_or(0);
+            let first = at.saturating_mul(len);
+            bytes.get(first..first.saturating_add(len)).unwrap_or_default()
+        };
+        let scales = self.scales.len() / size_of::<f32>();
+        let scales = match scales.checked_rem(rows) {
+            Some(0) => part(self.scales, rows, at),
+            // Several rows share a scale.
+            _ => match rows.checked_rem(scales) {
+                Some(0) => part(self.scales, scales, at / (rows / scales.max(1)).max(1)),
+                _ => return Self { bytes: &[], scales: &[], ..*self },
+            },
+        };
+        Self { bytes: part(self.bytes, rows, at), scales, ..*self }
     }
 
     /// How many elements there are.

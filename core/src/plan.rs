@@ -233,9 +233,17 @@ impl Eval {
     /// # Errors
     /// An input of 2^32 elements or more.
     pub const fn new(at: usize, input: Shape, layout: Layout) -> Result<Self, PlanError> {
-        let bytes = tri!(room(input, layout, Dtype::F32, 0));
+        Self::of(at, Slot { at, shape: input, dtype: Dtype::F32, layout })
+    }
+
+    /// As [`new`](Self::new), for inputs that lie as `input` does, wherever that is.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub const fn of(at: usize, input: Slot) -> Result<Self, PlanError> {
+        let bytes = tri!(room(input.shape, input.layout, input.dtype, 0));
         tri!(add(at, bytes, 0));
-        Ok(Self { at, bytes, input: Slot { at, shape: input, dtype: Dtype::F32, layout } })
+        Ok(Self { at, bytes, input: Slot { at, ..input } })
     }
 
     /// The plan of a chain on the reference backend.
@@ -716,6 +724,16 @@ pub struct ParamSlots {
 }
 
 impl ParamSlots {
+    /// No parameters.
+    pub const NONE: Self = Self {
+        weight: Slot::EMPTY,
+        bias: Slot::EMPTY,
+        mean: Slot::EMPTY,
+        variance: Slot::EMPTY,
+        dweight: Slot::EMPTY,
+        dbias: Slot::EMPTY,
+    };
+
     /// The slot of one role.
     pub const fn get(&self, role: Role) -> Slot {
         match role {

@@ -350,7 +350,8 @@ impl StagePlan {
         }
         let prefix = match fixed.prefix {
             Some((depth, input)) => {
-                let (chain, input) = (net.chain(depth, first)?, (input, fixed.raw[0].layout));
+                let chain = net.chain(depth, first)?;
+                let input = Slot { shape: input, dtype: Dtype::F32, ..fixed.raw[0] };
                 Some(backend::plan_eval(backend, fixed.end, &chain, input, feed.pass())?)
             }
             None => None,

@@ -385,7 +385,8 @@ impl<'a> Evaluation<'a> {
     fn new(backend: &dyn Backend, chain: &Chain<'a>, shape: Shape) -> Self {
         let params = plan::Params::new(0, *chain, shape, 0).unwrap();
         let plan =
-            plan_eval(backend, params.bytes(), chain, (shape, Layout::Nchw), Pass::Eval).unwrap();
+            plan_eval(backend, params.bytes(), chain, Slot::new(0, shape, Dtype::F32), Pass::Eval)
+                .unwrap();
         Self { chain: *chain, params, plan, bytes: params.bytes() + plan.bytes() }
     }
 

@@ -50,6 +50,16 @@ impl Activation {
     /// Overwrites `y`, which holds x, with the function of it.
     pub fn forward<T: Real>(self, y: &mut [T]) {
         match self {
+            Self::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
+            piecewise => piecewise.forward_piecewise(y),
+        }
+    }
+
+    /// As [`forward`](Self::forward) for the functions that are straight in pieces: code that calls
+    /// this one links no transcendental function. The others leave `y` as it is.
+    #[inline]
+    pub(crate) fn forward_piecewise<T: Real>(self, y: &mut [T]) {
+        match self {
             Self::Relu => y.iter_mut().for_each(|y| *y = relu(*y)),
             Self::Relu6 => {
                 let six = T::from_f32(6.0);
@@ -62,7 +72,7 @@ impl Activation {
                 let slope = T::from_f32(slope);
                 y.iter_mut().for_each(|y| *y = if *y <= T::ZERO { slope * *y } else { *y });
             }
-            Self::Tanh => y.iter_mut().for_each(|y| *y = y.tanh()),
+            Self::Tanh => {}
         }
     }
 

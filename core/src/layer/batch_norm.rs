@@ -188,7 +188,7 @@ impl BatchNorm {
         Some(T::from_usize(shape.n as usize * shape.plane() as usize))
     }
 
-    fn inverse<T: Real>(self, variance: T) -> T {
+    pub(crate) fn inverse<T: Real>(self, variance: T) -> T {
         T::ONE / (variance + T::from_f32(self.eps)).sqrt()
     }
 }

@@ -47,6 +47,7 @@ pub use global_avg_pool::GlobalAvgPool;
 pub use k_max_pool::KMaxPool;
 pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
+pub(crate) use max_pool::beats;
 pub use project::Project;
 pub use quantise::Quantise;
 pub use space_to_depth::SpaceToDepth;
@@ -202,7 +203,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    const fn moving(out: Shape) -> Self {
+    pub(crate) const fn moving(out: Shape) -> Self {
         Self {
             out,
             dtype: Dtype::F32,

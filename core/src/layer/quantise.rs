@@ -72,6 +72,12 @@ impl Quantise {
         }
     }
 
+    /// q of one number; 0 of NaN.
+    pub fn code(self, x: f32) -> u8 {
+        // The cast cuts off what is behind the point, and saturates.
+        (x / self.scale + f32::from(self.zero) + 0.5) as u8
+    }
+
     /// Overwrites `g`, which holds dy, with dx. `y` is the output of `forward`.
     pub fn backward<T: Real>(self, y: &[T], g: &mut [T]) {
         let (scale, zero) = (T::from_f32(self.scale), T::from_usize(self.zero.into()));

@@ -1,7 +1,7 @@
 //! Layers in a row: whole blocks against their layers chained in memory of their own. What a plan
 //! overwrites too early shows here.
 
-use sepal_core::arena::{Dtype, Layout, Slot};
+use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{self, Backend, EvalBlock, EvalParams, Phase, TrainBlock};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
@@ -164,8 +164,9 @@ pub fn check(with: With, layers: &[Layer], shape: Shape) {
     let steps = oracle::forward(layers, shape, Phase::Eval, &wide(&x), &bench.numbers);
     let y = &steps.last().expect("there is a layer").y;
     let at = bench.params.bytes();
-    let plan =
-        ask(with, |b| backend::plan_eval(b, at, &bench.chain, (shape, Layout::Nchw), Pass::Eval));
+    let plan = ask(with, |b| {
+        backend::plan_eval(b, at, &bench.chain, Slot::new(at, shape, Dtype::F32), Pass::Eval)
+    });
     let plan = plan.expect("the chain can be planned");
     // The training input's slot is written too.
     let bytes = bench.bytes.max(at + plan.bytes());

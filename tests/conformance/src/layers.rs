@@ -1,6 +1,6 @@
 //! Each layer alone: evaluation, training, calibration, and backward with its input's gradient.
 
-use sepal_core::arena::{Dtype, Layout, Slot};
+use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{self, Backend, Call, EvalBlock, EvalParams, Param, Phase, TrainBlock};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
@@ -262,8 +262,9 @@ fn eval(with: With, shape: Shape, layer: Layer, tolerance: Tolerance) {
 
     let ram = plan::Params::new(0, chain, shape, 0).expect("small");
     let plan_at = |at| {
-        let plan =
-            ask(with, |b| backend::plan_eval(b, at, &chain, (shape, Layout::Nchw), Pass::Eval));
+        let plan = ask(with, |b| {
+            backend::plan_eval(b, at, &chain, Slot::new(at, shape, Dtype::F32), Pass::Eval)
+        });
         plan.expect("the layer can be planned")
     };
     let plan = plan_at(ram.bytes());

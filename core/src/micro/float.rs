@@ -1,0 +1,188 @@
+//! Groups of layers in f32: the reference's sums, in its order.
+
+use super::conv::{self, Filter, Floats, Geometry};
+use super::group::{Group, TILE};
+use super::{Parameters, ROWS};
+use crate::error::Error;
+use crate::layer::{Activation, BatchNorm, Conv2d, Dense, beats};
+use crate::shape::Shape;
+
+/// One filter's or unit's bias, norm and activation.
+#[derive(Clone, Copy)]
+pub(super) struct Channel<'m> {
+    bias: f32,
+    /// Mean, scale and shift.
+    norm: Option<[f32; 3]>,
+    activation: Option<&'m Activation>,
+}
+
+impl<'m> Channel<'m> {
+    pub fn new(group: &Group<'m>, p: &Parameters<'_>, k: usize) -> Self {
+        let norm = |norm: &BatchNorm| {
+            let [gamma, beta, mean, variance] = p.norm.map(|stored| stored.number(k));
+            let scale = gamma.unwrap_or(1.0) * norm.inverse(variance.unwrap_or(0.0));
+            [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
+        };
+        let bias = p.bias.number(k).unwrap_or(0.0);
+        Self { bias, norm: group.norm.map(norm), activation: group.activation }
+    }
+
+    /// By how much a gradient of what the activation reads is multiplied on its way to the sum.
+    pub fn scale(&self) -> f32 {
+        self.norm.map_or(1.0, |[_, scale, _]| scale)
+    }
+}
+
+impl Filter<Floats> for Channel<'_> {
+    type Y = f32;
+
+    fn start(&self) -> f32 {
+        self.bias
+    }
+
+    #[inline]
+    fn each(&self, sums: &mut [f32]) {
+        if let Some([mean, scale, shift]) = self.norm {
+            sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
+        }
+        if let Some(activation) = self.activation {
+            activation.forward_piecewise(sums);
+        }
+    }
+
+    #[inline]
+    fn beats(later: f32, best: f32) -> bool {
+        beats(later, best)
+    }
+
+    #[inline]
+    fn finish(&self, sum: f32) -> f32 {
+        sum
+    }
+}
+
+/// Where a group reads and writes.
+pub(super) struct Tensors<'a> {
+    pub x: &'a [f32],
+    pub y: &'a mut [f32],
+    /// The place in its window that each y came from, for training; else empty.
+    pub winners: &'a mut [u8],
+    /// [`ROWS`] rows of weights, where they are stored in another type.
+    pub scratch: &'a mut [f32],
+}
+
+/// A convolution, with what stands behind it.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub(super) fn conv(
+    group: &Group<'_>,
+    l: Conv2d,
+    (x_shape, out): (Shape, Shape),
+    p: &Parameters<'_>,
+    t: Tensors<'_>,
+) -> Result<(), Error> {
+    let geometry = Geometry::new(l, x_shape, 0.0);
+    let plane = out.plane().max(1) as usize;
+    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
+    let pool = (usize::from(pool.0), usize::from(pool.1));
+    let mut winners = t.winners;
+    let samples = t.x.chunks_exact(geometry.sample);
+    for (x, y) in samples.zip(t.y.chunks_exact_mut(plane * l.filters.max(1) as usize)) {
+        let groups = y.chunks_exact_mut(plane * geometry.filters);
+        let firsts = (0..).step_by(geometry.filters);
+        for ((x, y), first) in x.chunks_exact(geometry.group).zip(groups).zip(firsts) {
+            for (y, k) in y.chunks_mut(plane * ROWS).zip((first..).step_by(ROWS)) {
+                let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
+                let size = (out.h as usize, out.w as usize);
+                let one = Channel::new(group, p, k);
+                let [w, v] = p.rows(k, geometry.filter, y.len() > plane, t.scratch)?;
+                if y.len() > plane {
+                    let filters = [one, Channel::new(group, p, k + 1)];
+                    conv::planes::<Floats, _, TILE, 2>(
+                        &geometry,
+                        pool,
+                        size,
+                        x,
+                        [w, v],
+                        &filters,
+                        y,
+                        won,
+                    );
+                } else {
+                    conv::planes::<Floats, _, TILE, 1>(
+                        &geometry,
+                        pool,
+                        size,
+                        x,
+                        [w],
+                        &[one],
+                        y,
+                        won,
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Terms after which partial sums join the total, and partial sums: those of the reference.
+const RUN: usize = 1024;
+const LANES: usize = 8;
+
+/// A dense layer, with what stands behind it.
+///
+/// # Errors
+/// Weights that cannot be read.
+pub(super) fn dense(
+    group: &Group<'_>,
+    l: Dense,
+    x_shape: Shape,
+    p: &Parameters<'_>,
+    t: Tensors<'_>,
+) -> Result<(), Error> {
+    let features = x_shape.sample().unwrap_or(0).max(1) as usize;
+    let samples = t.x.chunks_exact(features);
+    for (x, y) in samples.zip(t.y.chunks_exact_mut(l.units.max(1) as usize)) {
+        for (k, y) in (0..).step_by(ROWS).zip(y.chunks_mut(ROWS)) {
+            let w = p.rows(k, features, y.len() > 1, t.scratch)?;
+            for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {
+                let channel = Channel::new(group, p, k);
+                let mut sum = [channel.bias + sum];
+                channel.each(&mut sum);
+                [*y] = sum;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The products of x with two rows, in the order of the reference's sums.
+fn products(x: &[f32], [w, v]: [&[f32]; ROWS]) -> [f32; ROWS] {
+    let mut totals = [0.0; ROWS];
+    for ((x, w), v) in x.chunks(RUN).zip(w.chunks(RUN)).zip(v.chunks(RUN)) {
+        let mut lanes = [[0.0; LANES]; ROWS];
+        let [one, other] = &mut lanes;
+        let ((x, x_rest), (w, w_rest), (v, v_rest)) =
+            (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+        for ((x, w), v) in x.iter().zip(w).zip(v) {
+            for ((((one, other), x), w), v) in
+                one.iter_mut().zip(other.iter_mut()).zip(x).zip(w).zip(v)
+            {
+                *one += w * x;
+                *other += v * x;
+            }
+        }
+        for (lane, (w, x)) in one.iter_mut().zip(w_rest.iter().zip(x_rest)) {
+            *lane += w * x;
+        }
+        for (lane, (v, x)) in other.iter_mut().zip(v_rest.iter().zip(x_rest)) {
+            *lane += v * x;
+        }
+        for (total, lanes) in totals.iter_mut().zip(lanes) {
+            *total += lanes.iter().fold(0.0, |sum, lane| sum + lane);
+        }
+    }
+    totals
+}

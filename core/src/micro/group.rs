@@ -1,0 +1,210 @@
+//! Which layers run together.
+
+use crate::arena::Dtype;
+use crate::layer::{Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise};
+use crate::plan::Chain;
+use crate::shape::Shape;
+
+/// Places that are computed side by side.
+pub(super) const TILE: usize = 8;
+
+/// What a group computes with, and the norm, the activation, the pool and the steps behind it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group<'m> {
+    /// The first layer.
+    pub first: usize,
+    /// How many layers.
+    pub len: usize,
+    pub kind: Kind<'m>,
+    /// Behind a convolution or a dense layer only.
+    pub norm: Option<&'m BatchNorm>,
+    pub activation: Option<&'m Activation>,
+    pub pool: Option<&'m MaxPool>,
+    pub quantise: Option<&'m Quantise>,
+    /// What is read are bytes in these steps, in [`Pass::Narrow`].
+    pub reads: Option<&'m Quantise>,
+    /// What is written are bytes, in [`Pass::Narrow`].
+    pub writes: bool,
+}
+
+/// The layer that a group begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind<'m> {
+    Conv(&'m Conv2d),
+    Dense(&'m Dense),
+    /// Any other, alone.
+    Other(&'m Layer),
+}
+
+impl<'m> Group<'m> {
+    /// The group that begins at layer `at`, which reads bytes in the steps of `reads`.
+    const fn at(chain: &Chain<'m>, at: usize, reads: Option<&'m Quantise>) -> Option<Self> {
+        let Some(layer) = chain.get(at) else { return None };
+        let mut group = Self {
+            first: at,
+            len: 1,
+            kind: Kind::Other(layer),
+            norm: None,
+            activation: None,
+            pool: None,
+            quantise: None,
+            reads,
+            writes: false,
+        };
+        match layer {
+            Layer::Conv2d(conv) => group.kind = Kind::Conv(conv),
+            Layer::Dense(dense) => group.kind = Kind::Dense(dense),
+            Layer::Quantise(quantise) => {
+                group.quantise = Some(quantise);
+                group.writes = is_computed(chain, at + 1);
+                return Some(group);
+            }
+            _ => {
+                group.writes = reads.is_some();
+                return Some(group);
+            }
+        }
+        // What is kept of a body is written: no group goes on into the head behind it.
+        let body = chain.body.len();
+        let past = if chain.keep && at < body { body } else { chain.len() };
+        if let Some(Layer::BatchNorm(norm)) = before(chain, at + group.len, past) {
+            group.norm = Some(norm);
+            group.len += 1;
+        }
+        match before(chain, at + group.len, past) {
+            Some(Layer::Activation(activation)) if !matches!(activation, Activation::Tanh) => {
+                group.activation = Some(activation);
+                group.len += 1;
+            }
+            _ => {}
+        }
+        match before(chain, at + group.len, past) {
+            Some(Layer::MaxPool(pool)) if matches!(layer, Layer::Conv2d(_)) && is_cut(pool) => {
+                group.pool = Some(pool);
+                group.len += 1;
+            }
+            _ => {}
+        }
+        // Sums of numbers are written as numbers: steps behind them are a group of their own.
+        match before(chain, at + group.len, past) {
+            Some(Layer::Quantise(quantise)) if reads.is_some() => {
+                group.quantise = Some(quantise);
+                group.len += 1;
+                group.writes = is_computed(chain, at + group.len);
+            }
+            _ => {}
+        }
+        Some(group)
+    }
+
+    /// The group that layer `at` belongs to.
+    pub const fn of(chain: &Chain<'m>, at: usize) -> Option<Self> {
+        let (mut first, mut reads) = (0, None);
+        loop {
+            let Some(group) = Self::at(chain, first, reads) else { return None };
+            first += group.len;
+            if at < first {
+                return Some(group);
+            }
+            reads = match group.quantise {
+                Some(quantise) if group.writes => Some(quantise),
+                None if group.writes => reads,
+                _ => None,
+            };
+        }
+    }
+
+    /// Whether sums are made of bytes.
+    pub const fn is_integer(&self, pass: Pass) -> bool {
+        let computes = !matches!(self.kind, Kind::Other(_));
+        computes && self.reads.is_some() && matches!(pass, Pass::Narrow)
+    }
+
+    /// The shape of what the convolution or dense layer itself gives, and of what the group gives.
+    pub const fn shapes(&self, chain: &Chain<'_>, x: Shape) -> Option<(Shape, Shape)> {
+        let (mut own, mut shape, mut i) = (x, x, 0);
+        while i < self.len {
+            let Some(layer) = chain.get(self.first + i) else { return None };
+            let Some(out) = layer.output(shape) else { return None };
+            shape = out;
+            if i == 0 {
+                own = out;
+            }
+            i += 1;
+        }
+        Some((own, shape))
+    }
+}
+
+/// The layer at `at`, where it lies before `past`.
+const fn before<'m>(chain: &Chain<'m>, at: usize, past: usize) -> Option<&'m Layer> {
+    if at < past { chain.get(at) } else { None }
+}
+
+/// Whether the pool cuts its input into windows that a tile holds: nothing is computed twice.
+const fn is_cut(pool: &MaxPool) -> bool {
+    let window = pool.window;
+    let same = window.kernel.0 == window.stride.0 && window.kernel.1 == window.stride.1;
+    same && window.pad.0 == 0 && window.pad.1 == 0 && window.kernel.1 as usize <= TILE
+}
+
+/// Whether what reaches layer `at` goes, as it is, into a layer that makes sums of bytes.
+const fn is_computed(chain: &Chain<'_>, at: usize) -> bool {
+    let mut at = at;
+    loop {
+        match chain.get(at) {
+            Some(Layer::Flatten(_) | Layer::Dropout(_)) => at += 1,
+            Some(Layer::Conv2d(_) | Layer::Dense(_)) => return true,
+            _ => return false,
+        }
+    }
+}
+
+/// What layer `at` of a chain asks of the planner; see
+/// [`Backend::needs`](crate::backend::Backend::needs).
+pub(crate) const fn needs(
+    chain: &Chain<'_>,
+    at: usize,
+    x: Shape,
+    dtype: Dtype,
+    pass: Pass,
+) -> Option<Needs> {
+    let Some(layer) = chain.get(at) else { return None };
+    if matches!(pass, Pass::Train) {
+        return layer.needs(x, pass);
+    }
+    let Some(group) = Group::of(chain, at) else { return None };
+    let written = if group.writes && matches!(pass, Pass::Narrow) { Dtype::U8 } else { Dtype::F32 };
+    if at > group.first {
+        // The first layer of the group has done it.
+        let done = Needs::moving(x);
+        return Some(Needs { dtype, in_place: true, view: true, gradient_in_place: true, ..done });
+    }
+    let Some(needs) = layer.needs(x, pass) else { return None };
+    match group.kind {
+        Kind::Other(Layer::Quantise(_)) => {
+            // Raw bytes are the steps themselves.
+            let stays = written as u8 == dtype as u8;
+            let forward_scratch = 0;
+            Some(Needs { dtype: written, in_place: stays, forward_scratch, ..needs })
+        }
+        Kind::Other(_) => Some(Needs { dtype, ..needs }),
+        Kind::Conv(_) | Kind::Dense(_) => {
+            let Some((_, out)) = group.shapes(chain, x) else { return None };
+            let Some(tensors) = layer.tensors(x) else { return None };
+            let rows = match group.kind {
+                Kind::Conv(conv) => conv.filters,
+                Kind::Dense(dense) => dense.units,
+                Kind::Other(_) => 1,
+            };
+            // Weights in a narrow type are widened some rows at a time.
+            let widens = matches!(pass, Pass::Narrow) && !group.is_integer(pass);
+            let row = match (tensors.weight).checked_div(rows) {
+                Some(row) if widens => row as usize,
+                _ => 0,
+            };
+            let forward_scratch = row.saturating_mul(super::ROWS * size_of::<f32>());
+            Some(Needs { out, dtype: written, forward_scratch, ..needs })
+        }
+    }
+}

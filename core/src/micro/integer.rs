@@ -1,0 +1,296 @@
+//! Groups of layers in bytes: weights are i8 with a scale for each filter, activations are u8 in the
+//! steps of [`Quantise`], sums are i32.
+//!
+//! ```text
+//! y = q scale,  scale = scale(w) scale(x)
+//! q = b / scale + sum w (x - zero)
+//! code of y = min(max(floor(q scale / scale(y) + zero(y) + 1/2), low), high)
+//! ```
+//! The quotient of scales is a fixed-point number of 31 bits (Jacob et al., CVPR 2018), so no
+//! floating-point unit is needed but to set up each filter. ReLU is a bound of the code.
+
+use super::Parameters;
+use super::conv::{self, Bytes, Filter, Geometry, Numbers};
+use super::group::Group;
+use crate::error::Error;
+use crate::layer::{Activation, Conv2d, Dense, Quantise};
+use crate::net::Stored;
+use crate::shape::Shape;
+
+/// Places that are summed side by side: a core for integers has few registers.
+const PLACES: usize = 4;
+
+/// Units that are summed side by side.
+const UNITS: usize = 4;
+
+/// What becomes of the sums of one filter or unit.
+#[derive(Clone, Copy)]
+struct Channel {
+    start: i32,
+    /// Of what a sum counts.
+    scale: f32,
+    /// The fixed-point quotient: `factor / 2^shift`.
+    factor: i32,
+    shift: u32,
+    zero: i32,
+    /// Bounds of the code.
+    low: i32,
+    high: i32,
+}
+
+impl Channel {
+    /// `sum` is the sum of the filter's weights, which the zero of x takes part in.
+    fn new(
+        group: &Group<'_>,
+        (reads, p): (&Quantise, &Parameters<'_>),
+        k: usize,
+        rows: usize,
+        sum: i32,
+    ) -> Self {
+        let scale = reads.scale * scale(&p.weight, k, rows).unwrap_or(0.0);
+        let start = libm::roundf(p.bias.number(k).unwrap_or(0.0) / scale);
+        // A cast saturates, and takes NaN for 0.
+        let start = (start as i32).wrapping_sub(i32::from(reads.zero).wrapping_mul(sum));
+        let steps = group.quantise.copied().unwrap_or(Quantise { scale: 1.0, zero: 0 });
+        let zero = i32::from(steps.zero);
+        let (low, high) = match group.activation {
+            Some(Activation::Relu) => (zero, 255),
+            Some(Activation::Relu6) => {
+                let six = libm::floorf(6.0 / steps.scale + f32::from(steps.zero) + 0.5);
+                (zero, (six as i32).clamp(zero, 255))
+            }
+            _ => (0, 255),
+        };
+        let (factor, shift) = fixed(scale / steps.scale);
+        Self { start, scale, factor, shift, zero, low, high }
+    }
+
+    /// The code of what `sum` counts.
+    #[inline]
+    fn code(&self, sum: i32) -> u8 {
+        let half = 1i64 << self.shift >> 1;
+        let product = i64::from(sum) * i64::from(self.factor);
+        let steps = (product.wrapping_add(half) >> self.shift).clamp(-256, 512) as i32;
+        (steps + self.zero).clamp(self.low, self.high) as u8
+    }
+
+    /// The number that `sum` counts.
+    fn number(&self, activation: Option<&Activation>, sum: i32) -> f32 {
+        let mut number = [sum as f32 * self.scale];
+        if let Some(activation) = activation {
+            activation.forward_piecewise(&mut number);
+        }
+        let [number] = number;
+        number
+    }
+}
+
+/// `quotient`, which is not negative, as `factor / 2^shift` with a factor of up to 31 bits.
+fn fixed(quotient: f32) -> (i32, u32) {
+    let bits = quotient.to_bits();
+    // quotient = mantissa / 2^(150 - exponent), the mantissa of 24 bits.
+    let (mantissa, exponent) = (bits & 0x7f_ffff | 0x80_0000, bits >> 23 & 0xff);
+    let (factor, shift) = (mantissa << 7, 157u32.saturating_sub(exponent));
+    (factor.unbounded_shr(shift.saturating_sub(62)) as i32, shift.min(62))
+}
+
+/// What is written of a filter: codes.
+#[derive(Clone, Copy)]
+struct Codes(Channel);
+
+/// What is written of a filter: numbers.
+#[derive(Clone, Copy)]
+struct Values<'m>(Channel, Option<&'m Activation>);
+
+impl Filter<Bytes> for Codes {
+    type Y = u8;
+
+    fn start(&self) -> i32 {
+        self.0.start
+    }
+
+    fn each(&self, _: &mut [i32]) {}
+
+    fn beats(later: i32, best: i32) -> bool {
+        later > best
+    }
+
+    #[inline]
+    fn finish(&self, sum: i32) -> u8 {
+        self.0.code(sum)
+    }
+}
+
+impl Filter<Bytes> for Values<'_> {
+    type Y = f32;
+
+    fn start(&self) -> i32 {
+        self.0.start
+    }
+
+    fn each(&self, _: &mut [i32]) {}
+
+    fn beats(later: i32, best: i32) -> bool {
+        later > best
+    }
+
+    #[inline]
+    fn finish(&self, sum: i32) -> f32 {
+        self.0.number(self.1, sum)
+    }
+}
+
+/// A convolution of bytes, with what stands behind it; writes codes, or numbers into `values`.
+///
+/// # Errors
+/// Weights that are not i8.
+pub(super) fn conv(
+    group: &Group<'_>,
+    l: Conv2d,
+    (x_shape, out): (Shape, Shape),
+    p: &Parameters<'_>,
+    x: &[u8],
+    y: Out<'_>,
+) -> Result<(), Error> {
+    match y {
+        Out::Codes(y) => run_conv(group, l, (x_shape, out), p, x, y, Codes),
+        Out::Values(y) => {
+            run_conv(group, l, (x_shape, out), p, x, y, |channel| Values(channel, group.activation))
+        }
+    }
+}
+
+/// A dense layer of bytes, with what stands behind it.
+///
+/// # Errors
+/// Weights that are not i8.
+pub(super) fn dense(
+    group: &Group<'_>,
+    l: Dense,
+    x_shape: Shape,
+    p: &Parameters<'_>,
+    x: &[u8],
+    y: Out<'_>,
+) -> Result<(), Error> {
+    match y {
+        Out::Codes(y) => run_dense(group, l, x_shape, p, x, y, Codes),
+        Out::Values(y) => {
+            run_dense(group, l, x_shape, p, x, y, |channel| Values(channel, group.activation))
+        }
+    }
+}
+
+/// What a group writes.
+pub(super) enum Out<'a> {
+    Codes(&'a mut [u8]),
+    Values(&'a mut [f32]),
+}
+
+fn run_conv<C: Filter<Bytes>>(
+    group: &Group<'_>,
+    l: Conv2d,
+    (x_shape, out): (Shape, Shape),
+    p: &Parameters<'_>,
+    x: &[u8],
+    y: &mut [C::Y],
+    make: impl Fn(Channel) -> C,
+) -> Result<(), Error> {
+    let (reads, weights) = setup(group, p)?;
+    let geometry = Geometry::new(l, x_shape, reads.zero);
+    let filters = l.filters.max(1) as usize;
+    let plane = out.plane().max(1) as usize;
+    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
+    let pool = (usize::from(pool.0), usize::from(pool.1));
+    for (x, y) in x.chunks_exact(geometry.sample).zip(y.chunks_exact_mut(plane * filters)) {
+        let groups = y.chunks_exact_mut(plane * geometry.filters);
+        let mut rows = weights.chunks_exact(geometry.filter).enumerate();
+        for (x, y) in x.chunks_exact(geometry.group).zip(groups) {
+            for (y, (k, w)) in y.chunks_exact_mut(plane).zip(&mut rows) {
+                let sum = total(reads, w);
+                let filter = [make(Channel::new(group, (reads, p), k, filters, sum))];
+                let size = (out.h as usize, out.w as usize);
+                conv::planes::<Bytes, _, PLACES, 1>(
+                    &geometry,
+                    pool,
+                    size,
+                    x,
+                    [w],
+                    &filter,
+                    y,
+                    &mut [],
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_dense<C: Filter<Bytes>>(
+    group: &Group<'_>,
+    l: Dense,
+    x_shape: Shape,
+    p: &Parameters<'_>,
+    x: &[u8],
+    y: &mut [C::Y],
+    make: impl Fn(Channel) -> C,
+) -> Result<(), Error> {
+    let (reads, weights) = setup(group, p)?;
+    let features = x_shape.sample().unwrap_or(0).max(1) as usize;
+    let units = l.units.max(1) as usize;
+    for (x, y) in x.chunks_exact(features).zip(y.chunks_exact_mut(units)) {
+        let rows = weights.chunks(features * UNITS).zip((0..).step_by(UNITS));
+        for (y, (w, k)) in y.chunks_mut(UNITS).zip(rows) {
+            let mut w = w.chunks_exact(features);
+            let w = [(); UNITS].map(|()| w.next().unwrap_or_default());
+            for (((y, sum), w), k) in y.iter_mut().zip(products(x, w)).zip(w).zip(k..) {
+                let filter = make(Channel::new(group, (reads, p), k, units, total(reads, w)));
+                *y = filter.finish(filter.start().wrapping_add(sum));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The steps of what is read, and the weights.
+fn setup<'a>(group: &Group<'a>, p: &Parameters<'a>) -> Result<(&'a Quantise, &'a [i8]), Error> {
+    let leaks = matches!(group.activation, Some(Activation::LeakyRelu { .. }));
+    if group.norm.is_some() || (leaks && group.quantise.is_some()) {
+        return Err(Error::Unsupported("norms and leaky activations of sums of bytes"));
+    }
+    match (group.reads, p.weight.as_i8()) {
+        (Some(reads), Some(weights)) => Ok((reads, weights)),
+        _ => Err(Error::Unsupported("weights that are not i8 behind activations that are bytes")),
+    }
+}
+
+/// The scale of a row.
+fn scale(weight: &Stored<'_>, at: usize, rows: usize) -> Option<f32> {
+    let bytes = weight.row(at, rows).scales.first_chunk::<4>()?;
+    Some(f32::from_le_bytes(*bytes))
+}
+
+/// The sum of a row, where it is asked for.
+fn total(reads: &Quantise, w: &[i8]) -> i32 {
+    if reads.zero == 0 { 0 } else { w.iter().map(|&w| i32::from(w)).sum() }
+}
+
+/// The products of x with rows of weights; a row that is not there gives 0.
+fn products(x: &[u8], [a, b, c, d]: [&[i8]; UNITS]) -> [i32; UNITS] {
+    let mut sums = [0; UNITS];
+    let [p, q, r, s] = &mut sums;
+    // The last rows may be missing: they are read as far as all of them go.
+    let common = [a, b, c, d].map(<[i8]>::len).into_iter().min().unwrap_or(0);
+    let (many, rest) = x.split_at_checked(common).unwrap_or((x, &[]));
+    for ((((x, a), b), c), d) in many.iter().zip(a).zip(b).zip(c).zip(d) {
+        *p = Bytes::add(*p, *a, *x);
+        *q = Bytes::add(*q, *b, *x);
+        *r = Bytes::add(*r, *c, *x);
+        *s = Bytes::add(*s, *d, *x);
+    }
+    if !rest.is_empty() {
+        for (sum, w) in sums.iter_mut().zip([a, b, c, d]) {
+            *sum = w.iter().zip(x).fold(0, |sum, (w, x)| Bytes::add(sum, *w, *x));
+        }
+    }
+    sums
+}
