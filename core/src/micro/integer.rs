@@ -11,14 +11,11 @@
 
 use super::Parameters;
 use super::conv::{Bytes, Filter, Geometry, Numbers, planes};
-use super::group::Group;
+use super::group::{Group, TILE};
 use crate::error::Error;
 use crate::layer::{Activation, Conv2d, Dense, Quantise};
 use crate::net::Stored;
 use crate::shape::Shape;
-
-/// Places that are summed side by side: a core for integers has few registers.
-const PLACES: usize = 4;
 
 /// Units that are summed side by side.
 const UNITS: usize = 4;
@@ -99,7 +96,7 @@ impl Filter<Bytes> for Channel {
         self.start
     }
 
-    fn each<const T: usize>(&self, _: &mut [i32; T]) {}
+    fn each(&self, _: &mut [i32; TILE]) {}
 
     fn beats(later: i32, best: i32) -> bool {
         later > best
@@ -157,14 +154,7 @@ pub(super) fn conv(
             let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
                 y.write(first + at, channel, group, sums);
             };
-            planes::<Bytes, _, PLACES, false>(
-                &geometry,
-                sizes,
-                x,
-                [w; 2],
-                [channel; 2],
-                &mut write,
-            );
+            planes::<Bytes, _, false>(&geometry, sizes, x, [w; 2], [channel; 2], &mut write);
             first += plane;
         }
     }
