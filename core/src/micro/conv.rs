@@ -119,6 +119,33 @@ impl<X: Copy> Geometry<X> {
     }
 }
 
+impl Geometry<f32> {
+    /// Adds `scale` times what lies below one place of a filter's output to that filter's gradient.
+    pub fn add_windows(&self, x: &[f32], (p, q): (usize, usize), scale: f32, dw: &mut [f32]) {
+        let (kernel, step, pad) = (self.conv.kernel, self.conv.stride, self.conv.pad);
+        let top = (p * usize::from(step.0)).wrapping_sub(pad.0.into());
+        let left = (q * usize::from(step.1)).wrapping_sub(pad.1.into());
+        let columns = usize::from(kernel.1).max(1);
+        for (plane, dw) in x.chunks_exact(self.plane).zip(dw.chunks_exact_mut(self.taps)) {
+            for (dw, r) in dw.chunks_exact_mut(columns).zip(0..) {
+                let row = top.wrapping_add(r);
+                if row >= self.height {
+                    continue;
+                }
+                let row = plane.get(row * self.width..(row + 1) * self.width).unwrap_or_default();
+                if let Some(x) = row.get(left..left.wrapping_add(columns)) {
+                    dw.iter_mut().zip(x).for_each(|(dw, x)| *dw += scale * *x);
+                } else {
+                    for (dw, s) in dw.iter_mut().zip(0..) {
+                        let x = row.get(left.wrapping_add(s));
+                        x.into_iter().for_each(|x| *dw += scale * *x);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Rows of the image below a row of the output, of all channels.
 struct Rows<'a, X> {
     geometry: &'a Geometry<X>,

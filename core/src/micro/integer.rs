@@ -72,10 +72,13 @@ impl Channel {
     }
 
     /// The number that `sum` counts.
-    fn number(&self, activation: Option<&Activation>, sum: i32) -> f32 {
+    fn number(&self, group: &Group<'_>, sum: i32) -> f32 {
         let mut number = [sum as f32 * self.scale];
-        if let Some(activation) = activation {
+        if let Some(activation) = group.activation {
             activation.forward_piecewise(&mut number);
+        }
+        if let Some(steps) = group.quantise {
+            steps.forward(&mut number);
         }
         let [number] = number;
         number
@@ -120,7 +123,7 @@ impl Out<'_> {
             }
             Self::Values(y) => {
                 let y = y.get_mut(places).unwrap_or_default();
-                let numbers = sums.iter().map(|&sum| channel.number(group.activation, sum));
+                let numbers = sums.iter().map(|&sum| channel.number(group, sum));
                 y.iter_mut().zip(numbers).for_each(|(y, number)| *y = number);
             }
         }
