@@ -39,6 +39,7 @@ pub mod optim;
 pub mod plan;
 pub mod real;
 pub mod reference;
+pub mod reservoir;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
