@@ -37,6 +37,7 @@ pub mod neighbour;
 pub mod net;
 pub mod optim;
 pub mod plan;
+pub mod prototypes;
 pub mod real;
 pub mod reference;
 pub mod reservoir;
