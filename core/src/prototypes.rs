@@ -448,6 +448,8 @@ impl<'a> Exemplars<'a> {
 
     /// The class that most of the k nearest embeddings have, by [`neighbour::vote`], and the
     /// distance of the nearest of them that has it. `places` has k places, which are overwritten.
+    /// Take k well below the samples of the smallest class: a class of five is outvoted by larger
+    /// ones where k is five.
     ///
     /// `None` where there is no embedding, no place, or no distance because of NaN or another length.
     pub fn nearest(&self, embedding: &[f32], places: &mut [Nearest]) -> Option<Found> {
