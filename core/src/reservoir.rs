@@ -112,34 +112,46 @@ pub enum Placed {
 
 /// What stands at a place: a label, and whether the sample is held out. 4 bytes; all zero where the
 /// place is free.
+///
+/// One word, which no reset can tear.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Entry {
-    label: u16,
-    role: u16,
-}
+#[repr(transparent)]
+pub struct Entry(u32);
 
 impl Entry {
     /// A free place.
-    pub const FREE: Self = Self { label: 0, role: 0 };
+    pub const FREE: Self = Self(0);
     const TRAINING: u16 = 1;
     const HELD_OUT: u16 = 2;
 
-    const fn new(label: u16, held_out: bool) -> Self {
-        Self { label, role: if held_out { Self::HELD_OUT } else { Self::TRAINING } }
+    const fn new(label: u16, role: u16) -> Self {
+        Self((role as u32) << 16 | label as u32)
+    }
+
+    const fn label(self) -> u16 {
+        self.0 as u16
+    }
+
+    const fn role(self) -> u16 {
+        (self.0 >> 16) as u16
     }
 
     const fn is_free(self) -> bool {
-        self.role == 0
+        self.role() == 0
     }
 
     const fn held_out(self) -> bool {
-        self.role == Self::HELD_OUT
+        self.role() == Self::HELD_OUT
     }
 
     const fn is_of(self, label: u16) -> bool {
-        !self.is_free() && self.label == label
+        !self.is_free() && self.label() == label
     }
+}
+
+/// The role of a sample.
+const fn role(held_out: bool) -> u16 {
+    if held_out { Entry::HELD_OUT } else { Entry::TRAINING }
 }
 
 /// The counts of a class: samples seen, samples there, samples held out. 12 bytes.
@@ -317,12 +329,12 @@ impl<'a> Reservoir<'a> {
         let Memory { classes, entries, .. } = reservoir.memory;
         classes.iter_mut().for_each(|class| *class = Class { seen: class.seen, ..Class::NONE });
         for entry in entries.iter().filter(|entry| !entry.is_free()) {
-            let Some(class) = classes.get_mut(usize::from(entry.label)) else {
-                let (label, classes) = (entry.label, classes.len());
+            let Some(class) = classes.get_mut(usize::from(entry.label())) else {
+                let (label, classes) = (entry.label(), classes.len());
                 return Err(ReservoirError::Label { label, classes });
             };
-            if entry.role > Entry::HELD_OUT {
-                let (expected, got) = (u32::from(Entry::HELD_OUT), u32::from(entry.role));
+            if entry.role() > Entry::HELD_OUT {
+                let (expected, got) = (u32::from(Entry::HELD_OUT), u32::from(entry.role()));
                 return Err(ReservoirError::Kept { what: "a role", expected, got });
             }
             *class = class.grown(entry.held_out());
@@ -381,7 +393,7 @@ impl<'a> Reservoir<'a> {
 
         if let Some(at) = self.memory.entries.iter().position(|entry| entry.is_free()) {
             let held_out = class.next_is_held_out(&mut rng);
-            self.put(at, Entry::new(label, held_out), sample);
+            self.put(at, Entry::new(label, role(held_out)), sample);
             return Ok(Placed::Kept { at, held_out });
         }
         let most = self.most();
@@ -401,12 +413,12 @@ impl<'a> Reservoir<'a> {
         };
         let leaving = shrinking.leaver_is_held_out(&mut rng);
         let among = if leaving { shrinking.held_out } else { shrinking.training() };
-        let role = Entry::new(leaver, leaving);
-        let Some((at, _)) = self.nth(rng.below(among), |entry| entry == role) else {
+        let leaving = Entry::new(leaver, role(leaving));
+        let Some((at, _)) = self.nth(rng.below(among), |entry| entry == leaving) else {
             return Ok(Placed::Dropped);
         };
         let held_out = class.next_is_held_out(&mut rng);
-        self.put(at, Entry::new(label, held_out), sample);
+        self.put(at, Entry::new(label, role(held_out)), sample);
         Ok(Placed::Replaced { at, held_out, label: leaver })
     }
 
@@ -439,7 +451,7 @@ impl<'a> Reservoir<'a> {
         let old = core::mem::replace(place, entry);
         for (entry, change) in [(old, Class::shrunk as fn(_, _) -> _), (entry, Class::grown)] {
             if let (false, Some(class)) =
-                (entry.is_free(), classes.get_mut(usize::from(entry.label)))
+                (entry.is_free(), classes.get_mut(usize::from(entry.label())))
             {
                 *class = change(*class, entry.held_out());
             }
@@ -507,7 +519,7 @@ impl<'a> Reservoir<'a> {
     /// The sample at a place and its label; `None` where the place is free or there is none.
     pub fn sample(&self, at: usize) -> Option<(&[u8], u16)> {
         let entry = self.memory.entries.get(at).filter(|entry| !entry.is_free())?;
-        Some((stored(self.memory.samples, self.size, at)?, entry.label))
+        Some((stored(self.memory.samples, self.size, at)?, entry.label()))
     }
 
     /// The samples to train on.
@@ -570,8 +582,9 @@ impl<'r> Part<'r> {
     /// The samples with their labels.
     pub fn iter(&self) -> impl Iterator<Item = (&'r [u8], u16)> + use<'r> {
         let Self { size, role, samples, .. } = *self;
-        let entries = self.entries.iter().enumerate().filter(move |(_, entry)| entry.role == role);
-        entries.filter_map(move |(at, entry)| Some((stored(samples, size, at)?, entry.label)))
+        let entries =
+            self.entries.iter().enumerate().filter(move |(_, entry)| entry.role() == role);
+        entries.filter_map(move |(at, entry)| Some((stored(samples, size, at)?, entry.label())))
     }
 }
 
@@ -781,7 +794,6 @@ mod tests {
                         (offered, removed) = (0, false);
                     }
                     Step::Reset => {
-                        drop(reservoir);
                         reservoir = Reservoir::resume(SHAPE, owned.lend()).unwrap();
                         prop_assert_eq!(contents(&reservoir), before);
                     }
@@ -1008,10 +1020,10 @@ mod tests {
         owned.samples.resize(30, 0);
         assert_eq!(resume(&mut owned, SHAPE), Some(kept("places", 5, 4)));
         owned.entries.pop();
-        owned.entries[2] = Entry::new(2, true);
+        owned.entries[2] = Entry::new(2, Entry::HELD_OUT);
         let label = ReservoirError::Label { label: 2, classes: 2 };
         assert_eq!(resume(&mut owned, SHAPE), Some(label));
-        owned.entries[2] = Entry { label: 1, role: 7 };
+        owned.entries[2] = Entry::new(1, 7);
         assert_eq!(resume(&mut owned, SHAPE), Some(kept("a role", 2, 7)));
     }
 
