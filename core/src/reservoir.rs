@@ -248,13 +248,13 @@ pub struct Memory<'a> {
 /// otherwise:  kept, in the place of a random sample of the largest class
 /// ```
 /// A class is full where it is the largest, or was and has lost samples since: it then has at most
-/// one sample less than the largest. Of several largest ones the lowest label loses. So each class either
-/// has all its samples here or at most one fewer than the largest class, and within a class each
-/// sample of the stream is as likely to be there as any other.
+/// one sample less than the largest. Of several largest ones the lowest label loses. So each class
+/// either has all its samples here or at most one fewer than the largest class, and within a class
+/// each sample of the stream is as likely to be there as any other.
 ///
 /// # Which samples are held out
-/// One of every five samples that a class gains, chance says which: a stream that repeats every five
-/// samples does not hold out one kind alone. A sample that takes the place of one of its own class
+/// One of every five samples that a class gains, chance says which: a stream that repeats every
+/// five samples does not hold out one kind alone. A sample that takes the place of one of its own class
 /// takes its role too; where a class shrinks, the role that leaves keeps the share. So with m
 /// samples of a class, `floor(m / 5)` or `ceil(m / 5)` are held out, a fifth on average, and one
 /// sample at least can be trained on. No sample changes its role while it stays. A sample that is
@@ -265,7 +265,7 @@ pub struct Memory<'a> {
 /// the same reservoir, resumed or not.
 ///
 /// ```
-/// use sepal_core::reservoir::{Class, Entry, Memory, Placed, Reservoir, State};
+/// use sepal_core::reservoir::{Class, Entry, Memory, Reservoir, State};
 /// use sepal_core::shape::Shape;
 ///
 /// const SHAPE: Shape = Shape::new(1, 1, 2, 2);
