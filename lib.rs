@@ -30,6 +30,8 @@
 //!   [`net`]: layers in a row, cut into blocks, with their weights.
 //! * [`neighbour`]: the nearest sample with the same label and the nearest with another, the one
 //!   primitive behind [`si`] and [`loss`].
+//! * [`reservoir`]: a bounded, class-balanced store of the samples that a sensor gives;
+//!   [`prototypes`]: new classes from a few samples, and "none of these".
 //! * [`stage`], [`strategy`], [`train`]: what is trained together, in which order, step by step.
 //! * [`arena`], [`plan`], [`backend`]: memory lent by the caller, cut by a plan that is
 //!   arithmetic on shapes, computed on by a backend. [`mod@reference`] is the specification.

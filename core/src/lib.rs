@@ -4,7 +4,8 @@
 //! arithmetic on shapes ([`plan`]), and everything is computed by a [`backend`], of which the
 //! [`mod@reference`] is the specification. [`infer`] runs a net, [`train`] trains a stage of it,
 //! step by step; [`stage`] and [`strategy`] say which and in which order. [`neighbour`] is the
-//! primitive behind the Separation Index ([`si`]) and the losses ([`loss`]).
+//! primitive behind the Separation Index ([`si`]) and the losses ([`loss`]). A device keeps samples
+//! of its own in a [`reservoir`], and learns new classes from a few of them by [`prototypes`].
 //!
 //! # Contract
 //! Nothing here allocates, and nothing panics on any input. Shapes are checked when a plan is
@@ -38,8 +39,10 @@ pub mod neighbour;
 pub mod net;
 pub mod optim;
 pub mod plan;
+pub mod prototypes;
 pub mod real;
 pub mod reference;
+pub mod reservoir;
 pub mod rng;
 pub mod schedule;
 pub mod shape;

@@ -21,6 +21,8 @@ pub enum Purpose {
     Project = 4,
     /// The choice of samples and of pairs.
     Sample = 5,
+    /// Which samples of a stream a reservoir keeps.
+    Reservoir = 6,
 }
 
 /// The sequence of one (seed, purpose, epoch, sample).

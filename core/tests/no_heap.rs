@@ -22,6 +22,9 @@ use sepal_core::stage::{Loss, Objective, Recipe, Stop};
 use sepal_core::strategy::{Classifier, ForwardSi, Strategy, Window};
 use sepal_core::train::{Feed, Session, StagePlan};
 
+#[path = "../../tests/no-std/src/adapt.rs"]
+mod adapt;
+
 thread_local! {
     static FORBIDDEN: Cell<bool> = const { Cell::new(false) };
 }
@@ -211,6 +214,11 @@ fn search_needs_no_heap() {
     });
     assert_eq!(pairs.map(|pair| pair.same.index), [1, 0, 3, 2]);
     assert_eq!(pairs.map(|pair| pair.other.index), [2, 2, 1, 1]);
+}
+
+#[test]
+fn samples_and_classes_need_no_heap() {
+    assert_eq!(without_heap(adapt::run), Some(adapt::DIGEST));
 }
 
 #[cfg(feature = "format")]

@@ -15,7 +15,8 @@
 //!
 //! [`nearest_pair`] and [`top_k`] give the pairs and the k nearest; their order, by (distance,
 //! index), and their NaN rule hold here too. Every result is a [`Tally`], so that a set read in
-//! batches gives one number.
+//! batches gives one number. [`Paired`] says whether SI has risen between two nets by more than
+//! chance makes it.
 //!
 //! # Sources
 //! SI is Eq. 1 of Karimi, Kalhor and Sadeghi Tabrizi, "Forward layer-wise learning of convolutional
@@ -45,6 +46,7 @@ mod centre_based;
 mod check;
 mod cross;
 mod high_order;
+mod paired;
 mod per_class;
 mod score;
 mod separation_index;
@@ -56,6 +58,7 @@ pub use anti::anti;
 pub use centre_based::{centre_based, centres};
 pub use cross::cross;
 pub use high_order::high_order;
+pub use paired::Paired;
 pub use per_class::per_class;
 pub use score::score;
 pub use separation_index::si;

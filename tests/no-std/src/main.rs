@@ -5,6 +5,9 @@
 #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "training is a feature"))]
 mod case;
 
+#[cfg(feature = "adapt")]
+mod adapt;
+
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
 
@@ -111,6 +114,10 @@ fn check() -> i32 {
         if !bits.iter().flat_map(|bits| bits.to_le_bytes()).eq(LOSSES.iter().copied()) {
             return 6;
         }
+    }
+    #[cfg(feature = "adapt")]
+    if adapt::run() != Some(adapt::DIGEST) {
+        return 10;
     }
     #[cfg(feature = "write")]
     return rewrite(&file, &model);
