@@ -85,16 +85,16 @@ impl<X: Copy> Geometry<X> {
         }
     }
 
-    /// Sums of places `q .. q + T` of row `p` of `F` filters, which begin with `start`. `x` holds
+    /// Sums of places `q .. q + T` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
     /// the channels of the filters' group. Places past the row's end are sums of what is there.
-    #[inline(always)]
-    fn tile<N: Numbers<X = X>, const T: usize, const F: usize>(
+    #[inline(never)]
+    fn tile<N: Numbers<X = X>, const T: usize, const TWO: bool>(
         &self,
         x: &[X],
-        w: [&[N::W]; F],
-        start: [N::Sum; F],
+        w: [&[N::W]; 2],
+        start: [N::Sum; 2],
         (p, q): (usize, usize),
-    ) -> [[N::Sum; T]; F] {
+    ) -> [[N::Sum; T]; 2] {
         let mut sums = start.map(|start| [start; T]);
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
@@ -106,14 +106,13 @@ impl<X: Copy> Geometry<X> {
             x,
             top: (top + first).saturating_sub(above),
             first,
-            count: past.saturating_sub(first),
+            past: past.max(first),
             left: (q * usize::from(step.1)).wrapping_sub(self.conv.pad.1.into()),
         };
-        match (step.1, kernel.1) {
-            (1, 5) => rows.fixed::<N, T, F, 5>(w, &mut sums),
-            (1, 3) => rows.fixed::<N, T, F, 3>(w, &mut sums),
-            (1, _) => rows.fixed::<N, T, F, 1>(w, &mut sums),
-            _ => w.iter().zip(&mut sums).for_each(|(w, sums)| rows.any::<N, T>(w, sums)),
+        match (step.1, kernel) {
+            (1, (..=5, 5)) => rows.fixed::<N, T, TWO, 5>(w, &mut sums),
+            (1, (..=5, 3)) => rows.fixed::<N, T, TWO, 3>(w, &mut sums),
+            _ => rows.any::<N, T, TWO>(w, &mut sums),
         }
         sums
     }
@@ -123,137 +122,216 @@ impl<X: Copy> Geometry<X> {
 struct Rows<'a, X> {
     geometry: &'a Geometry<X>,
     x: &'a [X],
-    /// The first row of the image, and the kernel's row that reads it.
+    /// The first row of the image.
     top: usize,
+    /// The kernel's rows that read them: the first, and one past the last.
     first: usize,
-    count: usize,
+    past: usize,
     /// The column that the kernel's first reads for the tile's first place: past the largest number
     /// where it lies left of the image.
     left: usize,
 }
 
+/// Columns that a tile of a kernel with fixed columns reads at most, and rows of such kernels.
+const SPAN: usize = 12;
+const HEIGHT: usize = 5;
+
 impl<X: Copy> Rows<'_, X> {
-    /// Adds the products with kernels of `S` columns, or of any where `S` is 1, that move by one
-    /// column. Each sum is made channel by channel, row by row, column by column.
+    /// Adds the products with kernels of `S` columns that move by one. Each sum is made channel by
+    /// channel, row by row, column by column.
     #[inline(always)]
-    fn fixed<N: Numbers<X = X>, const T: usize, const F: usize, const S: usize>(
+    fn fixed<N: Numbers<X = X>, const T: usize, const TWO: bool, const S: usize>(
         &self,
-        w: [&[N::W]; F],
-        sums: &mut [[N::Sum; T]; F],
+        [w, v]: [&[N::W]; 2],
+        sums: &mut [[N::Sum; T]; 2],
     ) {
         let g = self.geometry;
-        let mut own = *sums;
-        let columns = usize::from(g.conv.kernel.1).max(1);
-        let mut w = w.map(|w| w.chunks_exact(g.taps));
+        // Copied one by one, which keeps them in registers.
+        let [mut one, mut other] = sums.each_ref().map(|sums| sums.map(|sum| sum));
+        let inside = self.left <= g.width && g.width - self.left >= T + S - 1;
+        let (mut w, mut v) = (w.chunks_exact(g.taps), v.chunks_exact(g.taps));
         for plane in self.x.chunks_exact(g.plane) {
-            let w = w.each_mut().map(|w| w.next().unwrap_or_default());
-            let mut w = w.map(|w| w.chunks_exact(columns).skip(self.first));
-            for row in plane.chunks_exact(g.width).skip(self.top).take(self.count) {
-                let w = w.each_mut().map(|w| w.next().unwrap_or_default());
-                for s in (0..columns).step_by(S) {
-                    let left = self.left.wrapping_add(s);
-                    let mut edge = [g.outside; 16];
-                    let inside = row.get(left..left.wrapping_add(T + S - 1));
-                    let x = inside.unwrap_or_else(|| {
-                        for (i, x) in edge.iter_mut().enumerate().take(T + S - 1) {
-                            *x = row.get(left.wrapping_add(i)).copied().unwrap_or(g.outside);
-                        }
-                        edge.get(..T + S - 1).unwrap_or_default()
-                    });
-                    let w = w.map(|w| w.get(s..s + S).unwrap_or_default());
-                    for tap in 0..S {
-                        let x = x.get(tap..tap + T).unwrap_or_default();
-                        for (own, w) in own.iter_mut().zip(w) {
-                            let Some(&w) = w.get(tap) else { continue };
-                            own.iter_mut().zip(x).for_each(|(sum, &x)| *sum = N::add(*sum, w, x));
-                        }
-                    }
+            let patch;
+            let (mut x, width) = if inside {
+                (plane.get(self.top * g.width + self.left..).unwrap_or_default(), g.width)
+            } else {
+                patch = self.patch(plane);
+                (patch.as_flattened(), SPAN)
+            };
+            let w = self.kernel(w.next());
+            if TWO {
+                for (w, v) in w.iter().zip(self.kernel(v.next())) {
+                    let Some(row) = x.get(..T + S - 1) else { break };
+                    add::<N, T, S>(&mut one, w, row);
+                    add::<N, T, S>(&mut other, v, row);
+                    x = x.get(width..).unwrap_or_default();
+                }
+            } else {
+                for w in w {
+                    let Some(row) = x.get(..T + S - 1) else { break };
+                    add::<N, T, S>(&mut one, w, row);
+                    x = x.get(width..).unwrap_or_default();
                 }
             }
         }
-        *sums = own;
+        for (sums, own) in sums.iter_mut().zip([&one, &other]) {
+            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum = *own);
+        }
     }
 
-    /// Adds the products with a kernel of any width and step.
-    fn any<N: Numbers<X = X>, const T: usize>(&self, w: &[N::W], sums: &mut [N::Sum; T]) {
+    /// The rows of a kernel that lie over the image.
+    #[inline(always)]
+    fn kernel<'w, W, const S: usize>(&self, kernel: Option<&'w [W]>) -> &'w [[W; S]] {
+        let rows = kernel.unwrap_or_default().as_chunks::<S>().0;
+        rows.get(self.first..self.past).unwrap_or_default()
+    }
+
+    /// What a tile reads of a plane, where that reaches out of the image.
+    #[inline(never)]
+    fn patch(&self, plane: &[X]) -> [[X; SPAN]; HEIGHT] {
+        let g = self.geometry;
+        let mut patch = [[g.outside; SPAN]; HEIGHT];
+        for (row, patch) in plane.chunks_exact(g.width).skip(self.top).zip(&mut patch) {
+            for (i, x) in patch.iter_mut().enumerate() {
+                let at = self.left.wrapping_add(i);
+                row.get(at).into_iter().for_each(|inside| *x = *inside);
+            }
+        }
+        patch
+    }
+
+    /// Adds the products with kernels of any width and step.
+    fn any<N: Numbers<X = X>, const T: usize, const TWO: bool>(
+        &self,
+        w: [&[N::W]; 2],
+        sums: &mut [[N::Sum; T]; 2],
+    ) {
         let g = self.geometry;
         let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
-        for (plane, w) in self.x.chunks_exact(g.plane).zip(w.chunks_exact(g.taps)) {
-            let rows = plane.chunks_exact(g.width).skip(self.top).take(self.count);
-            for (row, w) in rows.zip(w.chunks_exact(columns).skip(self.first)) {
-                for (s, &w) in w.iter().enumerate() {
-                    let mut at = self.left.wrapping_add(s);
-                    for sum in sums.iter_mut() {
-                        let x = row.get(at).copied().unwrap_or(g.outside);
-                        *sum = N::add(*sum, w, x);
-                        at = at.wrapping_add(step);
+        for (c, plane) in self.x.chunks_exact(g.plane).enumerate() {
+            let rows = plane.chunks_exact(g.width).skip(self.top);
+            for (row, r) in rows.zip(self.first..self.past) {
+                let first = c * g.taps + r * columns;
+                for s in 0..columns {
+                    let left = self.left.wrapping_add(s);
+                    let plain = if step == 1 { row.get(left..left.wrapping_add(T)) } else { None };
+                    let x: [X; T] = match plain.and_then(|x| x.first_chunk()) {
+                        Some(x) => *x,
+                        None => core::array::from_fn(|i| {
+                            let at = left.wrapping_add(i * step);
+                            row.get(at).copied().unwrap_or(g.outside)
+                        }),
+                    };
+                    for (w, sums) in w.iter().zip(sums.iter_mut()).take(if TWO { 2 } else { 1 }) {
+                        let Some(&w) = w.get(first + s) else { continue };
+                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = N::add(*sum, w, x));
                     }
                 }
             }
         }
+    }
+}
+
+/// Adds the products of one row of a kernel.
+#[inline(always)]
+fn add<N: Numbers, const T: usize, const S: usize>(
+    sums: &mut [N::Sum; T],
+    w: &[N::W; S],
+    x: &[N::X],
+) {
+    for (s, &w) in w.iter().enumerate() {
+        let x = x.get(s..s + T).unwrap_or_default();
+        sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = N::add(*sum, w, x));
     }
 }
 
 /// What becomes of one filter's sums.
 pub(super) trait Filter<N: Numbers> {
-    /// What is written.
-    type Y: Copy;
     /// What a sum begins with.
     fn start(&self) -> N::Sum;
     /// What each sum becomes before the pool.
-    fn each(&self, sums: &mut [N::Sum]);
+    fn each<const T: usize>(&self, sums: &mut [N::Sum; T]);
     /// Whether the second of two places of a window wins over the first.
     fn beats(later: N::Sum, best: N::Sum) -> bool;
-    /// What is written of the place that won.
-    fn finish(&self, sum: N::Sum) -> Self::Y;
 }
 
-/// Writes the planes of `F` filters of one sample, in turn. Windows of `pool` rows and columns lie
-/// side by side over the sums. `winners`, where it is not empty, takes the place in its window that
-/// each y came from.
-#[expect(clippy::too_many_arguments, reason = "tensors and their shapes")]
-pub(super) fn planes<N: Numbers, C: Filter<N>, const T: usize, const F: usize>(
+/// Where the sums of a filter go: the filter, the first place in its plane, the sums that won, and
+/// their places in their windows.
+pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
+
+/// Computes the planes of two filters, or of the first, of one sample. Windows of `pool` rows and
+/// columns lie side by side over the sums.
+pub(super) fn planes<N: Numbers, C: Filter<N>, const T: usize, const TWO: bool>(
     geometry: &Geometry<N::X>,
-    pool: (usize, usize),
-    out: (usize, usize),
+    (pool, out): ((usize, usize), (usize, usize)),
     x: &[N::X],
-    w: [&[N::W]; F],
-    filters: &[C; F],
-    y: &mut [C::Y],
-    winners: &mut [u8],
+    w: [&[N::W]; 2],
+    filters: [&C; 2],
+    write: Write<'_, N::Sum>,
 ) {
-    let start = filters.each_ref().map(|filter| filter.start());
+    let [one, other] = filters;
+    let count = if TWO { 2 } else { 1 };
+    let start = [one.start(), other.start()];
     let (high, wide) = (pool.0.max(1), pool.1.max(1));
     // Whole windows of a tile.
     let windows = (T / wide).max(1);
-    let plane = out.0 * out.1;
     for p in 0..out.0 {
-        let mut q = 0;
-        while q < out.1 {
-            let mut best = start.map(|start| [(start, 0); T]);
+        for q in (0..out.1).step_by(windows) {
+            let mut best = start.map(|start| [start; T]);
+            let mut won = [[0; T]; 2];
             for r in 0..high {
                 let place = (p * high + r, q * wide);
-                let mut sums = geometry.tile::<N, T, F>(x, w, start, place);
-                for ((sums, best), filter) in sums.iter_mut().zip(&mut best).zip(filters) {
+                let mut sums = geometry.tile::<N, T, TWO>(x, w, start, place);
+                let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
+                for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
                     filter.each(sums);
-                    for (best, sums) in best.iter_mut().zip(sums.chunks(wide)) {
-                        for (&sum, place) in sums.iter().zip(r * wide..) {
-                            if place == 0 || C::beats(sum, best.0) {
-                                *best = (sum, place as u8);
-                            }
-                        }
+                    match wide {
+                        1 => fold::<N, C, T, 1>(sums, best, won, r),
+                        2 => fold::<N, C, T, 2>(sums, best, won, r),
+                        _ => fold_wide::<N, C, T>(sums, best, won, (r, wide)),
                     }
                 }
             }
-            let count = windows.min(out.1 - q);
-            for (k, (best, filter)) in best.iter().zip(filters).enumerate() {
-                let at = k * plane + p * out.1 + q;
-                let y = y.get_mut(at..at + count).unwrap_or_default();
-                y.iter_mut().zip(best).for_each(|(y, best)| *y = filter.finish(best.0));
-                let won = winners.get_mut(at..at + count).unwrap_or_default();
-                won.iter_mut().zip(best).for_each(|(won, best)| *won = best.1);
+            let windows = windows.min(out.1 - q);
+            for (k, (best, won)) in best.iter().zip(&won).enumerate().take(count) {
+                let best = best.get(..windows).unwrap_or_default();
+                write(k, p * out.1 + q, best, won.get(..windows).unwrap_or_default());
             }
-            q += windows;
+        }
+    }
+}
+
+/// Row `r` of windows of `W` columns.
+#[inline(always)]
+fn fold<N: Numbers, C: Filter<N>, const T: usize, const W: usize>(
+    sums: &[N::Sum; T],
+    best: &mut [N::Sum; T],
+    won: &mut [u8; T],
+    r: usize,
+) {
+    let windows = sums.as_chunks::<W>().0;
+    for ((sums, best), won) in windows.iter().zip(best).zip(won) {
+        for (&sum, place) in sums.iter().zip(r * W..) {
+            if place == 0 || C::beats(sum, *best) {
+                (*best, *won) = (sum, place as u8);
+            }
+        }
+    }
+}
+
+/// The same for windows of any width.
+#[inline(never)]
+fn fold_wide<N: Numbers, C: Filter<N>, const T: usize>(
+    sums: &[N::Sum; T],
+    best: &mut [N::Sum; T],
+    won: &mut [u8; T],
+    (r, wide): (usize, usize),
+) {
+    for ((sums, best), won) in sums.chunks(wide).zip(best).zip(won) {
+        for (&sum, place) in sums.iter().zip(r * wide..) {
+            if place == 0 || C::beats(sum, *best) {
+                (*best, *won) = (sum, place as u8);
+            }
         }
     }
 }

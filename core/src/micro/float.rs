@@ -1,10 +1,10 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
-use super::conv::{self, Filter, Floats, Geometry};
+use super::conv::{Filter, Floats, Geometry, planes};
 use super::group::{Group, TILE};
 use super::{Parameters, ROWS};
 use crate::error::Error;
-use crate::layer::{Activation, BatchNorm, Conv2d, Dense, beats};
+use crate::layer::{Activation, BatchNorm, Conv2d, Dense};
 use crate::shape::Shape;
 
 /// One filter's or unit's bias, norm and activation.
@@ -34,14 +34,12 @@ impl<'m> Channel<'m> {
 }
 
 impl Filter<Floats> for Channel<'_> {
-    type Y = f32;
-
     fn start(&self) -> f32 {
         self.bias
     }
 
     #[inline]
-    fn each(&self, sums: &mut [f32]) {
+    fn each<const T: usize>(&self, sums: &mut [f32; T]) {
         if let Some([mean, scale, shift]) = self.norm {
             sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
         }
@@ -52,12 +50,8 @@ impl Filter<Floats> for Channel<'_> {
 
     #[inline]
     fn beats(later: f32, best: f32) -> bool {
-        beats(later, best)
-    }
-
-    #[inline]
-    fn finish(&self, sum: f32) -> f32 {
-        sum
+        // As the reference has it: NaN wins, and the first of several. One comparison as a rule.
+        !(later <= best) && !best.is_nan()
     }
 }
 
@@ -86,6 +80,7 @@ pub(super) fn conv(
     let plane = out.plane().max(1) as usize;
     let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
     let pool = (usize::from(pool.0), usize::from(pool.1));
+    let sizes = (pool, (out.h as usize, out.w as usize));
     let mut winners = t.winners;
     let samples = t.x.chunks_exact(geometry.sample);
     for (x, y) in samples.zip(t.y.chunks_exact_mut(plane * l.filters.max(1) as usize)) {
@@ -94,32 +89,22 @@ pub(super) fn conv(
         for ((x, y), first) in x.chunks_exact(geometry.group).zip(groups).zip(firsts) {
             for (y, k) in y.chunks_mut(plane * ROWS).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
-                let size = (out.h as usize, out.w as usize);
                 let one = Channel::new(group, p, k);
-                let [w, v] = p.rows(k, geometry.filter, y.len() > plane, t.scratch)?;
-                if y.len() > plane {
-                    let filters = [one, Channel::new(group, p, k + 1)];
-                    conv::planes::<Floats, _, TILE, 2>(
-                        &geometry,
-                        pool,
-                        size,
-                        x,
-                        [w, v],
-                        &filters,
-                        y,
-                        won,
-                    );
+                let two = y.len() > plane;
+                let [w, v] = p.rows(k, geometry.filter, two, t.scratch)?;
+                let mut write = |k: usize, at: usize, sums: &[f32], places: &[u8]| {
+                    let at = k * plane + at;
+                    let y = y.get_mut(at..at + sums.len()).unwrap_or_default();
+                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = *sum);
+                    let won = won.get_mut(at..at + places.len()).unwrap_or_default();
+                    won.iter_mut().zip(places).for_each(|(won, place)| *won = *place);
+                };
+                let other = Channel::new(group, p, k + 1);
+                let (w, filters) = ([w, v], [&one, &other]);
+                if two {
+                    planes::<Floats, _, TILE, true>(&geometry, sizes, x, w, filters, &mut write);
                 } else {
-                    conv::planes::<Floats, _, TILE, 1>(
-                        &geometry,
-                        pool,
-                        size,
-                        x,
-                        [w],
-                        &[one],
-                        y,
-                        won,
-                    );
+                    planes::<Floats, _, TILE, false>(&geometry, sizes, x, w, filters, &mut write);
                 }
             }
         }

@@ -10,7 +10,7 @@
 //! floating-point unit is needed but to set up each filter. ReLU is a bound of the code.
 
 use super::Parameters;
-use super::conv::{self, Bytes, Filter, Geometry, Numbers};
+use super::conv::{Bytes, Filter, Geometry, Numbers, planes};
 use super::group::Group;
 use crate::error::Error;
 use crate::layer::{Activation, Conv2d, Dense, Quantise};
@@ -94,53 +94,43 @@ fn fixed(quotient: f32) -> (i32, u32) {
     (factor.unbounded_shr(shift.saturating_sub(62)) as i32, shift.min(62))
 }
 
-/// What is written of a filter: codes.
-#[derive(Clone, Copy)]
-struct Codes(Channel);
-
-/// What is written of a filter: numbers.
-#[derive(Clone, Copy)]
-struct Values<'m>(Channel, Option<&'m Activation>);
-
-impl Filter<Bytes> for Codes {
-    type Y = u8;
-
+impl Filter<Bytes> for Channel {
     fn start(&self) -> i32 {
-        self.0.start
+        self.start
     }
 
-    fn each(&self, _: &mut [i32]) {}
+    fn each<const T: usize>(&self, _: &mut [i32; T]) {}
 
     fn beats(later: i32, best: i32) -> bool {
         later > best
     }
+}
 
-    #[inline]
-    fn finish(&self, sum: i32) -> u8 {
-        self.0.code(sum)
+/// What a group writes.
+pub(super) enum Out<'a> {
+    Codes(&'a mut [u8]),
+    Values(&'a mut [f32]),
+}
+
+impl Out<'_> {
+    /// Writes what sums count, from place `at` on.
+    fn write(&mut self, at: usize, channel: &Channel, group: &Group<'_>, sums: &[i32]) {
+        let places = at..at + sums.len();
+        match self {
+            Self::Codes(y) => {
+                let y = y.get_mut(places).unwrap_or_default();
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = channel.code(*sum));
+            }
+            Self::Values(y) => {
+                let y = y.get_mut(places).unwrap_or_default();
+                let numbers = sums.iter().map(|&sum| channel.number(group.activation, sum));
+                y.iter_mut().zip(numbers).for_each(|(y, number)| *y = number);
+            }
+        }
     }
 }
 
-impl Filter<Bytes> for Values<'_> {
-    type Y = f32;
-
-    fn start(&self) -> i32 {
-        self.0.start
-    }
-
-    fn each(&self, _: &mut [i32]) {}
-
-    fn beats(later: i32, best: i32) -> bool {
-        later > best
-    }
-
-    #[inline]
-    fn finish(&self, sum: i32) -> f32 {
-        self.0.number(self.1, sum)
-    }
-}
-
-/// A convolution of bytes, with what stands behind it; writes codes, or numbers into `values`.
+/// A convolution of bytes, with what stands behind it.
 ///
 /// # Errors
 /// Weights that are not i8.
@@ -150,14 +140,35 @@ pub(super) fn conv(
     (x_shape, out): (Shape, Shape),
     p: &Parameters<'_>,
     x: &[u8],
-    y: Out<'_>,
+    mut y: Out<'_>,
 ) -> Result<(), Error> {
-    match y {
-        Out::Codes(y) => run_conv(group, l, (x_shape, out), p, x, y, Codes),
-        Out::Values(y) => {
-            run_conv(group, l, (x_shape, out), p, x, y, |channel| Values(channel, group.activation))
+    let (reads, weights) = setup(group, p)?;
+    let geometry = Geometry::new(l, x_shape, reads.zero);
+    let filters = l.filters.max(1) as usize;
+    let plane = out.plane().max(1) as usize;
+    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
+    let pool = (usize::from(pool.0), usize::from(pool.1));
+    let sizes = (pool, (out.h as usize, out.w as usize));
+    let mut first = 0;
+    for x in x.chunks_exact(geometry.sample) {
+        for (k, w) in weights.chunks_exact(geometry.filter).enumerate() {
+            let x = x.chunks_exact(geometry.group).nth(k / geometry.filters).unwrap_or_default();
+            let channel = &Channel::new(group, (reads, p), k, filters, total(reads, w));
+            let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
+                y.write(first + at, channel, group, sums);
+            };
+            planes::<Bytes, _, PLACES, false>(
+                &geometry,
+                sizes,
+                x,
+                [w; 2],
+                [channel; 2],
+                &mut write,
+            );
+            first += plane;
         }
     }
+    Ok(())
 }
 
 /// A dense layer of bytes, with what stands behind it.
@@ -170,81 +181,20 @@ pub(super) fn dense(
     x_shape: Shape,
     p: &Parameters<'_>,
     x: &[u8],
-    y: Out<'_>,
-) -> Result<(), Error> {
-    match y {
-        Out::Codes(y) => run_dense(group, l, x_shape, p, x, y, Codes),
-        Out::Values(y) => {
-            run_dense(group, l, x_shape, p, x, y, |channel| Values(channel, group.activation))
-        }
-    }
-}
-
-/// What a group writes.
-pub(super) enum Out<'a> {
-    Codes(&'a mut [u8]),
-    Values(&'a mut [f32]),
-}
-
-fn run_conv<C: Filter<Bytes>>(
-    group: &Group<'_>,
-    l: Conv2d,
-    (x_shape, out): (Shape, Shape),
-    p: &Parameters<'_>,
-    x: &[u8],
-    y: &mut [C::Y],
-    make: impl Fn(Channel) -> C,
-) -> Result<(), Error> {
-    let (reads, weights) = setup(group, p)?;
-    let geometry = Geometry::new(l, x_shape, reads.zero);
-    let filters = l.filters.max(1) as usize;
-    let plane = out.plane().max(1) as usize;
-    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
-    let pool = (usize::from(pool.0), usize::from(pool.1));
-    for (x, y) in x.chunks_exact(geometry.sample).zip(y.chunks_exact_mut(plane * filters)) {
-        let groups = y.chunks_exact_mut(plane * geometry.filters);
-        let mut rows = weights.chunks_exact(geometry.filter).enumerate();
-        for (x, y) in x.chunks_exact(geometry.group).zip(groups) {
-            for (y, (k, w)) in y.chunks_exact_mut(plane).zip(&mut rows) {
-                let sum = total(reads, w);
-                let filter = [make(Channel::new(group, (reads, p), k, filters, sum))];
-                let size = (out.h as usize, out.w as usize);
-                conv::planes::<Bytes, _, PLACES, 1>(
-                    &geometry,
-                    pool,
-                    size,
-                    x,
-                    [w],
-                    &filter,
-                    y,
-                    &mut [],
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-fn run_dense<C: Filter<Bytes>>(
-    group: &Group<'_>,
-    l: Dense,
-    x_shape: Shape,
-    p: &Parameters<'_>,
-    x: &[u8],
-    y: &mut [C::Y],
-    make: impl Fn(Channel) -> C,
+    mut y: Out<'_>,
 ) -> Result<(), Error> {
     let (reads, weights) = setup(group, p)?;
     let features = x_shape.sample().unwrap_or(0).max(1) as usize;
     let units = l.units.max(1) as usize;
-    for (x, y) in x.chunks_exact(features).zip(y.chunks_exact_mut(units)) {
-        let rows = weights.chunks(features * UNITS).zip((0..).step_by(UNITS));
-        for (y, (w, k)) in y.chunks_mut(UNITS).zip(rows) {
-            let mut w = w.chunks_exact(features);
-            let w = [(); UNITS].map(|()| w.next().unwrap_or_default());
-            for (((y, sum), w), k) in y.iter_mut().zip(products(x, w)).zip(w).zip(k..) {
-                let filter = make(Channel::new(group, (reads, p), k, units, total(reads, w)));
-                *y = filter.finish(filter.start().wrapping_add(sum));
+    let mut at = 0;
+    for x in x.chunks_exact(features) {
+        for (w, k) in weights.chunks(features * UNITS).zip((0..).step_by(UNITS)) {
+            let mut rows = w.chunks_exact(features);
+            let w = [(); UNITS].map(|()| rows.next().unwrap_or_default());
+            for ((sum, w), k) in products(x, w).into_iter().zip(w).zip(k..units) {
+                let channel = Channel::new(group, (reads, p), k, units, total(reads, w));
+                y.write(at, &channel, group, &[channel.start.wrapping_add(sum)]);
+                at += 1;
             }
         }
     }
