@@ -31,12 +31,14 @@ CONF
 }
 
 # unpack NAME PACKAGES [FOREIGN [COMMAND]] unpacks packages in a folder of their own in the cache,
-# once, and sets `prefix` to it. COMMAND then adds what is built of them, in the folder that it is
-# given as its last argument.
+# once, and sets `prefix` to it. COMMAND, a function of the script with arguments, then adds what is
+# built of them, in the folder that it is given as its last argument.
 unpack() {
     local name=$1 packages=$2 foreign=${3:-} command=${4:-}
     local cache="${XDG_CACHE_HOME:-$HOME/.cache}/sepal" new output package
-    prefix="$cache/$name-$(cksum <<<"$packages $foreign${command:+ $command}" | cut -d ' ' -f 1)"
+    # What is in the folder has another name once it is made in another way.
+    local recipe="$packages $foreign${command:+ $command $(declare -f "${command%% *}")}"
+    prefix="$cache/$name-$(cksum <<<"$recipe" | cut -d ' ' -f 1)"
     [ ! -d "$prefix" ] || return 0
     [ "$(uname -m)" = x86_64 ] && [ -e /var/lib/dpkg/status ] || fail "needs x86-64 Debian"
     mkdir -p "$cache" || exit

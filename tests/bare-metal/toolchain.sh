@@ -41,7 +41,7 @@ panic = "abort"
 [workspace]
 TOML
     (cd "$built" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$built/target" \
-        RUSTFLAGS="-Cembed-bitcode=yes --remap-path-prefix=$prefix/usr/src=/rust" \
+        RUSTFLAGS="-Cembed-bitcode=yes --remap-path-prefix=$prefix=/debian" \
         cargo build --release -Zbuild-std=core,alloc "${targets[@]/#/--target=}") || return
     for target in "${targets[@]}"; do
         libraries="$prefix/bare/lib/rustlib/$target/lib"
