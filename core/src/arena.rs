@@ -333,6 +333,11 @@ impl<'a> Lease<'a> {
         cast_mut(self.bytes, self.slot)
     }
 
+    /// The type of its elements.
+    pub const fn dtype(&self) -> Dtype {
+        self.slot.dtype
+    }
+
     /// The slot's bytes.
     pub fn bytes(self) -> &'a mut [u8] {
         self.bytes

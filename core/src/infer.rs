@@ -87,13 +87,44 @@ impl<'m> Inference<'m> {
     /// # Errors
     /// Layers that do not fit each other.
     pub const fn micro(net: Net<'m>, n: u32, narrow: bool) -> Result<Self, PlanError> {
+        Self::micro_to(net, net.layers.len(), n, narrow)
+    }
+
+    /// As [`micro`](Self::micro), for layers `..last`.
+    ///
+    /// # Errors
+    /// Layers that do not fit each other, more layers than there are.
+    pub const fn micro_to(
+        net: Net<'m>,
+        last: usize,
+        n: u32,
+        narrow: bool,
+    ) -> Result<Self, PlanError> {
         let pass = if narrow { Pass::Narrow } else { Pass::Eval };
-        let dtype = crate::micro::input_type(&net, pass);
+        let dtype = if last == 0 { Dtype::F32 } else { crate::micro::input_type(&net, pass) };
         let input = Slot::new(0, net.input.shape.with_n(n), dtype);
-        let plan = tri!(crate::micro::plan(0, Chain::new(net.layers), input, pass));
+        let plan = tri!(crate::micro::plan(0, tri!(net.chain(0, last)), input, pass));
         let room = if matches!(dtype, Dtype::U8) { 0 } else { raw(&net, 0, n).bytes() };
         let plan = tri!(plan.before(room));
-        Ok(Self { net, first: 0, last: net.layers.len(), pass, bytes: true, plan })
+        Ok(Self { net, first: 0, last, pass, bytes: true, plan })
+    }
+
+    /// Where [`run_slot`](Self::run_slot) leaves the output on the backend for small cores.
+    pub(crate) const fn micro_output(&self) -> Slot {
+        let chain = match self.net.chain(self.first, self.last) {
+            Ok(chain) => chain,
+            Err(_) => return Slot::EMPTY,
+        };
+        let mut walk = self.plan.walk(self.plan.input().shape.n);
+        let mut i = 0;
+        while i < chain.len() {
+            let x = walk.x();
+            if let Some(needs) = crate::micro::needs(&chain, i, x.shape, x.dtype, self.pass) {
+                walk.step(needs);
+            }
+            i += 1;
+        }
+        walk.x()
     }
 
     /// The plan for layers `first..last` on any backend. `bytes` says whether raw samples are

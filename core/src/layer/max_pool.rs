@@ -119,7 +119,7 @@ fn planes(x: Shape, y: Shape) -> (usize, usize) {
 }
 
 /// Whether x is larger: a NaN is larger than every number.
-pub(crate) fn beats<T: Real>(x: T, best: T) -> bool {
+pub(super) fn beats<T: Real>(x: T, best: T) -> bool {
     x > best || (x.is_nan() && !best.is_nan())
 }
 

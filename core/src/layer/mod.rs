@@ -47,7 +47,6 @@ pub use global_avg_pool::GlobalAvgPool;
 pub use k_max_pool::KMaxPool;
 pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
-pub(crate) use max_pool::beats;
 pub use project::Project;
 pub use quantise::Quantise;
 pub use space_to_depth::SpaceToDepth;

@@ -1,6 +1,7 @@
 //! Convolutions with what stands behind them, a tile of places at a time: what the pool reads is
 //! never written.
 
+use super::group::TILE;
 use crate::layer::Conv2d;
 use crate::shape::Shape;
 
@@ -85,17 +86,17 @@ impl<X: Copy> Geometry<X> {
         }
     }
 
-    /// Sums of places `q .. q + T` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
+    /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
     /// the channels of the filters' group. Places past the row's end are sums of what is there.
     #[inline(never)]
-    fn tile<N: Numbers<X = X>, const T: usize, const TWO: bool>(
+    fn tile<N: Numbers<X = X>, const TWO: bool>(
         &self,
         x: &[X],
         w: [&[N::W]; 2],
         start: [N::Sum; 2],
         (p, q): (usize, usize),
-    ) -> [[N::Sum; T]; 2] {
-        let mut sums = start.map(|start| [start; T]);
+    ) -> [[N::Sum; TILE]; 2] {
+        let mut sums = start.map(|start| [start; TILE]);
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
         // Rows of the kernel that lie in the image.
@@ -110,11 +111,38 @@ impl<X: Copy> Geometry<X> {
             left: (q * usize::from(step.1)).wrapping_sub(self.conv.pad.1.into()),
         };
         match (step.1, kernel) {
-            (1, (..=5, 5)) => rows.fixed::<N, T, TWO, 5>(w, &mut sums),
-            (1, (..=5, 3)) => rows.fixed::<N, T, TWO, 3>(w, &mut sums),
-            _ => rows.any::<N, T, TWO>(w, &mut sums),
+            (1, (..=5, 5)) => rows.fixed::<N, TWO, 5>(w, &mut sums),
+            (1, (..=5, 3)) => rows.fixed::<N, TWO, 3>(w, &mut sums),
+            _ => rows.any::<N, TWO>(w, &mut sums),
         }
         sums
+    }
+}
+
+impl Geometry<f32> {
+    /// Adds `scale` times what lies below one place of a filter's output to that filter's gradient.
+    pub fn add_windows(&self, x: &[f32], (p, q): (usize, usize), scale: f32, dw: &mut [f32]) {
+        let (kernel, step, pad) = (self.conv.kernel, self.conv.stride, self.conv.pad);
+        let top = (p * usize::from(step.0)).wrapping_sub(pad.0.into());
+        let left = (q * usize::from(step.1)).wrapping_sub(pad.1.into());
+        let columns = usize::from(kernel.1).max(1);
+        for (plane, dw) in x.chunks_exact(self.plane).zip(dw.chunks_exact_mut(self.taps)) {
+            for (dw, r) in dw.chunks_exact_mut(columns).zip(0..) {
+                let row = top.wrapping_add(r);
+                if row >= self.height {
+                    continue;
+                }
+                let row = plane.get(row * self.width..(row + 1) * self.width).unwrap_or_default();
+                if let Some(x) = row.get(left..left.wrapping_add(columns)) {
+                    dw.iter_mut().zip(x).for_each(|(dw, x)| *dw += scale * *x);
+                } else {
+                    for (dw, s) in dw.iter_mut().zip(0..) {
+                        let x = row.get(left.wrapping_add(s));
+                        x.into_iter().for_each(|x| *dw += scale * *x);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -140,15 +168,15 @@ impl<X: Copy> Rows<'_, X> {
     /// Adds the products with kernels of `S` columns that move by one. Each sum is made channel by
     /// channel, row by row, column by column.
     #[inline(always)]
-    fn fixed<N: Numbers<X = X>, const T: usize, const TWO: bool, const S: usize>(
+    fn fixed<N: Numbers<X = X>, const TWO: bool, const S: usize>(
         &self,
         [w, v]: [&[N::W]; 2],
-        sums: &mut [[N::Sum; T]; 2],
+        sums: &mut [[N::Sum; TILE]; 2],
     ) {
         let g = self.geometry;
         // Copied one by one, which keeps them in registers.
         let [mut one, mut other] = sums.each_ref().map(|sums| sums.map(|sum| sum));
-        let inside = self.left <= g.width && g.width - self.left >= T + S - 1;
+        let inside = self.left <= g.width && g.width - self.left >= TILE + S - 1;
         let (mut w, mut v) = (w.chunks_exact(g.taps), v.chunks_exact(g.taps));
         for plane in self.x.chunks_exact(g.plane) {
             let patch;
@@ -161,15 +189,15 @@ impl<X: Copy> Rows<'_, X> {
             let w = self.kernel(w.next());
             if TWO {
                 for (w, v) in w.iter().zip(self.kernel(v.next())) {
-                    let Some(row) = x.get(..T + S - 1) else { break };
-                    add::<N, T, S>(&mut one, w, row);
-                    add::<N, T, S>(&mut other, v, row);
+                    let Some(row) = x.get(..TILE + S - 1) else { break };
+                    add::<N, S>(&mut one, w, row);
+                    add::<N, S>(&mut other, v, row);
                     x = x.get(width..).unwrap_or_default();
                 }
             } else {
                 for w in w {
-                    let Some(row) = x.get(..T + S - 1) else { break };
-                    add::<N, T, S>(&mut one, w, row);
+                    let Some(row) = x.get(..TILE + S - 1) else { break };
+                    add::<N, S>(&mut one, w, row);
                     x = x.get(width..).unwrap_or_default();
                 }
             }
@@ -201,10 +229,10 @@ impl<X: Copy> Rows<'_, X> {
     }
 
     /// Adds the products with kernels of any width and step.
-    fn any<N: Numbers<X = X>, const T: usize, const TWO: bool>(
+    fn any<N: Numbers<X = X>, const TWO: bool>(
         &self,
         w: [&[N::W]; 2],
-        sums: &mut [[N::Sum; T]; 2],
+        sums: &mut [[N::Sum; TILE]; 2],
     ) {
         let g = self.geometry;
         let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
@@ -214,8 +242,9 @@ impl<X: Copy> Rows<'_, X> {
                 let first = c * g.taps + r * columns;
                 for s in 0..columns {
                     let left = self.left.wrapping_add(s);
-                    let plain = if step == 1 { row.get(left..left.wrapping_add(T)) } else { None };
-                    let x: [X; T] = match plain.and_then(|x| x.first_chunk()) {
+                    let plain =
+                        if step == 1 { row.get(left..left.wrapping_add(TILE)) } else { None };
+                    let x: [X; TILE] = match plain.and_then(|x| x.first_chunk()) {
                         Some(x) => *x,
                         None => core::array::from_fn(|i| {
                             let at = left.wrapping_add(i * step);
@@ -234,13 +263,9 @@ impl<X: Copy> Rows<'_, X> {
 
 /// Adds the products of one row of a kernel.
 #[inline(always)]
-fn add<N: Numbers, const T: usize, const S: usize>(
-    sums: &mut [N::Sum; T],
-    w: &[N::W; S],
-    x: &[N::X],
-) {
+fn add<N: Numbers, const S: usize>(sums: &mut [N::Sum; TILE], w: &[N::W; S], x: &[N::X]) {
     for (s, &w) in w.iter().enumerate() {
-        let x = x.get(s..s + T).unwrap_or_default();
+        let x = x.get(s..s + TILE).unwrap_or_default();
         sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = N::add(*sum, w, x));
     }
 }
@@ -250,7 +275,7 @@ pub(super) trait Filter<N: Numbers> {
     /// What a sum begins with.
     fn start(&self) -> N::Sum;
     /// What each sum becomes before the pool.
-    fn each<const T: usize>(&self, sums: &mut [N::Sum; T]);
+    fn each(&self, sums: &mut [N::Sum; TILE]);
     /// Whether the second of two places of a window wins over the first.
     fn beats(later: N::Sum, best: N::Sum) -> bool;
 }
@@ -261,7 +286,7 @@ pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
 
 /// Computes the planes of two filters, or of the first, of one sample. Windows of `pool` rows and
 /// columns lie side by side over the sums.
-pub(super) fn planes<N: Numbers, C: Filter<N>, const T: usize, const TWO: bool>(
+pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
     geometry: &Geometry<N::X>,
     (pool, out): ((usize, usize), (usize, usize)),
     x: &[N::X],
@@ -274,21 +299,21 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const T: usize, const TWO: bool>(
     let start = [one.start(), other.start()];
     let (high, wide) = (pool.0.max(1), pool.1.max(1));
     // Whole windows of a tile.
-    let windows = (T / wide).max(1);
+    let windows = (TILE / wide).max(1);
     for p in 0..out.0 {
         for q in (0..out.1).step_by(windows) {
-            let mut best = start.map(|start| [start; T]);
-            let mut won = [[0; T]; 2];
+            let mut best = start.map(|start| [start; TILE]);
+            let mut won = [[0; TILE]; 2];
             for r in 0..high {
                 let place = (p * high + r, q * wide);
-                let mut sums = geometry.tile::<N, T, TWO>(x, w, start, place);
+                let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
                     filter.each(sums);
                     match wide {
-                        1 => fold::<N, C, T, 1>(sums, best, won, r),
-                        2 => fold::<N, C, T, 2>(sums, best, won, r),
-                        _ => fold_wide::<N, C, T>(sums, best, won, (r, wide)),
+                        1 => fold::<N, C, 1>(sums, best, won, r),
+                        2 => fold::<N, C, 2>(sums, best, won, r),
+                        _ => fold_wide::<N, C>(sums, best, won, (r, wide)),
                     }
                 }
             }
@@ -303,10 +328,10 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const T: usize, const TWO: bool>(
 
 /// Row `r` of windows of `W` columns.
 #[inline(always)]
-fn fold<N: Numbers, C: Filter<N>, const T: usize, const W: usize>(
-    sums: &[N::Sum; T],
-    best: &mut [N::Sum; T],
-    won: &mut [u8; T],
+fn fold<N: Numbers, C: Filter<N>, const W: usize>(
+    sums: &[N::Sum; TILE],
+    best: &mut [N::Sum; TILE],
+    won: &mut [u8; TILE],
     r: usize,
 ) {
     let windows = sums.as_chunks::<W>().0;
@@ -321,10 +346,10 @@ fn fold<N: Numbers, C: Filter<N>, const T: usize, const W: usize>(
 
 /// The same for windows of any width.
 #[inline(never)]
-fn fold_wide<N: Numbers, C: Filter<N>, const T: usize>(
-    sums: &[N::Sum; T],
-    best: &mut [N::Sum; T],
-    won: &mut [u8; T],
+fn fold_wide<N: Numbers, C: Filter<N>>(
+    sums: &[N::Sum; TILE],
+    best: &mut [N::Sum; TILE],
+    won: &mut [u8; TILE],
     (r, wide): (usize, usize),
 ) {
     for ((sums, best), won) in sums.chunks(wide).zip(best).zip(won) {

@@ -27,6 +27,17 @@ impl<'m> Channel<'m> {
         Self { bias, norm: group.norm.map(norm), activation: group.activation }
     }
 
+    /// The norm and the activation of sums.
+    #[inline(always)]
+    fn finish(&self, sums: &mut [f32]) {
+        if let Some([mean, scale, shift]) = self.norm {
+            sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
+        }
+        if let Some(activation) = self.activation {
+            activation.forward_piecewise(sums);
+        }
+    }
+
     /// By how much a gradient of what the activation reads is multiplied on its way to the sum.
     pub fn scale(&self) -> f32 {
         self.norm.map_or(1.0, |[_, scale, _]| scale)
@@ -39,13 +50,8 @@ impl Filter<Floats> for Channel<'_> {
     }
 
     #[inline]
-    fn each<const T: usize>(&self, sums: &mut [f32; T]) {
-        if let Some([mean, scale, shift]) = self.norm {
-            sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
-        }
-        if let Some(activation) = self.activation {
-            activation.forward_piecewise(sums);
-        }
+    fn each(&self, sums: &mut [f32; TILE]) {
+        self.finish(sums);
     }
 
     #[inline]
@@ -102,9 +108,9 @@ pub(super) fn conv(
                 let other = Channel::new(group, p, k + 1);
                 let (w, filters) = ([w, v], [&one, &other]);
                 if two {
-                    planes::<Floats, _, TILE, true>(&geometry, sizes, x, w, filters, &mut write);
+                    planes::<Floats, _, true>(&geometry, sizes, x, w, filters, &mut write);
                 } else {
-                    planes::<Floats, _, TILE, false>(&geometry, sizes, x, w, filters, &mut write);
+                    planes::<Floats, _, false>(&geometry, sizes, x, w, filters, &mut write);
                 }
             }
         }
@@ -134,9 +140,8 @@ pub(super) fn dense(
             let w = p.rows(k, features, y.len() > 1, t.scratch)?;
             for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {
                 let channel = Channel::new(group, p, k);
-                let mut sum = [channel.bias + sum];
-                channel.each(&mut sum);
-                [*y] = sum;
+                *y = channel.bias + sum;
+                channel.finish(core::slice::from_mut(y));
             }
         }
     }

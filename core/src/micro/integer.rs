@@ -11,14 +11,11 @@
 
 use super::Parameters;
 use super::conv::{Bytes, Filter, Geometry, Numbers, planes};
-use super::group::Group;
+use super::group::{Group, TILE};
 use crate::error::Error;
 use crate::layer::{Activation, Conv2d, Dense, Quantise};
 use crate::net::Stored;
 use crate::shape::Shape;
-
-/// Places that are summed side by side: a core for integers has few registers.
-const PLACES: usize = 4;
 
 /// Units that are summed side by side.
 const UNITS: usize = 4;
@@ -75,10 +72,13 @@ impl Channel {
     }
 
     /// The number that `sum` counts.
-    fn number(&self, activation: Option<&Activation>, sum: i32) -> f32 {
+    fn number(&self, group: &Group<'_>, sum: i32) -> f32 {
         let mut number = [sum as f32 * self.scale];
-        if let Some(activation) = activation {
+        if let Some(activation) = group.activation {
             activation.forward_piecewise(&mut number);
+        }
+        if let Some(steps) = group.quantise {
+            steps.forward(&mut number);
         }
         let [number] = number;
         number
@@ -99,7 +99,7 @@ impl Filter<Bytes> for Channel {
         self.start
     }
 
-    fn each<const T: usize>(&self, _: &mut [i32; T]) {}
+    fn each(&self, _: &mut [i32; TILE]) {}
 
     fn beats(later: i32, best: i32) -> bool {
         later > best
@@ -123,7 +123,7 @@ impl Out<'_> {
             }
             Self::Values(y) => {
                 let y = y.get_mut(places).unwrap_or_default();
-                let numbers = sums.iter().map(|&sum| channel.number(group.activation, sum));
+                let numbers = sums.iter().map(|&sum| channel.number(group, sum));
                 y.iter_mut().zip(numbers).for_each(|(y, number)| *y = number);
             }
         }
@@ -157,14 +157,7 @@ pub(super) fn conv(
             let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
                 y.write(first + at, channel, group, sums);
             };
-            planes::<Bytes, _, PLACES, false>(
-                &geometry,
-                sizes,
-                x,
-                [w; 2],
-                [channel; 2],
-                &mut write,
-            );
+            planes::<Bytes, _, false>(&geometry, sizes, x, [w; 2], [channel; 2], &mut write);
             first += plane;
         }
     }

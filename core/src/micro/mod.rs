@@ -26,6 +26,7 @@ mod conv;
 mod float;
 mod group;
 mod integer;
+mod tune;
 
 use crate::arena::{Dtype, Lease, Slot, Word};
 use crate::backend::{
@@ -43,6 +44,7 @@ use crate::stage::Objective;
 use group::{Group, Kind};
 
 pub(crate) use group::needs;
+pub use tune::{Embeddings, Tuning, TuningPlan};
 
 /// Rows of weights that are read side by side.
 const ROWS: usize = 2;

@@ -1,0 +1,338 @@
+//! Fine-tuning one sample at a time is the step over the whole batch.
+
+use sepal_core::arena::Word;
+use sepal_core::backend::Backend;
+use sepal_core::error::Error;
+use sepal_core::layer::{
+    Activation, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, RELU,
+};
+use sepal_core::loss;
+use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
+use sepal_core::neighbour::{Pair, Rows, nearest_pair};
+use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+use sepal_core::optim::Rule;
+use sepal_core::plan::PlanError;
+use sepal_core::reference::Reference;
+use sepal_core::schedule::Schedule;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::train::{Feed, Session, StagePlan};
+
+const INPUT: Shape = Shape::new(1, 2, 9, 8);
+const SAMPLES: u32 = 20;
+
+/// Noise over stripes that tell the class.
+struct Images {
+    classes: u32,
+}
+
+impl Source for Images {
+    fn len(&self) -> u32 {
+        SAMPLES
+    }
+
+    fn shape(&self) -> Shape {
+        INPUT
+    }
+
+    fn is_u8(&self) -> bool {
+        true
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _: Option<Draw>,
+        x: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        let Batch::U8(x) = x else { return Err(SourceError::Batch { expected: 0, got: 0 }) };
+        let samples = x.chunks_exact_mut(INPUT.len().unwrap() as usize);
+        for ((x, label), &index) in samples.zip(labels).zip(indices) {
+            *label = (index % self.classes) as u16;
+            for (at, x) in (0u32..).zip(x) {
+                let noise = (index * 7919 + at * 104_729).wrapping_mul(2_654_435_761) >> 25;
+                *x = (noise + u32::from(*label) * 30 * (at % 3)) as u8;
+            }
+        }
+        Ok(())
+    }
+}
+
+const CONV: Conv2d = Conv2d { pad: (1, 1), ..Conv2d::new(4, 3) };
+const POOL: Layer = Layer::MaxPool(MaxPool::new(2));
+const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
+const MARGIN: Objective = Objective::Separation(Loss::Margin { margin: 0.5 });
+const TRIPLET: Objective = Objective::Separation(Loss::Triplet);
+const LABELS: Objective = Objective::CrossEntropy { smoothing: 0.1 };
+const MOMENTUM: Rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.001 };
+
+const fn net<'m>(layers: &'m [Layer], blocks: &'m [u16]) -> Net<'m> {
+    let input = Input { shape: INPUT, normalisation: Normalisation::scalar(0.3, 0.5) };
+    Net { input, layers, blocks, features: 1 }
+}
+
+fn stage<'m>(
+    (first, last): (u16, u16),
+    head: &'m [Layer],
+    objective: Objective,
+    rule: Rule,
+) -> Stage<'m> {
+    let (rate, schedule) = (0.01, Schedule::Constant);
+    let recipe =
+        Recipe { head, objective, epochs: 4, batch: 8, rule, rate, schedule, stop: Stop::Never };
+    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
+}
+
+/// Weights of the whole net, norms with statistics that are not 0 and 1.
+fn weights(net: &Net<'_>) -> Vec<f32> {
+    let mut weights = vec![0.0; net.params(net.layers.len()).unwrap()];
+    sepal_core::init::weights(net, 5, &mut weights);
+    let mut shape = net.input.shape;
+    for (at, layer) in net.layers.iter().enumerate() {
+        if matches!(layer, Layer::BatchNorm(_)) {
+            let own = net.params(at).unwrap()..net.params(at + 1).unwrap();
+            for (i, w) in weights[own].iter_mut().enumerate() {
+                *w += 0.1 + 0.05 * i as f32;
+            }
+        }
+        shape = layer.output(shape).unwrap();
+    }
+    weights
+}
+
+struct Tuned {
+    /// Of the block.
+    before: Vec<f32>,
+    after: Vec<f32>,
+    values: Vec<f32>,
+}
+
+fn tune(net: Net<'_>, stage: Stage<'_>, embeddings: Embeddings, steps: usize) -> Tuned {
+    let all = weights(&net);
+    let plan = TuningPlan::new(net, &stage, embeddings, false).unwrap();
+    // What was not written is not a number.
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Micro::<false>::new(&mut memory);
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let mut tuning = Tuning::new(net, stage, plan, 3);
+    tuning.load(&mut backend, &model).unwrap();
+    let mut source = Images { classes: 3 };
+    let step = |_| tuning.step(&mut backend, &model, &mut source, 100).unwrap().value;
+    let values = (0..steps).map(step).collect();
+    let own = net.params(stage.first.into()).unwrap()..net.params(stage.last.into()).unwrap();
+    let mut after = vec![f32::NAN; own.len()];
+    tuning.store(&mut backend, &mut after).unwrap();
+    Tuned { before: all[own].to_vec(), after, values }
+}
+
+/// The same by the trainer that holds the whole batch.
+fn train(net: Net<'_>, stage: Stage<'_>, steps: usize) -> Tuned {
+    let mut all = weights(&net);
+    let plan = StagePlan::reference(&net, &stage, Feed::BYTES).unwrap();
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Reference::new(&mut memory);
+    let frozen = all.clone();
+    let model = Model { net, weights: Weights::Flat(&frozen) };
+    let mut session = Session::new(net, stage, plan, 3, 0);
+    session.load(&mut backend, &model).unwrap();
+    let mut source = Images { classes: 3 };
+    let mut values = vec![];
+    for _ in 0..steps {
+        let step = session.step(&mut backend, &model, &mut source).unwrap();
+        let sepal_core::train::Step::Trained { score, .. } = step else { panic!("{step:?}") };
+        values.push(score.value);
+    }
+    session.store(&mut backend, &mut all).unwrap();
+    let own = net.params(stage.first.into()).unwrap()..net.params(stage.last.into()).unwrap();
+    Tuned { before: frozen[own.clone()].to_vec(), after: all[own].to_vec(), values }
+}
+
+#[track_caller]
+fn close(got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len());
+    for (at, (g, e)) in got.iter().zip(expected).enumerate() {
+        assert!((g - e).abs() <= tolerance * e.abs().max(1.0), "at {at}: {g}, expected {e}");
+    }
+}
+
+#[test]
+fn a_step_is_that_of_the_whole_batch() {
+    let layers = [
+        Layer::Conv2d(CONV),
+        RELU,
+        POOL,
+        Layer::Conv2d(Conv2d { stride: (1, 2), groups: 2, ..Conv2d::new(6, 2) }),
+        Layer::Activation(Activation::LeakyRelu { slope: 0.1 }),
+        Layer::Flatten(Flatten),
+        Layer::Dense(Dense::new(7)),
+        Layer::Activation(Activation::Relu6),
+        Layer::Dense(Dense { units: 3, bias: false }),
+    ];
+    let net = net(&layers, &[3, 6, 8, 9]);
+    for (part, head, objective, rule) in [
+        ((0, 3), UNIT, MARGIN, Rule::adam()),
+        ((0, 3), UNIT, MARGIN, MOMENTUM),
+        ((0, 3), &UNIT[..1], TRIPLET, Rule::sgd()),
+        ((3, 6), UNIT, MARGIN, MOMENTUM),
+        ((3, 6), &[], MARGIN, Rule::sgd()),
+        ((6, 8), UNIT, MARGIN, Rule::adam()),
+        ((8, 9), &[], LABELS, Rule::adam()),
+        ((8, 9), &[], LABELS, MOMENTUM),
+    ] {
+        let stage = stage(part, head, objective, rule);
+        let (tuned, trained) = (tune(net, stage, Embeddings::F32, 5), train(net, stage, 5));
+        assert_ne!(tuned.before, tuned.after, "{part:?}");
+        close(&tuned.values, &trained.values, 1e-5);
+        close(&tuned.after, &trained.after, 2e-5);
+    }
+}
+
+/// Half precision moves the block nearly as full precision does.
+#[cfg(feature = "f16")]
+#[test]
+fn embeddings_in_half_precision() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let [half, full] =
+        [Embeddings::F16, Embeddings::F32].map(|embeddings| tune(net, stage, embeddings, 3));
+    close(&half.values, &full.values, 2e-3);
+    close(&half.after, &full.after, 2e-3);
+    assert_ne!(half.after, full.after);
+    let bytes = |embeddings| TuningPlan::new(net, &stage, embeddings, false).unwrap().bytes();
+    assert!(bytes(Embeddings::F32) - bytes(Embeddings::F16) == 8 * 2 * 4 * 4 * 4);
+}
+
+/// A step of gradient descent of rate 1 takes the gradient from the weights: it is that of the loss,
+/// by central differences. Norms are frozen.
+#[test]
+fn gradients_are_derivatives() {
+    let norm = Layer::BatchNorm(BatchNorm { affine: true, ..BatchNorm::new() });
+    let conv = |conv| Layer::Conv2d(conv);
+    for layers in [
+        vec![conv(Conv2d { pad: (1, 0), ..Conv2d::new(3, 3) }), norm, RELU, POOL],
+        vec![conv(Conv2d { stride: (2, 3), pad: (1, 2), groups: 2, ..Conv2d::new(4, 4) }), norm],
+        vec![
+            conv(Conv2d::new(2, 5)),
+            Layer::Activation(Activation::LeakyRelu { slope: 0.3 }),
+            Layer::MaxPool(MaxPool::new(3)),
+        ],
+        vec![Layer::Dense(Dense::new(5)), norm, Layer::Activation(Activation::Relu6)],
+    ] {
+        let last = layers.len() as u16;
+        let blocks = [last];
+        let net = net(&layers, &blocks);
+        for (head, objective) in [(UNIT, MARGIN), (&UNIT[..1], TRIPLET)] {
+            let mut stage = stage((0, last), head, objective, Rule::sgd());
+            stage.recipe.rate = 1.0;
+            let tuned = tune(net, stage, Embeddings::F32, 1);
+            let own = layers[0].tensors(INPUT).unwrap();
+            let count = (own.weight + own.bias) as usize;
+            // The norm's parameters stay.
+            assert_eq!(tuned.before[count..], tuned.after[count..]);
+            let value = |weights: &[f32]| loss_of(net, stage, weights);
+            let mut scale = 0f32;
+            let mut errors = vec![];
+            for at in (0..count).step_by(1 + count / 23) {
+                let step = 1e-3 * tuned.before[at].abs().max(0.3);
+                let mut moved = tuned.before.clone();
+                moved[at] += step;
+                let above = value(&moved);
+                moved[at] -= 2.0 * step;
+                let expected = ((above - value(&moved)) / f64::from(2.0 * step)) as f32;
+                let got = tuned.before[at] - tuned.after[at];
+                scale = scale.max(expected.abs());
+                errors.push((got - expected).abs());
+            }
+            let worst = errors.iter().copied().fold(0.0, f32::max);
+            assert!(scale > 0.0 && worst <= 0.03 * scale, "{layers:?}: {worst} of {scale}");
+        }
+    }
+}
+
+/// The loss of the first batch, with the neighbours of the weights that it began with, in f64.
+fn loss_of(net: Net<'_>, stage: Stage<'_>, weights_: &[f32]) -> f64 {
+    let embed = |weights: &[f32]| -> (Vec<f64>, Vec<u16>) {
+        let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
+        let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+        let mut backend = Micro::<false>::new(&mut memory);
+        let model = Model { net, weights: Weights::Flat(weights) };
+        let mut tuning = Tuning::new(net, stage, plan, 3);
+        tuning.load(&mut backend, &model).unwrap();
+        let mut source = Images { classes: 3 };
+        let mut indices = [0; 8];
+        source.pick(Draw { seed: 3, epoch: 0, step: 0 }, 8, 0, &mut indices);
+        let out = net.output().unwrap().sample().unwrap() as usize;
+        let (mut all, mut labels) = (vec![], vec![]);
+        for index in indices {
+            let mut row = vec![0.0; out];
+            let label = tuning.embedding(&mut backend, &model, &mut source, index, &mut row);
+            labels.push(label.unwrap());
+            all.extend(row.iter().map(|&x| f64::from(x)));
+        }
+        (all, labels)
+    };
+    let dim = net.output().unwrap().sample().unwrap() as usize;
+    let (start, labels) = embed(&weights(&net));
+    let rows = Rows { data: &start, dim, labels: &labels };
+    let mut pairs = vec![Pair::NONE; 8];
+    nearest_pair(rows, rows, 0, Some(0), &mut pairs);
+    let (moved, _) = embed(weights_);
+    match stage.recipe.objective {
+        Objective::Separation(Loss::Margin { margin }) => {
+            loss::margin(&moved, dim, &pairs, f64::from(margin), None).value
+        }
+        _ => loss::triplet(&moved, dim, &pairs, None).value,
+    }
+}
+
+/// What is planned is what is used, to the byte: one word less is refused, by both numbers.
+#[test]
+fn memory_is_exact() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES - 1];
+    let all = weights(&net);
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let mut backend = Micro::<false>::new(&mut memory);
+    let (needed, given) = (plan.bytes(), backend.bytes());
+    let refused = Tuning::new(net, stage, plan, 3).load(&mut backend, &model);
+    assert_eq!(refused, Err(sepal_core::arena::ArenaError::OutOfMemory { needed, given }.into()));
+}
+
+#[test]
+fn what_cannot_be_tuned_is_refused() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL, Layer::Dense(Dense::new(3)), RELU];
+    let net = net(&layers, &[3, 5]);
+    let planned = |stage| TuningPlan::new(net, &stage, Embeddings::F32, false);
+    assert!(planned(stage((0, 3), UNIT, MARGIN, MOMENTUM)).is_ok());
+    let range = |first, last| Some(PlanError::Range { first, last, layers: 5 });
+    // Two layers with weights; a block that begins with none; a head that would be drawn anew.
+    assert_eq!(planned(stage((0, 5), UNIT, MARGIN, MOMENTUM)).err(), range(0, 5));
+    assert_eq!(planned(stage((1, 3), UNIT, MARGIN, MOMENTUM)).err(), range(1, 3));
+    assert_eq!(planned(stage((0, 3), &layers[3..4], MARGIN, MOMENTUM)).err(), range(0, 3));
+    let soft = Objective::Separation(Loss::SoftNearest { temperature: 1.0 });
+    assert_eq!(planned(stage((0, 3), UNIT, soft, MOMENTUM)).err(), range(0, 3));
+}
+
+/// One class has no neighbours of another: an error, and nothing moves.
+#[test]
+fn one_class_moves_nothing() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let all = weights(&net);
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Micro::<false>::new(&mut memory);
+    let mut tuning = Tuning::new(net, stage, plan, 3);
+    tuning.load(&mut backend, &model).unwrap();
+    let step = tuning.step(&mut backend, &model, &mut Images { classes: 1 }, 1);
+    assert_eq!(step, Err(Error::NoAnchor { stage: 0, update: 0 }));
+    let mut after = vec![0.0; all.len()];
+    tuning.store(&mut backend, &mut after).unwrap();
+    assert_eq!(after, all);
+    assert_eq!(tuning.updates(), 0);
+}
