@@ -6,55 +6,11 @@
 # Debian's. All of it is unpacked in a folder of its own, once, and nothing is installed.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-packages="rustc-web gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
-foreign="libstd-rust-web-dev:arm64"
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/sepal"
-prefix="$cache/aarch64-$(cksum <<<"$packages $foreign" | cut -d ' ' -f 1)"
+check=tests/aarch64
+. tests/debian.sh
+unpack aarch64 "rustc-web gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" \
+    libstd-rust-web-dev:arm64
 target=aarch64-unknown-linux-gnu
-
-fail() {
-    echo "tests/aarch64: $1" >&2
-    [ -z "${2:-}" ] || printf '%s\n' "$2" | tail -n 20 >&2
-    exit 1
-}
-
-# Package lists of both architectures, under $1, and what the packages need beyond what the system
-# has. Of that, whatever belongs to the tools themselves is fetched all the same, so that they come
-# whole and of one version.
-fetch() {
-    mkdir -p "$1"/{lists/partial,cache/archives/partial} || return
-    awk -v RS= -v ORS='\n\n' '!/^Package: [^\n]*(rust|cargo|aarch64|arm64|qemu-user)/' \
-        /var/lib/dpkg/status >"$1/status" || return
-    cat >"$1/apt.conf" <<END
-#clear APT::Architectures;
-APT::Architectures { "amd64"; "arm64"; };
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-Debug::NoLocking "true";
-Dir::Cache "$1/cache";
-Dir::State "$1";
-Dir::State::status "$1/status";
-END
-    export APT_CONFIG="$1/apt.conf"
-    apt-get update &&
-        apt-get install --yes --download-only --no-install-recommends $packages &&
-        (cd "$1/cache/archives" && apt-get download $foreign)
-}
-
-if [ ! -d "$prefix" ]; then
-    [ "$(uname -m)" = x86_64 ] && [ -e /var/lib/dpkg/status ] || fail "needs x86-64 Debian"
-    mkdir -p "$cache" || exit
-    new=$(mktemp -d "$prefix.XXXXXX") || exit
-    trap 'rm -rf "$new"' EXIT
-    output=$(fetch "$new/apt" 2>&1) || fail "cannot fetch $packages $foreign" "$output"
-    for package in "$new"/apt/cache/archives/*.deb; do
-        output=$(dpkg-deb --extract "$package" "$new" 2>&1) || fail "cannot unpack $package" "$output"
-    done
-    rm -rf "$new/apt"
-    # Whole or not at all; another run may have been faster.
-    output=$(mv -T "$new" "$prefix" 2>&1) || [ -d "$prefix" ] || fail "cannot keep the tools" "$output"
-    echo "tests/aarch64: fetched $packages $foreign"
-fi
 
 export PATH="$PATH:$prefix/usr/bin"
 export LD_LIBRARY_PATH="$prefix/usr/lib/x86_64-linux-gnu:$prefix/lib/x86_64-linux-gnu"

@@ -194,7 +194,7 @@ impl Geometry {
         Self {
             x_sample: (x.c as usize * x_plane).max(1),
             x_plane,
-            x_group: channels * x_plane,
+            x_group: (channels * x_plane).max(1),
             y_sample: (y.c as usize * y_plane).max(1),
             y_plane,
             filters_per_group: (conv.filters / groups).max(1) as usize,

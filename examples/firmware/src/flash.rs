@@ -1,0 +1,55 @@
+//! Data in flash, in sections of its own, read where it lies. An image holds what it uses.
+
+use core::hint::black_box;
+
+use sepal_core::format::{Aligned, Counts, counts};
+use sepal_firmware_model as made;
+
+/// Bytes of one sample.
+pub const PIXELS: usize = 28 * 28;
+/// Classes of the model.
+pub const CLASSES: usize = 10;
+/// What the arrays that the model file is decoded into must hold.
+pub const COUNTS: Counts = match counts(&made::LENET5) {
+    Some(counts) => counts,
+    None => panic!("no model"),
+};
+
+#[unsafe(link_section = ".model")]
+static LENET5: Aligned<[u8; made::LENET5.len()]> = Aligned(made::LENET5);
+#[unsafe(link_section = ".model")]
+static WEIGHTS: Aligned<[u8; made::WEIGHTS.len()]> = Aligned(made::WEIGHTS);
+#[unsafe(link_section = ".samples")]
+static SAMPLES: [u8; made::SAMPLES.len()] = made::SAMPLES;
+#[unsafe(link_section = ".samples")]
+static LABELS: [u8; made::LABELS.len()] = made::LABELS;
+#[unsafe(link_section = ".samples")]
+static LOGITS: [u8; made::LOGITS.len()] = made::LOGITS;
+
+/// LeNet-5 as a model file. The compiler knows nothing of the bytes, as of any flash.
+pub fn lenet5() -> &'static [u8] {
+    black_box(&LENET5.0)
+}
+
+/// The parameters of LeNet-5 alone.
+pub fn weights() -> &'static [f32] {
+    bytemuck::try_cast_slice(black_box(&WEIGHTS.0[..])).unwrap_or_default()
+}
+
+/// A sample of the test set.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    /// Its pixels.
+    pub image: &'static [u8],
+    /// Its class.
+    pub label: u8,
+    /// What the host computes from it with the same model, little-endian.
+    pub logits: &'static [u8],
+}
+
+/// Samples of the test set.
+pub fn samples() -> impl Iterator<Item = Sample> {
+    let logits = LOGITS.chunks_exact(CLASSES * size_of::<f32>());
+    let samples = black_box(&SAMPLES[..]).chunks_exact(PIXELS).zip(&LABELS).zip(logits);
+    samples.map(|((image, &label), logits)| Sample { image, label, logits })
+}
