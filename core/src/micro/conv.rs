@@ -261,13 +261,23 @@ impl<X: Copy> Rows<'_, X> {
     }
 }
 
-/// Adds the products of one row of a kernel.
+/// Adds the products of one row of a kernel. Written out, so that the sums stay in registers however
+/// much the compiler wants to save.
 #[inline(always)]
 fn add<N: Numbers, const S: usize>(sums: &mut [N::Sum; TILE], w: &[N::W; S], x: &[N::X]) {
-    for (s, &w) in w.iter().enumerate() {
-        let x = x.get(s..s + TILE).unwrap_or_default();
-        sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = N::add(*sum, w, x));
+    macro_rules! taps {
+        ($($s:literal)*) => {
+            $(if let (Some(&w), Some(x)) = (w.get($s), x.get($s..$s + TILE)) {
+                taps!(@ w, x, 0 1 2 3 4 5 6 7);
+            })*
+        };
+        (@ $w:expr, $x:expr, $($t:literal)*) => {
+            $(if let (Some(sum), Some(&x)) = (sums.get_mut($t), $x.get($t)) {
+                *sum = N::add(*sum, $w, x);
+            })*
+        };
     }
+    taps!(0 1 2 3 4);
 }
 
 /// What becomes of one filter's sums.
@@ -286,6 +296,7 @@ pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
 
 /// Computes the planes of two filters, or of the first, of one sample. Windows of `pool` rows and
 /// columns lie side by side over the sums.
+#[inline(never)]
 pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
     geometry: &Geometry<N::X>,
     (pool, out): ((usize, usize), (usize, usize)),
@@ -309,12 +320,7 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
                 let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
-                    filter.each(sums);
-                    match wide {
-                        1 => fold::<N, C, 1>(sums, best, won, r),
-                        2 => fold::<N, C, 2>(sums, best, won, r),
-                        _ => fold_wide::<N, C>(sums, best, won, (r, wide)),
-                    }
+                    settle(filter, sums, best, won, (r, wide));
                 }
             }
             let windows = windows.min(out.1 - q);
@@ -326,32 +332,16 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
     }
 }
 
-/// Row `r` of windows of `W` columns.
-#[inline(always)]
-fn fold<N: Numbers, C: Filter<N>, const W: usize>(
-    sums: &[N::Sum; TILE],
-    best: &mut [N::Sum; TILE],
-    won: &mut [u8; TILE],
-    r: usize,
-) {
-    let windows = sums.as_chunks::<W>().0;
-    for ((sums, best), won) in windows.iter().zip(best).zip(won) {
-        for (&sum, place) in sums.iter().zip(r * W..) {
-            if place == 0 || C::beats(sum, *best) {
-                (*best, *won) = (sum, place as u8);
-            }
-        }
-    }
-}
-
-/// The same for windows of any width.
+/// Row `r` of windows of `wide` columns.
 #[inline(never)]
-fn fold_wide<N: Numbers, C: Filter<N>>(
-    sums: &[N::Sum; TILE],
+fn settle<N: Numbers, C: Filter<N>>(
+    filter: &C,
+    sums: &mut [N::Sum; TILE],
     best: &mut [N::Sum; TILE],
     won: &mut [u8; TILE],
     (r, wide): (usize, usize),
 ) {
+    filter.each(sums);
     for ((sums, best), won) in sums.chunks(wide).zip(best).zip(won) {
         for (&sum, place) in sums.iter().zip(r * wide..) {
             if place == 0 || C::beats(sum, *best) {
