@@ -96,7 +96,6 @@ impl<X: Copy> Geometry<X> {
         start: [N::Sum; 2],
         (p, q): (usize, usize),
     ) -> [[N::Sum; TILE]; 2] {
-        let mut sums = start.map(|start| [start; TILE]);
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
         // Rows of the kernel that lie in the image.
@@ -111,11 +110,14 @@ impl<X: Copy> Geometry<X> {
             left: (q * usize::from(step.1)).wrapping_sub(self.conv.pad.1.into()),
         };
         match (step.1, kernel) {
-            (1, (..=5, 5)) => rows.fixed::<N, TWO, 5>(w, &mut sums),
-            (1, (..=5, 3)) => rows.fixed::<N, TWO, 3>(w, &mut sums),
-            _ => rows.any::<N, TWO>(w, &mut sums),
+            (1, (..=5, 5)) => rows.fixed::<N, TWO, 5>(w, start),
+            (1, (..=5, 3)) => rows.fixed::<N, TWO, 3>(w, start),
+            _ => {
+                let ([w, v], [one, other]) = (w, start);
+                let one = rows.any::<N>(w, one);
+                [one, if TWO { rows.any::<N>(v, other) } else { one }]
+            }
         }
-        sums
     }
 }
 
@@ -171,11 +173,10 @@ impl<X: Copy> Rows<'_, X> {
     fn fixed<N: Numbers<X = X>, const TWO: bool, const S: usize>(
         &self,
         [w, v]: [&[N::W]; 2],
-        sums: &mut [[N::Sum; TILE]; 2],
-    ) {
+        start: [N::Sum; 2],
+    ) -> [[N::Sum; TILE]; 2] {
         let g = self.geometry;
-        // Copied one by one, which keeps them in registers.
-        let [mut one, mut other] = sums.each_ref().map(|sums| sums.map(|sum| sum));
+        let (mut one, mut other) = (all(start[0]), all(start[1]));
         let inside = self.left <= g.width && g.width - self.left >= TILE + S - 1;
         let (mut w, mut v) = (w.chunks_exact(g.taps), v.chunks_exact(g.taps));
         for plane in self.x.chunks_exact(g.plane) {
@@ -189,22 +190,20 @@ impl<X: Copy> Rows<'_, X> {
             let w = self.kernel(w.next());
             if TWO {
                 for (w, v) in w.iter().zip(self.kernel(v.next())) {
-                    let Some(row) = x.get(..TILE + S - 1) else { break };
-                    add::<N, S>(&mut one, w, row);
-                    add::<N, S>(&mut other, v, row);
+                    let Some(x_row) = x.get(..TILE + S - 1) else { break };
+                    one = row::<N, S>(one, w, x_row);
+                    other = row::<N, S>(other, v, x_row);
                     x = x.get(width..).unwrap_or_default();
                 }
             } else {
                 for w in w {
-                    let Some(row) = x.get(..TILE + S - 1) else { break };
-                    add::<N, S>(&mut one, w, row);
+                    let Some(x_row) = x.get(..TILE + S - 1) else { break };
+                    one = row::<N, S>(one, w, x_row);
                     x = x.get(width..).unwrap_or_default();
                 }
             }
         }
-        for (sums, own) in sums.iter_mut().zip([&one, &other]) {
-            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum = *own);
-        }
+        [one, other]
     }
 
     /// The rows of a kernel that lie over the image.
@@ -228,56 +227,73 @@ impl<X: Copy> Rows<'_, X> {
         patch
     }
 
-    /// Adds the products with kernels of any width and step.
-    fn any<N: Numbers<X = X>, const TWO: bool>(
-        &self,
-        w: [&[N::W]; 2],
-        sums: &mut [[N::Sum; TILE]; 2],
-    ) {
-        let g = self.geometry;
+    /// Sums of the products with a kernel of any width and step.
+    #[inline(never)]
+    fn any<N: Numbers<X = X>>(&self, w: &[N::W], start: N::Sum) -> [N::Sum; TILE] {
+        let (g, mut sums) = (self.geometry, all(start));
         let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
-        for (c, plane) in self.x.chunks_exact(g.plane).enumerate() {
+        for (plane, w) in self.x.chunks_exact(g.plane).zip(w.chunks_exact(g.taps)) {
             let rows = plane.chunks_exact(g.width).skip(self.top);
-            for (row, r) in rows.zip(self.first..self.past) {
-                let first = c * g.taps + r * columns;
-                for s in 0..columns {
+            let kernel = w.chunks_exact(columns).take(self.past).skip(self.first);
+            for (row, w) in rows.zip(kernel) {
+                for (&w, s) in w.iter().zip(0..) {
                     let left = self.left.wrapping_add(s);
-                    let plain =
-                        if step == 1 { row.get(left..left.wrapping_add(TILE)) } else { None };
-                    let x: [X; TILE] = match plain.and_then(|x| x.first_chunk()) {
-                        Some(x) => *x,
-                        None => core::array::from_fn(|i| {
-                            let at = left.wrapping_add(i * step);
-                            row.get(at).copied().unwrap_or(g.outside)
-                        }),
+                    let part = row.get(left..).and_then(|x| x.first_chunk());
+                    sums = match part.filter(|_| step == 1) {
+                        Some(x) => tap::<N>(sums, w, x),
+                        None => {
+                            let at = |i: usize| row.get(left.wrapping_add(i * step)).copied();
+                            let x = core::array::from_fn(|i| at(i).unwrap_or(g.outside));
+                            tap::<N>(sums, w, &x)
+                        }
                     };
-                    for (w, sums) in w.iter().zip(sums.iter_mut()).take(if TWO { 2 } else { 1 }) {
-                        let Some(&w) = w.get(first + s) else { continue };
-                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum = N::add(*sum, w, x));
-                    }
                 }
             }
         }
+        sums
     }
 }
 
-/// Adds the products of one row of a kernel. Written out, so that the sums stay in registers however
-/// much the compiler wants to save.
+/// The same sum for all places.
 #[inline(always)]
-fn add<N: Numbers, const S: usize>(sums: &mut [N::Sum; TILE], w: &[N::W; S], x: &[N::X]) {
+fn all<S: Copy>(start: S) -> [S; TILE] {
+    [start, start, start, start, start, start, start, start]
+}
+
+/// Sums and the products with one weight. Written out, and given back by value: that keeps the sums
+/// in registers however much the compiler wants to save.
+#[inline(always)]
+fn tap<N: Numbers>(sums: [N::Sum; TILE], w: N::W, x: &[N::X; TILE]) -> [N::Sum; TILE] {
+    let ([a, b, c, d, e, f, g, h], &[i, j, k, l, m, n, o, p]) = (sums, x);
+    [
+        N::add(a, w, i),
+        N::add(b, w, j),
+        N::add(c, w, k),
+        N::add(d, w, l),
+        N::add(e, w, m),
+        N::add(f, w, n),
+        N::add(g, w, o),
+        N::add(h, w, p),
+    ]
+}
+
+/// Sums and the products of one row of a kernel.
+#[inline(always)]
+fn row<N: Numbers, const S: usize>(
+    sums: [N::Sum; TILE],
+    w: &[N::W; S],
+    x: &[N::X],
+) -> [N::Sum; TILE] {
+    let mut sums = sums;
     macro_rules! taps {
         ($($s:literal)*) => {
-            $(if let (Some(&w), Some(x)) = (w.get($s), x.get($s..$s + TILE)) {
-                taps!(@ w, x, 0 1 2 3 4 5 6 7);
-            })*
-        };
-        (@ $w:expr, $x:expr, $($t:literal)*) => {
-            $(if let (Some(sum), Some(&x)) = (sums.get_mut($t), $x.get($t)) {
-                *sum = N::add(*sum, $w, x);
+            $(if let (Some(&w), Some(x)) = (w.get($s), x.get($s..).and_then(|x| x.first_chunk())) {
+                sums = tap::<N>(sums, w, x);
             })*
         };
     }
     taps!(0 1 2 3 4);
+    sums
 }
 
 /// What becomes of one filter's sums.
@@ -342,8 +358,31 @@ fn settle<N: Numbers, C: Filter<N>>(
     (r, wide): (usize, usize),
 ) {
     filter.each(sums);
-    for ((sums, best), won) in sums.chunks(wide).zip(best).zip(won) {
-        for (&sum, place) in sums.iter().zip(r * wide..) {
+    match wide {
+        1 => fold::<N, C, 1>(sums, best, won, r),
+        2 => fold::<N, C, 2>(sums, best, won, r),
+        _ => {
+            for ((sums, best), won) in sums.chunks(wide.max(1)).zip(best).zip(won) {
+                for (&sum, place) in sums.iter().zip(r * wide..) {
+                    if place == 0 || C::beats(sum, *best) {
+                        (*best, *won) = (sum, place as u8);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Row `r` of windows of `W` columns.
+#[inline(always)]
+fn fold<N: Numbers, C: Filter<N>, const W: usize>(
+    sums: &[N::Sum; TILE],
+    best: &mut [N::Sum; TILE],
+    won: &mut [u8; TILE],
+    r: usize,
+) {
+    for ((sums, best), won) in sums.as_chunks::<W>().0.iter().zip(best).zip(won) {
+        for (&sum, place) in sums.iter().zip(r * W..) {
             if place == 0 || C::beats(sum, *best) {
                 (*best, *won) = (sum, place as u8);
             }
