@@ -3,18 +3,9 @@
 
 #include "common.cuh"
 
-enum { RELU, RELU6, LEAKY, TANH };
-
 KERNEL activation(float *y, u32 len, u32 kind, float slope) {
     const u64 i = element();
-    if (i >= len) return;
-    const float v = y[i];
-    // Comparisons are such that NaN passes.
-    const float low = v <= 0.0f ? 0.0f : v;
-    if (kind == RELU) y[i] = low;
-    if (kind == RELU6) y[i] = low >= 6.0f ? 6.0f : low;
-    if (kind == LEAKY) y[i] = v <= 0.0f ? slope * v : v;
-    if (kind == TANH) y[i] = tanhf(v);
+    if (i < len) y[i] = kind == TANH ? tanhf(y[i]) : activated(y[i], kind, slope);
 }
 
 KERNEL activation_backward(const float *__restrict__ y, float *g, u32 len, u32 kind, float slope) {

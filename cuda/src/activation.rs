@@ -9,8 +9,11 @@ use sepal_core::shape::Shape;
 use crate::gpu::{Address, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
 
+/// The kernels' number for no activation.
+pub(crate) const AS_IT_IS: u32 = 4;
+
 /// The number by which the kernels know an activation, and its slope.
-const fn kind(l: Activation) -> (u32, f32) {
+pub(crate) const fn kind(l: Activation) -> (u32, f32) {
     match l {
         Activation::Relu => (0, 0.0),
         Activation::Relu6 => (1, 0.0),
