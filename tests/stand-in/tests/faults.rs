@@ -174,6 +174,37 @@ fn a_barrier_that_is_missing_is_a_race() {
     }
 }
 
+/// The kernels that the bench compares the search with.
+#[test]
+fn the_least_of_a_row_of_products_is_its_neighbour() {
+    let unfused = include_str!("../../../cuda/kernels/ptx/unfused.75.ptx");
+    let [rows, labels] = set(0);
+    let count = ROWS as u32;
+    let mut bench = Bench::new();
+    bench.data(&rows);
+    let lengths = bench.data(&floats([f32::NAN; ROWS]));
+    [count, DIM as u32].iter().for_each(|number| bench.param(&number.to_le_bytes()));
+    assert_eq!(bench.run(unfused, "squares", [count.div_ceil(8), 1, 1], 256), Ok(()));
+    let at = |i: usize| (i * i) as f32;
+    let rest = 0.25 * (DIM - 1) as f32;
+    let squares: Vec<f32> = (0..ROWS).map(|i| at(i) * at(i) + rest).collect();
+    for (got, expected) in bench.read(lengths, ROWS).into_iter().map(f32::from_bits).zip(&squares) {
+        assert!((got - expected).abs() <= 1e-6 * expected, "{got}, not {expected}");
+    }
+
+    let mut bench = Bench::new();
+    bench.data(&floats((0..ROWS * ROWS).map(|i| at(i / ROWS) * at(i % ROWS) + rest)));
+    bench.data(&floats(squares));
+    bench.data(&labels);
+    let keys = bench.data(&[0; 16 * ROWS]);
+    bench.param(&count.to_le_bytes());
+    assert_eq!(bench.run(unfused, "least_of_row", [count, 1, 1], 256), Ok(()));
+    let words = bench.read(keys, 4 * ROWS);
+    let indices: [Vec<u32>; 2] =
+        [0, 2].map(|kind| words.iter().skip(kind).step_by(4).copied().collect());
+    assert_eq!(indices, expected());
+}
+
 /// Minima of rows and of columns, where each distance is computed once.
 #[test]
 fn a_minimum_of_either_side_that_is_lost_is_seen() {
