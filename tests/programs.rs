@@ -344,6 +344,37 @@ fn predict_names_what_the_library_predicts() {
     text(&jpeg, &["--resize"]);
 }
 
+/// Without a driver `--cuda` says what is missing; with one, here the stand-in for it, the GPU predicts
+/// what the CPU does.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_is_asked_for_by_name() {
+    let folder = Folder::new("gpu");
+    let (path, image) = (model(&folder), folder.png("0.png", 28, &pixels(0)));
+    if sepal::cuda::OnCuda::open(0).is_err() {
+        run("predict", &["--cuda", &path, &image]).refused(&["--cuda=0", "driver"]);
+        run("evaluate", &["--cuda=1", &path]).refused(&["--cuda=1", "driver"]);
+        run("train", &["--cuda"]).refused(&["--cuda=0", "driver"]);
+    }
+    let executable = std::env::current_exe().unwrap();
+    let library = executable.with_file_name("libsepal_stand_in.so");
+    std::os::unix::fs::symlink(&library, folder.path("libcuda.so")).unwrap();
+    let predict = |options: &[&str]| -> Value {
+        let mut command = Command::new(program("predict"));
+        command.env("LD_LIBRARY_PATH", folder.path("")).args(["--json", "--top", "10"]);
+        let ended = command.args(options).args([&path, &image]).output().unwrap();
+        json(&Ended::from(ended).good())
+    };
+    let (cpu, gpu) = (predict(&[]), predict(&["--cuda"]));
+    for (cpu, gpu) in
+        cpu["classes"].as_array().unwrap().iter().zip(gpu["classes"].as_array().unwrap())
+    {
+        assert_eq!(cpu["index"], gpu["index"]);
+        let [cpu, gpu] = [cpu, gpu].map(|class| class["confidence"].as_f64().unwrap());
+        assert!((cpu - gpu).abs() < 1e-4, "{cpu}, on the GPU {gpu}");
+    }
+}
+
 #[test]
 fn predict_refuses_what_is_no_image_of_the_size() {
     let folder = Folder::new("size");
