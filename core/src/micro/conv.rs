@@ -128,8 +128,8 @@ impl Geometry<f32> {
         let top = (p * usize::from(step.0)).wrapping_sub(pad.0.into());
         let left = (q * usize::from(step.1)).wrapping_sub(pad.1.into());
         let columns = usize::from(kernel.1).max(1);
-        for (plane, dw) in x.chunks_exact(self.plane).zip(dw.chunks_exact_mut(self.taps)) {
-            for (dw, r) in dw.chunks_exact_mut(columns).zip(0..) {
+        for (plane, dw) in pieces(x, self.plane).zip(dw.chunks_exact_mut(self.taps.max(1))) {
+            for (dw, r) in dw.chunks_exact_mut(columns.max(1)).zip(0..) {
                 let row = top.wrapping_add(r);
                 if row >= self.height {
                     continue;
@@ -178,8 +178,8 @@ impl<X: Copy> Rows<'_, X> {
         let g = self.geometry;
         let (mut one, mut other) = (all(start[0]), all(start[1]));
         let inside = self.left <= g.width && g.width - self.left >= TILE + S - 1;
-        let (mut w, mut v) = (w.chunks_exact(g.taps), v.chunks_exact(g.taps));
-        for plane in self.x.chunks_exact(g.plane) {
+        let (mut w, mut v) = (pieces(w, g.taps), pieces(v, g.taps));
+        for plane in pieces(self.x, g.plane) {
             let patch;
             let (mut x, width) = if inside {
                 (plane.get(self.top * g.width + self.left..).unwrap_or_default(), g.width)
@@ -218,7 +218,7 @@ impl<X: Copy> Rows<'_, X> {
     fn patch(&self, plane: &[X]) -> [[X; SPAN]; HEIGHT] {
         let g = self.geometry;
         let mut patch = [[g.outside; SPAN]; HEIGHT];
-        for (row, patch) in plane.chunks_exact(g.width).skip(self.top).zip(&mut patch) {
+        for (row, patch) in pieces(plane, g.width).skip(self.top).zip(&mut patch) {
             for (i, x) in patch.iter_mut().enumerate() {
                 let at = self.left.wrapping_add(i);
                 row.get(at).into_iter().for_each(|inside| *x = *inside);
@@ -232,9 +232,9 @@ impl<X: Copy> Rows<'_, X> {
     fn any<N: Numbers<X = X>>(&self, w: &[N::W], start: N::Sum) -> [N::Sum; TILE] {
         let (g, mut sums) = (self.geometry, all(start));
         let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
-        for (plane, w) in self.x.chunks_exact(g.plane).zip(w.chunks_exact(g.taps)) {
-            let rows = plane.chunks_exact(g.width).skip(self.top);
-            let kernel = w.chunks_exact(columns).take(self.past).skip(self.first);
+        for (plane, w) in pieces(self.x, g.plane).zip(pieces(w, g.taps)) {
+            let rows = pieces(plane, g.width).skip(self.top);
+            let kernel = pieces(w, columns).take(self.past).skip(self.first);
             for (row, w) in rows.zip(kernel) {
                 for (&w, s) in w.iter().zip(0..) {
                     let left = self.left.wrapping_add(s);
@@ -252,6 +252,12 @@ impl<X: Copy> Rows<'_, X> {
         }
         sums
     }
+}
+
+/// Pieces of `len`, which no plan makes 0: said here too, where the compiler must see it.
+#[inline(always)]
+pub(super) fn pieces<T>(x: &[T], len: usize) -> core::slice::ChunksExact<'_, T> {
+    x.chunks_exact(len.max(1))
 }
 
 /// The same sum for all places.
