@@ -15,6 +15,8 @@ pub(super) trait Numbers {
     type Sum: Copy;
     /// `sum + w x`.
     fn add(sum: Self::Sum, w: Self::W, x: Self::X) -> Self::Sum;
+    /// Whether products with what lies outside of the image count.
+    fn counts(outside: Self::X) -> bool;
 }
 
 /// f32, in the order and with the rounding of the reference.
@@ -29,6 +31,11 @@ impl Numbers for Floats {
     fn add(sum: f32, w: f32, x: f32) -> f32 {
         sum + w * x
     }
+
+    #[inline(always)]
+    fn counts(_: f32) -> bool {
+        false
+    }
 }
 
 /// Bytes and signed bytes, summed exactly (sums wrap past 2^31, which takes 65,000 products).
@@ -42,6 +49,11 @@ impl Numbers for Bytes {
     #[inline(always)]
     fn add(sum: i32, w: i8, x: u8) -> i32 {
         sum.wrapping_add(i32::from(w).wrapping_mul(i32::from(x)))
+    }
+
+    #[inline(always)]
+    fn counts(outside: u8) -> bool {
+        outside != 0
     }
 }
 
@@ -96,12 +108,18 @@ impl<X: Copy> Geometry<X> {
         start: [N::Sum; 2],
         (p, q): (usize, usize),
     ) -> [[N::Sum; TILE]; 2] {
-        let mut sums = start.map(|start| [start; TILE]);
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
         // Rows of the kernel that lie in the image.
         let first = above.saturating_sub(top);
         let past = (self.height + above).saturating_sub(top).min(kernel.0.into());
+        let mut start = start;
+        if N::counts(self.outside) && (first > 0 || past < kernel.0.into()) {
+            for (sum, w) in start.iter_mut().zip(w).take(if TWO { 2 } else { 1 }) {
+                *sum = self.outer::<N>(*sum, w, first..past);
+            }
+        }
+        let mut sums = start.map(|start| [start; TILE]);
         let rows = Rows {
             geometry: self,
             x,
@@ -116,6 +134,23 @@ impl<X: Copy> Geometry<X> {
             _ => rows.any::<N, TWO>(w, &mut sums),
         }
         sums
+    }
+
+    /// Adds the products of a filter's rows that lie above or below the image: those that do not lie
+    /// `inside`.
+    #[inline(never)]
+    fn outer<N: Numbers<X = X>>(
+        &self,
+        sum: N::Sum,
+        w: &[N::W],
+        inside: core::ops::Range<usize>,
+    ) -> N::Sum {
+        let columns = usize::from(self.conv.kernel.1).max(1);
+        w.chunks_exact(self.taps).fold(sum, |sum, kernel| {
+            let rows = kernel.chunks_exact(columns).enumerate();
+            let outer = rows.filter(|(r, _)| !inside.contains(r)).flat_map(|(_, row)| row);
+            outer.fold(sum, |sum, &w| N::add(sum, w, self.outside))
+        })
     }
 }
 
