@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use sepal::backend::Device;
+use sepal::error::Error;
 use sepal::format::{Meta, Storage};
 use sepal::infer::Inference;
 use sepal::layer::Layer;
@@ -78,8 +80,9 @@ struct Args {
     /// model, out: the files; to; layers: how many of the file written; samples: measured on;
     /// quantile; steps: list of layer, scale, zero, low and high (what was measured, null where raw
     /// bytes are read as they are), kept_low and kept_high (what the steps reach over); tested: test
-    /// samples; forms: list of name, accuracy, bytes (of the file, null where there is none), ram
-    /// (bytes to infer one sample on the backend for small cores).
+    /// samples; forms: list of name, accuracy, same (the share of samples to which it gives the class
+    /// that the trained net gives), bytes (of the file, null where there is none), ram (bytes to
+    /// infer one sample on the backend for small cores).
     #[arg(long)]
     json: bool,
 }
@@ -114,6 +117,8 @@ fn main() -> ExitCode {
 struct Row {
     name: &'static str,
     accuracy: f64,
+    /// The share of samples to which it gives the class that the trained net gives.
+    same: f64,
     bytes: Option<usize>,
     ram: usize,
 }
@@ -135,37 +140,49 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     save(args, &loaded, &export)?;
     let written = Loaded::open(&args.out)?;
 
-    let row = |name, accuracy, bytes, model: &Model<'_>| -> Result<Row, Failure> {
-        Ok(Row { name, accuracy, bytes, ram: ram(model, test.is_u8())? })
-    };
-    let judge = |model: &Model<'_>| -> Result<f64, Failure> {
-        Ok(Features::new(&device, model, &mut &test, model.net.layers.len())?.accuracy())
-    };
     let (folded, last) = (folded.model(), written.model());
-    let layers = last.net.layers.len();
+    let on_device = |model: &Model<'_>| logits(&device, model, &test);
+    let trained = on_device(&model)?;
+    let row = |name, logits: &Features, bytes, model: &Model<'_>| -> Result<Row, Failure> {
+        let (ours, its) = (trained.largest(), logits.largest());
+        let same = ours.iter().zip(&its).filter(|(ours, its)| ours == its).count();
+        let same = same as f64 / ours.len().max(1) as f64;
+        let (accuracy, ram) = (logits.accuracy(), ram(model, test.is_u8())?);
+        Ok(Row { name, accuracy, same, bytes, ram })
+    };
     let mut rows = vec![
-        row("as trained", judge(&model)?, Some(loaded.bytes().len()), &model)?,
-        row("folded", judge(&folded)?, None, &folded)?,
+        row("as trained", &trained, Some(loaded.bytes().len()), &model)?,
+        row("folded", &on_device(&folded)?, None, &folded)?,
     ];
     if args.to == Form::Int8 {
-        let accuracy = Features::new(&OnReference, &last, &mut &test, layers)?.accuracy();
-        rows.push(row("int8, computed in f32", accuracy, None, &last)?);
+        let logits = logits(&OnReference, &last, &test)?;
+        rows.push(row("int8, computed in f32", &logits, None, &last)?);
     }
-    let accuracy = Features::new(&OnMicro, &last, &mut &test, layers)?.accuracy();
-    rows.push(row(args.to.name(), accuracy, Some(written.bytes().len()), &last)?);
+    let logits = logits(&OnMicro, &last, &test)?;
+    rows.push(row(args.to.name(), &logits, Some(written.bytes().len()), &last)?);
 
     if args.json {
         let report = report(args, &export, &rows, (train.len(), test.len()));
         return Ok(writeln!(out, "{report}")?);
     }
     print_steps(&export, out)?;
-    writeln!(out, "{:24} {:>10} {:>11} {:>11}", "", "accuracy %", "file bytes", "RAM bytes")?;
-    for Row { name, accuracy, bytes, ram } in &rows {
+    writeln!(
+        out,
+        "{:22} {:>10} {:>12} {:>11} {:>10}",
+        "", "accuracy %", "same class %", "file bytes", "RAM bytes"
+    )?;
+    for Row { name, accuracy, same, bytes, ram } in &rows {
+        let (accuracy, same) = (accuracy * 100.0, same * 100.0);
         let bytes = bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
-        writeln!(out, "{name:24} {:>10.2} {bytes:>11} {ram:>11}", accuracy * 100.0)?;
+        writeln!(out, "{name:22} {accuracy:>10.2} {same:>12.2} {bytes:>11} {ram:>10}")?;
     }
     writeln!(out, "\n{} test samples; RAM is what inference of one sample takes", test.len())?;
     Ok(writeln!(out, "wrote {}", args.out.display())?)
+}
+
+/// The net's output for each sample.
+fn logits<D: Device>(device: &D, model: &Model<'_>, test: &Dataset) -> Result<Features, Error> {
+    Features::new(device, model, &mut &*test, model.net.layers.len())
 }
 
 /// The samples to measure activations on, and those to measure accuracy on.
@@ -252,8 +269,8 @@ fn report(args: &Args, export: &Export, rows: &[Row], (samples, tested): (u32, u
     let forms: Vec<_> = rows
         .iter()
         .map(|row| {
-            json!({"name": row.name, "accuracy": row.accuracy, "bytes": row.bytes,
-                "ram": row.ram})
+            json!({"name": row.name, "accuracy": row.accuracy, "same": row.same,
+                "bytes": row.bytes, "ram": row.ram})
         })
         .collect();
     json!({"model": args.model, "out": args.out, "to": args.to.name(),
