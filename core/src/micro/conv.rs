@@ -146,7 +146,7 @@ impl<X: Copy> Geometry<X> {
         inside: core::ops::Range<usize>,
     ) -> N::Sum {
         let columns = usize::from(self.conv.kernel.1).max(1);
-        w.chunks_exact(self.taps).fold(sum, |sum, kernel| {
+        w.chunks_exact(self.taps.max(1)).fold(sum, |sum, kernel| {
             let rows = kernel.chunks_exact(columns).enumerate();
             let outer = rows.filter(|(r, _)| !inside.contains(r)).flat_map(|(_, row)| row);
             outer.fold(sum, |sum, &w| N::add(sum, w, self.outside))
