@@ -98,6 +98,41 @@ impl<X: Copy> Geometry<X> {
         }
     }
 
+    /// What the sums of row `p` begin with: where what lies outside counts, with the products of the
+    /// kernels' rows that lie above or below the image, which [`tile`](Self::tile) leaves out.
+    #[inline(always)]
+    fn start<N: Numbers<X = X>>(
+        &self,
+        start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let padded = N::counts(self.outside) && self.conv.pad.0 > 0;
+        if padded { self.outer::<N>(start, w, p) } else { start }
+    }
+
+    #[inline(never)]
+    fn outer<N: Numbers<X = X>>(
+        &self,
+        mut start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let columns = usize::from(self.conv.kernel.1).max(1);
+        let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
+        let inside = above..self.height + above;
+        for (sum, w) in start.iter_mut().zip(w) {
+            for kernel in w.chunks_exact(self.taps.max(1)) {
+                for (row, r) in kernel.chunks_exact(columns).zip(top..) {
+                    if !inside.contains(&r) {
+                        *sum = row.iter().fold(*sum, |sum, &w| N::add(sum, w, self.outside));
+                    }
+                }
+            }
+        }
+        start
+    }
+
     /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
     /// the channels of the filters' group. Places past the row's end are sums of what is there.
     #[inline(never)]
@@ -108,18 +143,12 @@ impl<X: Copy> Geometry<X> {
         start: [N::Sum; 2],
         (p, q): (usize, usize),
     ) -> [[N::Sum; TILE]; 2] {
+        let mut sums = start.map(|start| [start; TILE]);
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
         // Rows of the kernel that lie in the image.
         let first = above.saturating_sub(top);
         let past = (self.height + above).saturating_sub(top).min(kernel.0.into());
-        let mut start = start;
-        if N::counts(self.outside) && (first > 0 || past < kernel.0.into()) {
-            for (sum, w) in start.iter_mut().zip(w).take(if TWO { 2 } else { 1 }) {
-                *sum = self.outer::<N>(*sum, w, first..past);
-            }
-        }
-        let mut sums = start.map(|start| [start; TILE]);
         let rows = Rows {
             geometry: self,
             x,
@@ -134,23 +163,6 @@ impl<X: Copy> Geometry<X> {
             _ => rows.any::<N, TWO>(w, &mut sums),
         }
         sums
-    }
-
-    /// Adds the products of a filter's rows that lie above or below the image: those that do not lie
-    /// `inside`.
-    #[inline(never)]
-    fn outer<N: Numbers<X = X>>(
-        &self,
-        sum: N::Sum,
-        w: &[N::W],
-        inside: core::ops::Range<usize>,
-    ) -> N::Sum {
-        let columns = usize::from(self.conv.kernel.1).max(1);
-        w.chunks_exact(self.taps.max(1)).fold(sum, |sum, kernel| {
-            let rows = kernel.chunks_exact(columns).enumerate();
-            let outer = rows.filter(|(r, _)| !inside.contains(r)).flat_map(|(_, row)| row);
-            outer.fold(sum, |sum, &w| N::add(sum, w, self.outside))
-        })
     }
 }
 
@@ -314,6 +326,7 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
             let mut won = [[0; TILE]; 2];
             for r in 0..high {
                 let place = (p * high + r, q * wide);
+                let start = geometry.start::<N>(start, w, place.0);
                 let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
