@@ -15,6 +15,8 @@ pub(super) trait Numbers {
     type Sum: Copy;
     /// `sum + w x`.
     fn add(sum: Self::Sum, w: Self::W, x: Self::X) -> Self::Sum;
+    /// Whether products with what lies outside of the image count.
+    fn counts(outside: Self::X) -> bool;
 }
 
 /// f32, in the order and with the rounding of the reference.
@@ -29,6 +31,11 @@ impl Numbers for Floats {
     fn add(sum: f32, w: f32, x: f32) -> f32 {
         sum + w * x
     }
+
+    #[inline(always)]
+    fn counts(_: f32) -> bool {
+        false
+    }
 }
 
 /// Bytes and signed bytes, summed exactly (sums wrap past 2^31, which takes 65,000 products).
@@ -42,6 +49,11 @@ impl Numbers for Bytes {
     #[inline(always)]
     fn add(sum: i32, w: i8, x: u8) -> i32 {
         sum.wrapping_add(i32::from(w).wrapping_mul(i32::from(x)))
+    }
+
+    #[inline(always)]
+    fn counts(outside: u8) -> bool {
+        outside != 0
     }
 }
 
@@ -84,6 +96,41 @@ impl<X: Copy> Geometry<X> {
             taps,
             outside,
         }
+    }
+
+    /// What the sums of row `p` begin with: where what lies outside counts, with the products of the
+    /// kernels' rows that lie above or below the image, which [`tile`](Self::tile) leaves out.
+    #[inline(always)]
+    fn start<N: Numbers<X = X>>(
+        &self,
+        start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let padded = N::counts(self.outside) && self.conv.pad.0 > 0;
+        if padded { self.outer::<N>(start, w, p) } else { start }
+    }
+
+    #[inline(never)]
+    fn outer<N: Numbers<X = X>>(
+        &self,
+        mut start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let columns = usize::from(self.conv.kernel.1).max(1);
+        let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
+        let inside = above..self.height + above;
+        for (sum, w) in start.iter_mut().zip(w) {
+            for kernel in w.chunks_exact(self.taps.max(1)) {
+                for (row, r) in kernel.chunks_exact(columns).zip(top..) {
+                    if !inside.contains(&r) {
+                        *sum = row.iter().fold(*sum, |sum, &w| N::add(sum, w, self.outside));
+                    }
+                }
+            }
+        }
+        start
     }
 
     /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
@@ -339,6 +386,7 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
             let mut won = [[0; TILE]; 2];
             for r in 0..high {
                 let place = (p * high + r, q * wide);
+                let start = geometry.start::<N>(start, w, place.0);
                 let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {

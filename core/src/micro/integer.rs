@@ -196,10 +196,6 @@ pub(super) fn dense(
 
 /// The steps of what is read, and the weights.
 fn setup<'a>(group: &Group<'a>, p: &Parameters<'a>) -> Result<(&'a Quantise, &'a [i8]), Error> {
-    let leaks = matches!(group.activation, Some(Activation::LeakyRelu { .. }));
-    if group.norm.is_some() || (leaks && group.quantise.is_some()) {
-        return Err(Error::Unsupported("norms and leaky activations of sums of bytes"));
-    }
     match (group.reads, p.weight.as_i8()) {
         (Some(reads), Some(weights)) => Ok((reads, weights)),
         _ => Err(Error::Unsupported("weights that are not i8 behind activations that are bytes")),

@@ -21,6 +21,7 @@
 //! must be i8 with a scale for each filter; where a `Quantise` layer ends its group it gives
 //! bytes too. Where `Quantise` is the first layer, with the steps of raw bytes, they are read as
 //! they are. Layers that no `Quantise` stands before compute in f32: a net can be of both kinds.
+//! Batch norm and leaky ReLU behind sums of bytes run in f32, each alone, and take its memory.
 
 mod conv;
 mod float;
