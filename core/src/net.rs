@@ -289,6 +289,25 @@ pub struct TensorRecord {
     pub scales_len: u32,
 }
 
+/// Numbers in place of the parameters of layers `first..last`: what a block learnt on a device,
+/// layer by layer, each its weight, bias, mean and variance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patch<'m> {
+    /// The first layer.
+    pub first: u16,
+    /// One past the last.
+    pub last: u16,
+    /// The parameters of all its layers.
+    pub numbers: &'m [f32],
+}
+
+impl Patch<'_> {
+    /// Whether both are of the same layers.
+    pub const fn same_layers(&self, other: &Patch<'_>) -> bool {
+        self.first == other.first && self.last == other.last
+    }
+}
+
 /// The parameters of a net, frozen where they lie.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'m> {
@@ -301,6 +320,32 @@ pub enum Weights<'m> {
         /// The weights section.
         blob: &'m [u8],
     },
+    /// Other weights, except of the layers that a patch covers: the first that does.
+    ///
+    /// ```
+    /// use sepal_core::layer::{Dense, Layer};
+    /// use sepal_core::net::{Input, Net, Normalisation, Patch, Weights};
+    /// use sepal_core::shape::Shape;
+    ///
+    /// const DENSE: Layer = Layer::Dense(Dense { units: 1, bias: false });
+    /// let net = Net {
+    ///     input: Input { shape: Shape::rows(1, 2), normalisation: Normalisation::NONE },
+    ///     layers: &[DENSE, DENSE],
+    ///     blocks: &[1, 2],
+    ///     features: 1,
+    /// };
+    /// let under = Weights::Flat(&[1.0, 2.0, 3.0]);
+    /// let patches = [Patch { first: 1, last: 2, numbers: &[4.0] }];
+    /// let weights = Weights::Patched { under: &under, patches: &patches };
+    /// assert_eq!(weights.layer(&net, 0)[0].as_f32(), Some(&[1.0, 2.0][..]));
+    /// assert_eq!(weights.layer(&net, 1)[0].as_f32(), Some(&[4.0][..]));
+    /// ```
+    Patched {
+        /// The other weights.
+        under: &'m Weights<'m>,
+        /// The patches.
+        patches: &'m [Patch<'m>],
+    },
 }
 
 impl<'m> Weights<'m> {
@@ -310,6 +355,7 @@ impl<'m> Weights<'m> {
         match *self {
             Self::Flat(_) => false,
             Self::File { records, .. } => records.iter().any(|r| self.record(r).as_f32().is_none()),
+            Self::Patched { under, .. } => under.is_narrow(),
         }
     }
 
@@ -327,18 +373,13 @@ impl<'m> Weights<'m> {
     pub fn layer(&self, net: &Net<'_>, layer: usize) -> [Stored<'m>; 4] {
         let mut stored = [Stored::EMPTY; 4];
         match *self {
-            Self::Flat(numbers) => {
-                let (Ok(at), Ok(shape)) = (net.params(layer), net.shape(layer)) else {
-                    return stored;
+            Self::Flat(numbers) => return flat(net, 0, numbers, layer),
+            Self::Patched { under, patches } => {
+                let covers = |p: &&Patch<'_>| (p.first.into()..p.last.into()).contains(&layer);
+                return match patches.iter().find(covers) {
+                    Some(patch) => flat(net, patch.first.into(), patch.numbers, layer),
+                    None => under.layer(net, layer),
                 };
-                let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
-                let mut rest = numbers.get(at..).unwrap_or_default();
-                for (stored, role) in stored.iter_mut().zip(Role::ALL) {
-                    let len = tensors.unwrap_or_default().len(role) as usize;
-                    let Some((head, tail)) = rest.split_at_checked(len) else { break };
-                    stored.bytes = bytemuck::cast_slice(head);
-                    rest = tail;
-                }
             }
             Self::File { records, .. } => {
                 let first = records.partition_point(|r| usize::from(r.layer) < layer);
@@ -352,6 +393,24 @@ impl<'m> Weights<'m> {
         }
         stored
     }
+}
+
+/// The parameters of `layer` among `numbers`, which begin with those of layer `first`.
+fn flat<'m>(net: &Net<'_>, first: usize, numbers: &'m [f32], layer: usize) -> [Stored<'m>; 4] {
+    let mut stored = [Stored::EMPTY; 4];
+    let (Ok(before), Ok(at), Ok(shape)) = (net.params(first), net.params(layer), net.shape(layer))
+    else {
+        return stored;
+    };
+    let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
+    let mut rest = numbers.get(at.saturating_sub(before)..).unwrap_or_default();
+    for (stored, role) in stored.iter_mut().zip(Role::ALL) {
+        let len = tensors.unwrap_or_default().len(role) as usize;
+        let Some((head, tail)) = rest.split_at_checked(len) else { break };
+        stored.bytes = bytemuck::cast_slice(head);
+        rest = tail;
+    }
+    stored
 }
 
 /// A net with its weights.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves at link time that decoding, inference and training need no std and no heap and reach no
+# Proves at link time that decoding, inference, training and deltas in flash need no std and no heap and reach no
 # panic, and at run time that they give the host's bits. Needs cargo and an x86_64 Linux host;
 # says nothing where all is well.
 set -u
@@ -16,7 +16,7 @@ fail() {
     exit 1
 }
 
-for features in nopanic nopanic,train,write train,write; do
+for features in nopanic nopanic,flash nopanic,train,write,flash train,write,flash; do
     output=$(build "$features") || fail "does not link with features '$features'" "$output"
     "$binary" || fail "status $? with features '$features'; src/main.rs says what it means"
 done

@@ -4,6 +4,8 @@
 
 #[cfg_attr(not(feature = "train"), expect(dead_code, reason = "training is a feature"))]
 mod case;
+#[cfg(feature = "flash")]
+mod flash;
 
 use core::arch::{asm, naked_asm};
 use core::hint::black_box;
@@ -111,6 +113,11 @@ fn check() -> i32 {
         if !bits.iter().flat_map(|bits| bits.to_le_bytes()).eq(LOSSES.iter().copied()) {
             return 6;
         }
+    }
+    #[cfg(feature = "flash")]
+    match flash::check(memory, &file, &model) {
+        0 => {}
+        status => return status,
     }
     #[cfg(feature = "write")]
     return rewrite(&file, &model);
