@@ -425,9 +425,45 @@ pub struct Model<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Dense, RELU};
 
     #[test]
     fn a_tensor_that_is_not_there_is_used_in_place() {
         assert_eq!(Stored::EMPTY.as_f32(), Some(&[][..]));
+    }
+
+    #[test]
+    fn patches_cover_their_layers_and_no_others() {
+        let dense = |bias| Layer::Dense(Dense { units: 1, bias });
+        let layers = [dense(false), RELU, dense(true), dense(true)];
+        let net = Net {
+            input: Input { shape: Shape::rows(1, 2), normalisation: Normalisation::NONE },
+            layers: &layers,
+            blocks: &[1, 4],
+            features: 1,
+        };
+        let under = Weights::Flat(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let of = |patches: &[Patch<'_>], layer| {
+            let [weight, bias, ..] = Weights::Patched { under: &under, patches }.layer(&net, layer);
+            [weight, bias].map(|stored| stored.as_f32().map(<[f32]>::to_vec).unwrap())
+        };
+        let patch = |first, last, numbers| Patch { first, last, numbers };
+        let both = [patch(1, 4, &[7.0, 8.0, 9.0, 10.0][..]), patch(0, 1, &[11.0, 12.0])];
+        for (layer, expected) in [
+            (0, [&[11.0, 12.0][..], &[]]),
+            (1, [&[], &[]]),
+            (2, [&[7.0], &[8.0]]),
+            (3, [&[9.0], &[10.0]]),
+        ] {
+            assert_eq!(of(&both, layer), expected);
+        }
+        // Only the last layer; another patch of it comes too late.
+        let last = [patch(3, 4, &[7.0, 8.0][..]), patch(3, 4, &[9.0, 9.0])];
+        assert_eq!(of(&last, 2), [[3.0], [4.0]]);
+        assert_eq!(of(&last, 3), [[7.0], [8.0]]);
+        // What a patch is too short for is not there, rather than taken from below.
+        let short = [patch(2, 4, &[7.0, 8.0, 9.0][..])];
+        assert_eq!(of(&short, 3), [&[9.0][..], &[]]);
+        assert_eq!(of(&short, 4), [&[], &[]] as [&[f32]; 2]);
     }
 }

@@ -285,25 +285,30 @@ impl<F: NorFlash> Store<F> {
 
     /// The delta of these patches, with neither sequence number nor checksum.
     fn plan(&self, patches: &[Patch<'_>]) -> Result<Delta, StoreError<F::Error>> {
-        let given = patches.chunk_by(Patch::same_layers).count();
+        let mut parts = [Part::default(); PARTS];
+        let (mut given, mut after, mut total) = (0usize, 0, 0u64);
+        let mut before: Option<&Patch<'_>> = None;
+        for patch in patches {
+            let Patch { first, last, numbers } = *patch;
+            if before.is_none_or(|before| !before.same_layers(patch)) {
+                if first < after || last <= first {
+                    return Err(StoreError::Layers { first, last, after });
+                }
+                (given, after) = (given + 1, last);
+            }
+            before = Some(patch);
+            // A length that does not fit makes the total too large for the slot.
+            total = total.saturating_add(numbers.len() as u64);
+            let len = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+            if let Some(part) = parts.get_mut(given - 1) {
+                *part = Part { first, last, len: part.len.saturating_add(len) };
+            }
+        }
         if given == 0 || given > PARTS {
             return Err(StoreError::Parts { given });
         }
-        let mut parts = [Part::default(); PARTS];
-        let (mut after, mut total) = (0, 0u64);
-        for (part, pieces) in parts.iter_mut().zip(patches.chunk_by(Patch::same_layers)) {
-            let Some(&Patch { first, last, .. }) = pieces.first() else { continue };
-            if first < after || last <= first {
-                return Err(StoreError::Layers { first, last, after });
-            }
-            let len = pieces.iter().fold(0u64, |len, p| len.saturating_add(p.numbers.len() as u64));
-            if len == 0 {
-                return Err(StoreError::NoNumbers { first, last });
-            }
-            after = last;
-            total = total.saturating_add(len);
-            // A length that does not fit makes the total too large for the slot.
-            *part = Part { first, last, len: u32::try_from(len).unwrap_or(u32::MAX) };
+        if let Some(&Part { first, last, .. }) = parts.iter().take(given).find(|p| p.len == 0) {
+            return Err(StoreError::NoNumbers { first, last });
         }
         let delta = Delta {
             sequence: 0,
