@@ -249,7 +249,7 @@ impl<'m> Tuning<'m> {
     }
 
     /// Copies the block's parameters out of the arena, layer by layer, as
-    /// [`Weights::Over`](crate::net::Weights::Over) takes them.
+    /// [`Weights::Patched`](crate::net::Weights::Patched) takes them.
     ///
     /// # Errors
     /// Memory of another length than the block's parameters.
