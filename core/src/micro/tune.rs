@@ -139,7 +139,7 @@ impl<'m> TuningPlan<'m> {
         let outside = PlanError::Range { first, last, layers: net.layers.len() };
         let chain = tri!(net.chain(first, last));
         let (Some(group), Some(goal)) = (block(&chain), goal(stage)) else { return Err(outside) };
-        if n == 0 || n >= u32::MAX {
+        if n == 0 || n == u32::MAX {
             return Err(PlanError::Batch { size: n });
         }
         let prefix = tri!(Inference::micro_to(net, first, 1, narrow));
