@@ -35,7 +35,7 @@
 //! * [`stage`], [`strategy`], [`train`]: what is trained together, in which order, step by step.
 //! * [`arena`], [`plan`], [`backend`]: memory lent by the caller, cut by a plan that is
 //!   arithmetic on shapes, computed on by a backend. [`mod@reference`] is the specification.
-//! * [`mod@format`]: the model file, read in place.
+//! * [`mod@format`]: the model file, read in place; `flash`: what a device learnt, kept in flash.
 //!
 //! # Features
 //! | feature | what it adds | what it costs |
@@ -43,6 +43,7 @@
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
 //! | `cuda` | the backend on an NVIDIA GPU, `cuda`; builds without CUDA, asks for a driver when it runs | std, cudarc |
 //! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
+//! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage |
 //! | `f16` | weights stored in half precision | half |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!

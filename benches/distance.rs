@@ -4,11 +4,16 @@
 //! ```text
 //! cargo bench --bench distance [--features cuda] [-- FILTER...] [--rounds N] [--threads N]
 //! ```
-//! With the feature `cuda` an NVIDIA GPU searches too: copies to it and back are part of its time.
+//! With the feature `cuda` an NVIDIA GPU searches too, and beside it a product of matrices by cuBLAS
+//! with the least of each row taken after it; copies to it and back are part of the time.
 //! A filter is a part of a size or of a backend's name: `5000x64`, `avx2`. For everybody a search
 //! of m rows with d features counts as 2 m^2 d operations. With `--serve MxD BACKEND` it reads a
 //! line for each round from the standard input and answers with the seconds that a search took, by
 //! the clock and of the processor: `benches/peers` times other libraries in the same rounds.
+
+#[cfg(feature = "cuda")]
+#[path = "peers/cublas.rs"]
+mod cublas;
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
@@ -20,6 +25,8 @@ use sepal::backend::{Backend, Bank, Device};
 use sepal::cpu::{Instructions, OnCpu};
 #[cfg(feature = "cuda")]
 use sepal::cuda::OnCuda;
+#[cfg(feature = "cuda")]
+use sepal::neighbour::Nearest;
 use sepal::neighbour::{self, Pair, Rows};
 use sepal::reference::Reference;
 
@@ -88,12 +95,25 @@ enum Who {
     Cpu(Instructions, OnCpu),
     #[cfg(feature = "cuda")]
     Cuda(OnCuda),
+    #[cfg(feature = "cuda")]
+    Cublas(cublas::Cublas),
 }
 
 /// The GPU, or why there is none.
 #[cfg(feature = "cuda")]
 fn cuda() -> Result<Who, String> {
     OnCuda::open(0).map(Who::Cuda).map_err(|e| e.to_string())
+}
+
+/// cuBLAS on the GPU, or why it is not there.
+#[cfg(feature = "cuda")]
+fn cublas() -> Result<Who, String> {
+    cublas::Cublas::open().map(Who::Cublas).map_err(|e| e.to_string())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cublas() -> Result<Who, String> {
+    cuda()
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -105,7 +125,8 @@ impl Who {
     fn all(threads: usize) -> Result<Vec<Self>, Failure> {
         let cpu = |set| Ok(Self::Cpu(set, OnCpu::with_threads(threads)?.with_instructions(set)));
         let cpus = Instructions::all().map(cpu);
-        std::iter::once(Ok(Self::Reference)).chain(cpus).chain(cuda().ok().map(Ok)).collect()
+        let gpu = [cuda(), cublas()].into_iter().flatten().map(Ok);
+        std::iter::once(Ok(Self::Reference)).chain(cpus).chain(gpu).collect()
     }
 
     fn name(&self) -> String {
@@ -114,6 +135,8 @@ impl Who {
             Self::Cpu(set, _) => format!("cpu {}", set.name()),
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => "cuda".into(),
+            #[cfg(feature = "cuda")]
+            Self::Cublas(_) => "cublas gemm and argmin".into(),
         }
     }
 
@@ -129,8 +152,20 @@ impl Who {
             Self::Cuda(device) => {
                 device.open(&mut [])?.nearest(bank, bank, 0, Some(0), pairs)?;
             }
+            #[cfg(feature = "cuda")]
+            Self::Cublas(device) => device.search(set.rows(), pairs)?,
         }
         Ok(())
+    }
+
+    /// Whether a pair is right: a product of matrices gives distances that are off by rounding.
+    fn is_right(&self, got: Pair, expected: Pair) -> bool {
+        #[cfg(feature = "cuda")]
+        if let Self::Cublas(_) = self {
+            let near = |a: Nearest, b: Nearest| (a.dist2 - b.dist2).abs() <= 1e-3 * b.dist2;
+            return near(got.same, expected.same) && near(got.other, expected.other);
+        }
+        got == expected
     }
 
     /// Searches once and compares some rows with the specification.
@@ -141,7 +176,7 @@ impl Who {
             let queries = Rows { data: row, dim: set.dim, labels: &set.labels[at..at + 1] };
             let mut expected = [Pair::NONE];
             neighbour::nearest_pair(queries, set.rows(), 0, Some(at as u32), &mut expected);
-            if pairs[at] != expected[0] {
+            if !self.is_right(pairs[at], expected[0]) {
                 return Err(format!("{}: row {at} is wrong", self.name()).into());
             }
         }
@@ -182,6 +217,9 @@ fn table(args: &Args) -> Result<(), Failure> {
     println!("The exact search of a set in itself, {} thread(s).", args.threads);
     if let Err(why) = cuda() {
         println!("CUDA is left out: {why}.");
+    }
+    if let Err(why) = cublas() {
+        println!("cuBLAS is left out: {why}.");
     }
     println!("| rows x features | backend | ms | GFLOP per CPU-second |");
     println!("|---|---|---|---|");

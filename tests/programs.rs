@@ -22,7 +22,8 @@ use serde_json::Value;
 #[path = "programs/reproduce.rs"]
 mod reproduce;
 
-const PROGRAMS: [&str; 6] = ["train", "evaluate", "predict", "inspect", "separation", "reproduce"];
+const PROGRAMS: [&str; 7] =
+    ["train", "evaluate", "predict", "inspect", "quantise", "separation", "reproduce"];
 
 /// Where cargo puts a program: beside the folder of this test.
 fn program(name: &str) -> PathBuf {
@@ -344,6 +345,37 @@ fn predict_names_what_the_library_predicts() {
     text(&jpeg, &["--resize"]);
 }
 
+/// Without a driver `--cuda` says what is missing; with one, here the stand-in for it, the GPU predicts
+/// what the CPU does.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_is_asked_for_by_name() {
+    let folder = Folder::new("gpu");
+    let (path, image) = (model(&folder), folder.png("0.png", 28, &pixels(0)));
+    if sepal::cuda::OnCuda::open(0).is_err() {
+        run("predict", &["--cuda", &path, &image]).refused(&["--cuda=0", "driver"]);
+        run("evaluate", &["--cuda=1", &path]).refused(&["--cuda=1", "driver"]);
+        run("train", &["--cuda"]).refused(&["--cuda=0", "driver"]);
+    }
+    let executable = std::env::current_exe().unwrap();
+    let library = executable.with_file_name("libsepal_stand_in.so");
+    std::os::unix::fs::symlink(&library, folder.path("libcuda.so")).unwrap();
+    let predict = |options: &[&str]| -> Value {
+        let mut command = Command::new(program("predict"));
+        command.env("LD_LIBRARY_PATH", folder.path("")).args(["--json", "--top", "10"]);
+        let ended = command.args(options).args([&path, &image]).output().unwrap();
+        json(&Ended::from(ended).good())
+    };
+    let (cpu, gpu) = (predict(&[]), predict(&["--cuda"]));
+    for (cpu, gpu) in
+        cpu["classes"].as_array().unwrap().iter().zip(gpu["classes"].as_array().unwrap())
+    {
+        assert_eq!(cpu["index"], gpu["index"]);
+        let [cpu, gpu] = [cpu, gpu].map(|class| class["confidence"].as_f64().unwrap());
+        assert!((cpu - gpu).abs() < 1e-4, "{cpu}, on the GPU {gpu}");
+    }
+}
+
 #[test]
 fn predict_refuses_what_is_no_image_of_the_size() {
     let folder = Folder::new("size");
@@ -441,6 +473,88 @@ fn inspect_shows_a_model() {
 }
 
 #[test]
+fn quantise_writes_a_net_of_bytes_and_says_what_it_costs() {
+    let folder = Folder::new("quantise");
+    let (path, out) = (model(&folder), folder.path("out.sepal"));
+    let short = ["--samples", "100", "--test", "200"];
+    let made = |args: &[&str]| {
+        let args = [&[&path[..], &out, "--json"], &short[..], args].concat();
+        json(&run("quantise", &args).good())
+    };
+    let report = made(&[]);
+    let fields =
+        ["forms", "layers", "model", "out", "quantile", "samples", "steps", "tested", "to"];
+    assert_eq!(keys(&report), fields);
+    documented("quantise", &report);
+    let forms = |report: &Value| -> Vec<(String, usize, Option<u64>)> {
+        let forms = report["forms"].as_array().unwrap().iter();
+        let form = |form: &Value| {
+            let name = form["name"].as_str().unwrap().to_owned();
+            (name, form["ram"].as_u64().unwrap() as usize, form["bytes"].as_u64())
+        };
+        forms.map(form).collect()
+    };
+    let expected: Vec<&str> = vec!["as trained", "folded", "int8, computed in f32", "int8"];
+    let found = forms(&report);
+    assert_eq!(found.iter().map(|form| &form.0[..]).collect::<Vec<_>>(), expected);
+    let written = Loaded::open(Path::new(&out)).unwrap();
+    let wide = Inference::micro(LENET, 1, false).unwrap().bytes();
+    let narrow = Inference::micro(written.model().net, 1, true).unwrap().bytes();
+    assert_eq!((found[0].1, found[3].1), (wide, narrow));
+    assert_eq!(found[0].2, Some(trained().0.len() as u64));
+    assert_eq!(found[3].2, Some(written.bytes().len() as u64));
+    assert!(narrow * 3 < wide && written.bytes().len() * 3 < trained().0.len());
+    let accuracy = |form: usize| report["forms"][form]["accuracy"].as_f64().unwrap();
+    assert!((accuracy(0) - accuracy(3)).abs() <= 0.02, "{report}");
+    assert_eq!(report["steps"].as_array().unwrap().len(), 5);
+    assert!(report["steps"][0]["low"].is_null() && report["steps"][1]["high"].is_f64());
+    // What the trained file says is there, and how this one was made.
+    let file = written.file().unwrap();
+    assert_eq!(file.class_name(9), Some("Ankle boot"));
+    assert_eq!(file.provenance().unwrap().seed, 0);
+    assert!(file.notes().last().unwrap().contains("int8, measured on 100"));
+    // The other programs read it.
+    run("evaluate", &[&out]).good();
+    run("inspect", &[&out]).good();
+
+    let report = made(&["--floats", "2,3,4"]);
+    assert_eq!(report["steps"].as_array().unwrap().len(), 2);
+    for (to, most) in [("f16", 2), ("f32", 1)] {
+        let report = made(&["--to", to]);
+        assert!(report["steps"].as_array().unwrap().is_empty());
+        let found = forms(&report);
+        assert_eq!(found[2].0, to);
+        assert!(found[2].2.unwrap() * most < trained().0.len() as u64 + 4096, "{found:?}");
+    }
+    let text = run("quantise", &[&[&path[..], &out], &short[..]].concat()).good();
+    for word in ["accuracy %", "raw bytes", "int8, computed in f32", "200 test samples"] {
+        assert!(text.contains(word), "`{word}` is not in: {text}");
+    }
+}
+
+#[test]
+fn quantise_refuses_what_makes_no_net_of_bytes() {
+    let folder = Folder::new("unquantised");
+    let (path, out) = (model(&folder), folder.path("out.sepal"));
+    let small = folder.idx("small", 20, 8, 2);
+    let cases: [(&[&str], &[&str]); 6] = [
+        (&["--floats", "1,5"], &["block 5", "one of 5"]),
+        (&["--quantile", "0.4"], &["quantile 0.4"]),
+        (&["--quantile", "nan"], &["quantile NaN"]),
+        (&["--samples", "0"], &["--samples 0", "2000"]),
+        (&["--samples", "2001"], &["--samples 2001", "2000"]),
+        (&["--data", &small], &["1x8x8", "1x28x28"]),
+    ];
+    for (args, words) in cases {
+        run("quantise", &[&[&path[..], &out], args].concat()).refused(words);
+        assert!(!Path::new(&out).exists(), "{args:?}");
+    }
+    run("quantise", &[&path, &format!("{path}/none")]).refused(&["creating"]);
+    run("quantise", &[&path[..], &out, "--test", "10", "--samples", "10"]).good();
+    run("quantise", &[&out, &folder.path("again.sepal")]).refused(&["layer 0", "not quantised"]);
+}
+
+#[test]
 fn inspect_shows_how_far_a_run_is() {
     let folder = Folder::new("checkpoint");
     let mut images = data::bundled().train.head(256).unwrap();
@@ -468,6 +582,7 @@ fn inspect_shows_how_far_a_run_is() {
 fn bad_model_files_are_refused_by_each_program() {
     let folder = Folder::new("models");
     let good = &trained().0;
+    let out = folder.path("out.sepal");
     let image = folder.png("image.png", 28, &pixels(0));
     let changed = |name: &str, at: usize, byte: u8| {
         let mut bytes = good.clone();
@@ -494,6 +609,7 @@ fn bad_model_files_are_refused_by_each_program() {
         let words = [&[&path[..]], *words].concat();
         run("evaluate", &[path]).refused(&words);
         run("inspect", &[path]).refused(&words);
+        run("quantise", &[path, &out]).refused(&words);
         run("predict", &[path, &image]).refused(&words);
     }
 }
@@ -858,6 +974,9 @@ fn an_unknown_option_has_status_2() {
         ("separation", &["table", "--gamma", "nan"]),
         ("inspect", &["model", "--ram", "-1"]),
         ("evaluate", &["model", "--threads", "0"]),
+        ("quantise", &["model"]),
+        ("quantise", &["model", "out", "--to", "int4"]),
+        ("quantise", &["model", "out", "--test", "0"]),
         ("train", &["--epochs", "0"]),
         ("train", &["--si-samples", "0"]),
         ("train", &["--memory", "much"]),

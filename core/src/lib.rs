@@ -18,6 +18,7 @@
 //! |---|---|---|
 //! | `serde` | serde on every type that describes a model | serde |
 //! | `format` | the model file and checkpoints | serde, postcard, crc |
+//! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage, crc |
 //! | `f16` | weights stored in half precision | half |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,7 +28,11 @@ extern crate std;
 
 pub mod arena;
 pub mod backend;
+#[cfg(any(feature = "format", feature = "flash"))]
+mod checksum;
 pub mod error;
+#[cfg(feature = "flash")]
+pub mod flash;
 #[cfg(feature = "format")]
 pub mod format;
 pub mod infer;

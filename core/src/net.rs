@@ -318,6 +318,25 @@ pub struct TensorRecord {
     pub scales_len: u32,
 }
 
+/// Numbers in place of the parameters of layers `first..last`: what a block learnt on a device,
+/// layer by layer, each its weight, bias, mean and variance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Patch<'m> {
+    /// The first layer.
+    pub first: u16,
+    /// One past the last.
+    pub last: u16,
+    /// The parameters of all its layers.
+    pub numbers: &'m [f32],
+}
+
+impl Patch<'_> {
+    /// Whether both are of the same layers.
+    pub const fn same_layers(&self, other: &Patch<'_>) -> bool {
+        self.first == other.first && self.last == other.last
+    }
+}
+
 /// The parameters of a net, frozen where they lie.
 #[derive(Clone, Copy, Debug)]
 pub enum Weights<'m> {
@@ -330,16 +349,31 @@ pub enum Weights<'m> {
         /// The weights section.
         blob: &'m [u8],
     },
-    /// Those of another net's, but for some layers: what was learnt on top of a model.
-    Over {
-        /// What they lie over.
-        base: &'m Weights<'m>,
-        /// The first layer that is replaced.
-        first: u16,
-        /// One past the last.
-        last: u16,
-        /// Their parameters, as `Flat` has them.
-        numbers: &'m [f32],
+    /// Other weights, except of the layers that a patch covers: the first that does.
+    ///
+    /// ```
+    /// use sepal_core::layer::{Dense, Layer};
+    /// use sepal_core::net::{Input, Net, Normalisation, Patch, Weights};
+    /// use sepal_core::shape::Shape;
+    ///
+    /// const DENSE: Layer = Layer::Dense(Dense { units: 1, bias: false });
+    /// let net = Net {
+    ///     input: Input { shape: Shape::rows(1, 2), normalisation: Normalisation::NONE },
+    ///     layers: &[DENSE, DENSE],
+    ///     blocks: &[1, 2],
+    ///     features: 1,
+    /// };
+    /// let under = Weights::Flat(&[1.0, 2.0, 3.0]);
+    /// let patches = [Patch { first: 1, last: 2, numbers: &[4.0] }];
+    /// let weights = Weights::Patched { under: &under, patches: &patches };
+    /// assert_eq!(weights.layer(&net, 0)[0].as_f32(), Some(&[1.0, 2.0][..]));
+    /// assert_eq!(weights.layer(&net, 1)[0].as_f32(), Some(&[4.0][..]));
+    /// ```
+    Patched {
+        /// The other weights.
+        under: &'m Weights<'m>,
+        /// The patches.
+        patches: &'m [Patch<'m>],
     },
 }
 
@@ -350,7 +384,7 @@ impl<'m> Weights<'m> {
         match *self {
             Self::Flat(_) => false,
             Self::File { records, .. } => records.iter().any(|r| self.record(r).as_f32().is_none()),
-            Self::Over { base, .. } => base.is_narrow(),
+            Self::Patched { under, .. } => under.is_narrow(),
         }
     }
 
@@ -368,12 +402,12 @@ impl<'m> Weights<'m> {
     pub fn layer(&self, net: &Net<'_>, layer: usize) -> [Stored<'m>; 4] {
         let mut stored = [Stored::EMPTY; 4];
         match *self {
-            Self::Flat(numbers) => return flat(numbers, net, 0, layer),
-            Self::Over { base, first, last, numbers } => {
-                let replaced = usize::from(first)..usize::from(last);
-                return match replaced.contains(&layer) {
-                    true => flat(numbers, net, replaced.start, layer),
-                    false => base.layer(net, layer),
+            Self::Flat(numbers) => return flat(net, 0, numbers, layer),
+            Self::Patched { under, patches } => {
+                let covers = |p: &&Patch<'_>| (p.first.into()..p.last.into()).contains(&layer);
+                return match patches.iter().find(covers) {
+                    Some(patch) => flat(net, patch.first.into(), patch.numbers, layer),
+                    None => under.layer(net, layer),
                 };
             }
             Self::File { records, .. } => {
@@ -390,8 +424,8 @@ impl<'m> Weights<'m> {
     }
 }
 
-/// The parameters of layer `layer` among `numbers`, which begin with those of layer `first`.
-fn flat<'m>(numbers: &'m [f32], net: &Net<'_>, first: usize, layer: usize) -> [Stored<'m>; 4] {
+/// The parameters of `layer` among `numbers`, which begin with those of layer `first`.
+fn flat<'m>(net: &Net<'_>, first: usize, numbers: &'m [f32], layer: usize) -> [Stored<'m>; 4] {
     let mut stored = [Stored::EMPTY; 4];
     let (Ok(before), Ok(at), Ok(shape)) = (net.params(first), net.params(layer), net.shape(layer))
     else {
@@ -420,6 +454,7 @@ pub struct Model<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::{Dense, RELU};
 
     #[test]
     fn a_tensor_that_is_not_there_is_used_in_place() {
@@ -427,26 +462,37 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_over_a_model_replaces_its_layers() {
-        use crate::layer::Dense;
-        const DENSE: Layer = Layer::Dense(Dense { units: 2, bias: true });
-        let input = Input { shape: Shape::rows(1, 1), normalisation: Normalisation::NONE };
-        let layers = [DENSE; 4];
-        let net = Net { input, layers: &layers, blocks: &[4], features: 1 };
-        // 1 -> 2 takes four numbers, 2 -> 2 six.
-        let all: [f32; 22] = core::array::from_fn(|i| i as f32);
-        let base = Weights::Flat(&all);
-        let numbers = [-1.0; 12];
-        let over = Weights::Over { base: &base, first: 1, last: 3, numbers: &numbers };
-        for layer in 0..4 {
-            let [weight, bias, ..] = over.layer(&net, layer).map(|t| t.as_f32().unwrap());
-            let [old, _, ..] = base.layer(&net, layer).map(|t| t.as_f32().unwrap());
-            let replaced = (1..3).contains(&layer);
-            assert_eq!((weight.len(), bias.len()), (old.len(), 2));
-            assert!(weight.iter().chain(bias).all(|&w| (w == -1.0) == replaced), "{layer}");
+    fn patches_cover_their_layers_and_no_others() {
+        let dense = |bias| Layer::Dense(Dense { units: 1, bias });
+        let layers = [dense(false), RELU, dense(true), dense(true)];
+        let net = Net {
+            input: Input { shape: Shape::rows(1, 2), normalisation: Normalisation::NONE },
+            layers: &layers,
+            blocks: &[1, 4],
+            features: 1,
+        };
+        let under = Weights::Flat(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let of = |patches: &[Patch<'_>], layer| {
+            let [weight, bias, ..] = Weights::Patched { under: &under, patches }.layer(&net, layer);
+            [weight, bias].map(|stored| stored.as_f32().map(<[f32]>::to_vec).unwrap())
+        };
+        let patch = |first, last, numbers| Patch { first, last, numbers };
+        let both = [patch(1, 4, &[7.0, 8.0, 9.0, 10.0][..]), patch(0, 1, &[11.0, 12.0])];
+        for (layer, expected) in [
+            (0, [&[11.0, 12.0][..], &[]]),
+            (1, [&[], &[]]),
+            (2, [&[7.0], &[8.0]]),
+            (3, [&[9.0], &[10.0]]),
+        ] {
+            assert_eq!(of(&both, layer), expected);
         }
-        // Too few numbers are as missing as those of a short `Flat`.
-        let short = Weights::Over { base: &base, first: 1, last: 3, numbers: &numbers[..6] };
-        assert!(short.layer(&net, 2).iter().all(Stored::is_empty));
+        // Only the last layer; another patch of it comes too late.
+        let last = [patch(3, 4, &[7.0, 8.0][..]), patch(3, 4, &[9.0, 9.0])];
+        assert_eq!(of(&last, 2), [[3.0], [4.0]]);
+        assert_eq!(of(&last, 3), [[7.0], [8.0]]);
+        // What a patch is too short for is not there, rather than taken from below.
+        let short = [patch(2, 4, &[7.0, 8.0, 9.0][..])];
+        assert_eq!(of(&short, 3), [&[9.0][..], &[]]);
+        assert_eq!(of(&short, 4), [&[], &[]] as [&[f32]; 2]);
     }
 }

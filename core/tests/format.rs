@@ -798,6 +798,7 @@ fn the_vector_of_the_specification_is_what_is_written() {
         vector.extend(digits.map(|byte| u8::from_str_radix(byte, 16).unwrap()));
     }
     assert!(vector == bytes, "{}", dump(&bytes));
+    assert_eq!(File::open(&bytes).unwrap().checksum(), 0xbd6a_7502_00f1_c967);
 }
 
 fn dump(bytes: &[u8]) -> String {

@@ -1,19 +1,11 @@
-// Activations and dropout, in place: a thread for each element, bound by memory bandwidth.
+// Activations, rounding to 256 steps, and dropout, in place: a thread for each element, bound by memory
+// bandwidth.
 
 #include "common.cuh"
 
-enum { RELU, RELU6, LEAKY, TANH };
-
 KERNEL activation(float *y, u32 len, u32 kind, float slope) {
     const u64 i = element();
-    if (i >= len) return;
-    const float v = y[i];
-    // Comparisons are such that NaN passes.
-    const float low = v <= 0.0f ? 0.0f : v;
-    if (kind == RELU) y[i] = low;
-    if (kind == RELU6) y[i] = low >= 6.0f ? 6.0f : low;
-    if (kind == LEAKY) y[i] = v <= 0.0f ? slope * v : v;
-    if (kind == TANH) y[i] = tanhf(v);
+    if (i < len) y[i] = kind == TANH ? tanhf(y[i]) : activated(y[i], kind, slope);
 }
 
 KERNEL activation_backward(const float *__restrict__ y, float *g, u32 len, u32 kind, float slope) {
@@ -24,6 +16,22 @@ KERNEL activation_backward(const float *__restrict__ y, float *g, u32 len, u32 k
     if (kind == RELU6) g[i] = v <= 0.0f || v >= 6.0f ? 0.0f : d;
     if (kind == LEAKY) g[i] = v <= 0.0f ? slope * d : d;
     if (kind == TANH) g[i] = d * (1.0f - v * v);
+}
+
+// The nearest of the 256 numbers (0 to 255, less `zero`) times `scale`.
+KERNEL quantise(float *y, u32 len, float scale, float zero) {
+    const u64 i = element();
+    if (i >= len) return;
+    const float q = y[i] / scale + zero + 0.5f;
+    // Comparisons are such that NaN passes.
+    const float step = q <= 0.0f ? 0.0f : floorf(q);
+    y[i] = ((step >= 255.0f ? 255.0f : step) - zero) * scale;
+}
+
+// Passes what lies between the first step and the last.
+KERNEL quantise_backward(const float *__restrict__ y, float *g, u32 len, float low, float high) {
+    const u64 i = element();
+    if (i < len && (y[i] <= low || y[i] >= high)) g[i] = 0.0f;
 }
 
 // The same places for a value and for its gradient: a word of the generator for each feature, four

@@ -12,6 +12,17 @@ typedef unsigned long long u64;
 // The element of a thread that takes one each.
 __device__ __forceinline__ u64 element() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
+// Whether x takes the place of the largest so far; NaN beats all but NaN.
+__device__ __forceinline__ bool beats(float x, float best) { return x > best || (x != x && best == best); }
+
+// Activations that comparisons make: such that NaN passes. TANH is none of them, and AS_IT_IS does nothing.
+enum { RELU, RELU6, LEAKY, TANH, AS_IT_IS };
+
+__device__ __forceinline__ float activated(float v, u32 kind, float slope) {
+    const float low = v <= 0.0f ? kind == LEAKY ? slope * v : 0.0f : v;
+    return kind >= TANH ? v : kind == RELU6 && low >= 6.0f ? 6.0f : low;
+}
+
 // The sum over a warp, in an order that depends on nothing; every lane has it.
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -55,7 +66,7 @@ __device__ __forceinline__ void multiply_tf32(float *c, const u32 *a, const u32 
 
 // A number in two of TF32: its upper bits and what these leave. Products of both but the two lesser
 // come to nearly f32. (Rounding to the nearest takes three instructions where this takes one, and
-// kernels would be bound by them.) What is not finite gives NaN.
+// kernels would be bound by them.) What is not finite gives NaN: who reads the sums looks for it.
 __device__ __forceinline__ void split(float v, u32 &upper, u32 &lower) {
     upper = __float_as_uint(v) & 0xffffe000u;
     lower = __float_as_uint(v - __uint_as_float(upper));

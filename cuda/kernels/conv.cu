@@ -9,6 +9,13 @@
 // thread keeps its row, and the steps lie in a table in shared memory that is made anew every
 // TABLE steps, so that the main loop divides by nothing.
 //
+// What comes behind a convolution whose layers are frozen runs within it: a norm, an activation, and a
+// max-pool whose windows do not overlap and have 1, 2 or 4 places. Rows are then in the order of the
+// windows, so that a thread holds whole ones, and only the largest of each is written.
+//
+// Where a sum is NaN, the tile is summed once more, each element by itself: a product with the border, or
+// a number that two of TF32 do not give, has made NaN of infinities and of weights that are none.
+//
 // Strided data gradients: the places of x whose coordinates leave the same rest by the stride are
 // reached by the same taps, and by every second, third, ... of them only. Each such class is a
 // product of its own, without stride, so that no step is taken in vain.
@@ -37,6 +44,34 @@ struct Geometry {
 #define GIVEN                                                                                      \
     {samples,  groups,   red,      out,      src_h, src_w, dst_h,                                  \
      dst_w,    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w}
+
+// What comes behind the sums of a forward pass: a bias, a norm (where there is a mean), an activation, and
+// the window of a pool.
+struct Finish {
+    const float *bias, *gamma, *beta, *mean, *variance;
+    float eps;
+    u32 kind;
+    float slope;
+    u32 pool_h, pool_w;
+
+    // Factor and summand of a channel.
+    __device__ __forceinline__ float2 affine(u32 c) const {
+        const float shift = bias ? bias[c] : 0.0f;
+        if (!mean) return make_float2(1.0f, shift);
+        const float scale = (gamma ? gamma[c] : 1.0f) / sqrtf(variance[c] + eps);
+        return make_float2(scale, fmaf(scale, shift - mean[c], beta ? beta[c] : 0.0f));
+    }
+    __device__ __forceinline__ float operator()(float v, float2 affine) const {
+        return activated(fmaf(v, affine.x, affine.y), kind, slope);
+    }
+};
+#define FINISH                                                                                     \
+    const float *bias, const float *gamma, const float *beta, const float *mean,                   \
+        const float *variance, float eps, u32 kind, float slope, u32 pool_h, u32 pool_w
+#define FINISHED                                                                                   \
+    { bias, gamma, beta, mean, variance, eps, kind, slope, pool_h, pool_w }
+
+__device__ __forceinline__ float larger(float a, float b) { return beats(b, a) ? b : a; }
 
 // A row of the gathered factor: the image coordinates and the element of its step 0.
 struct Row {
@@ -160,105 +195,10 @@ __device__ __forceinline__ Axis axis(u32 at, u32 length, u32 kernel, u32 stride,
     return Axis{places, at, stride, 1, base, taps, tap, stride};
 }
 
-// A block for each tile of places by channels, of each class of each group; channels first, for
-// neighbours to read the same places. The left factor's rows are places, its steps (channel, tap),
-// the weights are the right one.
-template <int T, bool TENSOR, bool BACK>
-__device__ __forceinline__ void gather(const float *__restrict__ src, const float *__restrict__ w,
-                                       const float *__restrict__ bias, float *__restrict__ dst,
-                                       const Geometry &g) {
-    typedef Tile<T, TENSOR> Own;
-    __shared__ Own tile;
-    const u32 classes_w = BACK ? g.stride_w : 1, classes_h = BACK ? g.stride_h : 1;
-    const u32 most_h = (g.dst_h + classes_h - 1) / classes_h;
-    const u32 most_w = (g.dst_w + classes_w - 1) / classes_w;
-    const u32 across = (g.out + Own::COLUMNS - 1) / Own::COLUMNS;
-    const u32 down = (g.samples * most_h * most_w + Own::ROWS - 1) / Own::ROWS;
-    const u32 channel = blockIdx.x % across * Own::COLUMNS;
-    const u32 place = blockIdx.x / across % down * Own::ROWS;
-    const u32 product = blockIdx.x / across / down;
-    const u32 group = product / (classes_h * classes_w), part = product % (classes_h * classes_w);
-
-    const Axis h = axis<BACK>(part / classes_w, g.dst_h, g.kernel_h, g.stride_h, g.pad_h);
-    const Axis v = axis<BACK>(part % classes_w, g.dst_w, g.kernel_w, g.stride_w, g.pad_w);
-    const u32 places = h.places * v.places, rows = g.samples * places;
-    if (place >= rows) return;
-    const u32 src_plane = g.src_h * g.src_w, dst_plane = g.dst_h * g.dst_w;
-
-    const u32 own = threadIdx.x % Own::ROWS;
-    Row row = {OUTSIDE, 0, 0};
-    u32 to = NOWHERE;
-    if (place + own < rows) {
-        const u32 sample = (place + own) / places, rest = (place + own) % places;
-        const u32 i = rest / v.places, j = rest % v.places;
-        row.h = i * h.step + h.base;
-        row.w = j * v.step + v.base;
-        row.at = (sample * g.groups + group) * g.red * src_plane + row.h * g.src_w + row.w;
-        to = ((sample * g.groups + group) * g.out + channel) * dst_plane +
-             (h.first + h.apart * i) * g.dst_w + v.first + v.apart * j;
-    }
-    if (threadIdx.x < Own::ROWS) tile.to[own] = to;
-    __syncthreads();
-
-    const u32 taps = h.taps * v.taps, kernel = g.kernel_h * g.kernel_w;
-    const u32 weights = BACK ? g.out * kernel : kernel, apart = BACK ? kernel : g.red * kernel;
-    auto entry = [&](u32 step) {
-        const u32 c = step / taps, r = step % taps / v.taps, s = step % taps % v.taps;
-        const u32 dh = BACK ? 0 - r : r, dw = BACK ? 0 - s : s;
-        const u32 tap = (h.tap + h.tap_apart * r) * g.kernel_w + v.tap + v.tap_apart * s;
-        return make_uint4(dh, dw, c * src_plane + dh * g.src_w + dw, c * weights + tap);
-    };
-    float sum[T][T] = {};
-    multiply(tile, sum, src, row, g.src_h, g.src_w,
-             w + group * g.red * g.out * kernel + channel * apart, apart, g.out - channel, 0,
-             g.red * taps, entry);
-    // Four places in a row of an image are stored at once.
-    const bool whole = dst_plane % 4 == 0 && (u64)dst % 16 == 0;
-    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
-        if (channel + j >= g.out) return;
-        const float b = bias ? bias[group * g.out + channel + j] : 0.0f;
-        v = make_float4(v.x + b, v.y + b, v.z + b, v.w + b);
-        const uint4 to = *(const uint4 *)&tile.to[i];
-        float *column = dst + (u64)j * dst_plane;
-        if (whole && to.x % 4 == 0 && to.x + 3 == to.w) {
-            *(float4 *)&column[to.x] = v;
-            return;
-        }
-        if (to.x != NOWHERE) column[to.x] = v.x;
-        if (to.y != NOWHERE) column[to.y] = v.y;
-        if (to.z != NOWHERE) column[to.z] = v.z;
-        if (to.w != NOWHERE) column[to.w] = v.w;
-    });
-}
-
-// BLOCKS of them share a multiprocessor's registers, as many as spill none.
-#define GATHER(name, BLOCKS, T, TENSOR, BACK)                                                      \
-    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
-        name(const float *src, const float *w, const float *bias, float *dst, GEOMETRY) {          \
-        gather<T, TENSOR, BACK>(src, w, bias, dst, Geometry GIVEN);                                \
-    }
-GATHER(conv_forward_large, 4, 8, false, false)
-GATHER(conv_forward_small, 7, 4, false, false)
-GATHER(conv_data_large, 4, 8, false, true)
-GATHER(conv_data_small, 7, 4, false, true)
-#if __CUDA_ARCH__ >= 800
-GATHER(conv_forward_large_tensor, 3, 8, true, false)
-GATHER(conv_forward_small_tensor, 8, 4, true, false)
-GATHER(conv_data_large_tensor, 3, 8, true, true)
-GATHER(conv_data_small_tensor, 8, 4, true, true)
-#endif
-
-// The same for groups of few channels, as in depthwise convolutions, of which tiles would be mostly
-// empty: a thread for each element that is written, bound by reads from the nearest cache.
+// The sum of one element of what is written, by itself; no tap in the border is looked at.
 template <bool BACK>
-__device__ __forceinline__ void direct(const float *__restrict__ src, const float *__restrict__ w,
-                                       const float *__restrict__ bias, float *__restrict__ dst,
-                                       const Geometry &g) {
-    const u32 plane = g.dst_h * g.dst_w, channels = g.groups * g.out;
-    const u64 at = element();
-    if (at >= (u64)g.samples * channels * plane) return;
-    const u32 sample = (u32)at / (channels * plane), channel = (u32)at / plane % channels;
-    const u32 i = (u32)at % plane / g.dst_w, j = (u32)at % g.dst_w;
+__device__ __forceinline__ float sum_at(const float *__restrict__ src, const float *__restrict__ w,
+                                        const Geometry &g, u32 sample, u32 channel, u32 i, u32 j) {
     const u32 group = channel / g.out, kernel = g.kernel_h * g.kernel_w;
     const Axis h = axis<BACK>(BACK ? i % g.stride_h : 0, g.dst_h, g.kernel_h, g.stride_h, g.pad_h);
     const Axis v = axis<BACK>(BACK ? j % g.stride_w : 0, g.dst_w, g.kernel_w, g.stride_w, g.pad_w);
@@ -280,15 +220,204 @@ __device__ __forceinline__ void direct(const float *__restrict__ src, const floa
         src += g.src_h * g.src_w;
         w += BACK ? g.out * kernel : kernel;
     }
-    dst[at] = bias ? sum + bias[channel] : sum;
+    return sum;
 }
 
-KERNEL conv_forward_direct(const float *x, const float *w, const float *bias, float *y, GEOMETRY) {
-    direct<false>(x, w, bias, y, Geometry GIVEN);
+// The block's number, from the hardware each time: what is made of it is made anew, and takes no registers
+// in the meantime.
+__device__ __forceinline__ u32 block() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+    return index;
 }
 
-KERNEL conv_data_direct(const float *dy, const float *w, const float *bias, float *dx, GEOMETRY) {
-    direct<true>(dy, w, bias, dx, Geometry GIVEN);
+// A block for each tile of places by channels, of each class of each group; channels first, for
+// neighbours to read the same places.
+template <int ROWS, int COLUMNS, bool BACK> struct Part {
+    const Geometry &g;
+    u32 pool_w, area, dst_w, dst_plane, channel, place, group, places, rows;
+    Axis h, v;
+    __device__ __forceinline__ Part(const Geometry &g, const Finish &finish) : g(g) {
+        pool_w = BACK ? 1 : finish.pool_w;
+        area = BACK ? 1 : finish.pool_h * pool_w;
+        const u32 dst_h = BACK ? g.dst_h : g.dst_h / finish.pool_h;
+        dst_w = g.dst_w / pool_w;
+        dst_plane = dst_h * dst_w;
+        const u32 classes_w = BACK ? g.stride_w : 1, classes_h = BACK ? g.stride_h : 1;
+        const u32 most_h = (dst_h + classes_h - 1) / classes_h;
+        const u32 most_w = (dst_w + classes_w - 1) / classes_w;
+        const u32 across = (g.out + COLUMNS - 1) / COLUMNS;
+        const u32 down = (g.samples * most_h * most_w * area + ROWS - 1) / ROWS;
+        const u32 index = block(), product = index / across / down;
+        channel = index % across * COLUMNS;
+        place = index / across % down * ROWS;
+        group = product / (classes_h * classes_w);
+        const u32 part = product % (classes_h * classes_w);
+        h = axis<BACK>(part / classes_w, dst_h, g.kernel_h, g.stride_h, g.pad_h);
+        v = axis<BACK>(part % classes_w, dst_w, g.kernel_w, g.stride_w, g.pad_w);
+        places = h.places * v.places * area;
+        rows = g.samples * places;
+    }
+    // Where a row's sum is taken, and the element of the block's first channel that it goes to.
+    struct At {
+        u32 sample, i, j, to;
+    };
+    __device__ __forceinline__ At locate(u32 row) const {
+        const u32 sample = row / places, window = row % places / area, within = row % area;
+        const u32 i = window / v.places, j = window % v.places;
+        const u32 to = ((sample * g.groups + group) * g.out + channel) * dst_plane +
+                       (h.first + h.apart * i) * dst_w + v.first + v.apart * j;
+        if (BACK) return At{sample, i, j, to};
+        return At{sample, i * (area / pool_w) + within / pool_w, j * pool_w + within % pool_w, to};
+    }
+};
+
+// The left factor's rows are places, its steps (channel, tap), the weights are the right one.
+template <int T, bool TENSOR, bool BACK>
+__device__ __forceinline__ void gather(const float *__restrict__ src, const float *__restrict__ w,
+                                       float *__restrict__ dst, const Geometry &g,
+                                       const Finish &finish) {
+    typedef Tile<T, TENSOR> Own;
+    typedef Part<Own::ROWS, Own::COLUMNS, BACK> Own_part;
+    __shared__ Own tile;
+    float sum[T][T] = {};
+    {
+        const Own_part part(g, finish);
+        if (part.place >= part.rows) return;
+        const u32 src_plane = g.src_h * g.src_w, own = threadIdx.x % Own::ROWS;
+        Row row = {OUTSIDE, 0, 0};
+        u32 to = NOWHERE;
+        if (part.place + own < part.rows) {
+            const typename Own_part::At at = part.locate(part.place + own);
+            row.h = at.i * part.h.step + part.h.base;
+            row.w = at.j * part.v.step + part.v.base;
+            row.at = (at.sample * g.groups + part.group) * g.red * src_plane + row.h * g.src_w + row.w;
+            to = at.to;
+        }
+        if (threadIdx.x < Own::ROWS) tile.to[own] = to;
+        __syncthreads();
+
+        const Axis &h = part.h, &v = part.v;
+        const u32 taps = h.taps * v.taps, kernel = g.kernel_h * g.kernel_w;
+        const u32 weights = BACK ? g.out * kernel : kernel, apart = BACK ? kernel : g.red * kernel;
+        auto entry = [&](u32 step) {
+            const u32 c = step / taps, r = step % taps / v.taps, s = step % taps % v.taps;
+            const u32 dh = BACK ? 0 - r : r, dw = BACK ? 0 - s : s;
+            const u32 tap = (h.tap + h.tap_apart * r) * g.kernel_w + v.tap + v.tap_apart * s;
+            return make_uint4(dh, dw, c * src_plane + dh * g.src_w + dw, c * weights + tap);
+        };
+        multiply(tile, sum, src, row, g.src_h, g.src_w,
+                 w + part.group * g.red * g.out * kernel + part.channel * apart, apart,
+                 g.out - part.channel, 0, g.red * taps, entry);
+    }
+    const Own_part part(g, finish);
+    const u32 area = part.area, dst_plane = part.dst_plane;
+    // The channels' factors and summands lie where columns did.
+    float2 *affines = (float2 *)tile.columns;
+    if (!BACK) {
+        __syncthreads();
+        const u32 own = part.channel + threadIdx.x;
+        if (threadIdx.x < Own::COLUMNS && own < g.out)
+            affines[threadIdx.x] = finish.affine(part.group * g.out + own);
+        __syncthreads();
+    }
+    // Four places in a row of an image are stored at once.
+    const bool whole = dst_plane % 4 == 0 && (u64)dst % 16 == 0;
+    bool is_nan = false;
+    each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
+        if (part.channel + j >= g.out) return;
+        is_nan |= v.x != v.x || v.y != v.y || v.z != v.z || v.w != v.w;
+        if (!BACK) {
+            const float2 a = affines[j];
+            v = make_float4(finish(v.x, a), finish(v.y, a), finish(v.z, a), finish(v.w, a));
+        }
+        const uint4 to = *(const uint4 *)&tile.to[i];
+        float *column = dst + (u64)j * dst_plane;
+        if (area > 1) {
+            const float first = larger(v.x, v.y), second = larger(v.z, v.w);
+            if (to.x != NOWHERE) column[to.x] = area == 4 ? larger(first, second) : first;
+            if (to.z != NOWHERE && area == 2) column[to.z] = second;
+            return;
+        }
+        if (whole && to.x % 4 == 0 && to.x + 3 == to.w) {
+            *(float4 *)&column[to.x] = v;
+            return;
+        }
+        if (to.x != NOWHERE) column[to.x] = v.x;
+        if (to.y != NOWHERE) column[to.y] = v.y;
+        if (to.z != NOWHERE) column[to.z] = v.z;
+        if (to.w != NOWHERE) column[to.w] = v.w;
+    });
+    if (!__syncthreads_or(is_nan)) return;
+    const u32 windows = Own::ROWS / area;
+    for (u32 e = threadIdx.x; e < windows * Own::COLUMNS; e += THREADS) {
+        const u32 j = e / windows, first = part.place + e % windows * area;
+        if (part.channel + j >= g.out || first >= part.rows) continue;
+        const u32 c = part.group * g.out + part.channel + j;
+        float best = 0.0f;
+        for (u32 k = 0; k < area; k++) {
+            const typename Own_part::At at = part.locate(first + k);
+            const u32 row = part.h.first + part.h.apart * at.i;
+            const u32 column = part.v.first + part.v.apart * at.j;
+            float sum = sum_at<BACK>(src, w, g, at.sample, c, row, column);
+            if (!BACK) sum = finish(sum, finish.affine(c));
+            best = k ? larger(best, sum) : sum;
+        }
+        dst[part.locate(first).to + (u64)j * dst_plane] = best;
+    }
+}
+
+// BLOCKS of them share a multiprocessor's registers, as many as spill none.
+#define FORWARD(name, BLOCKS, T, TENSOR)                                                           \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
+        name(const float *src, const float *w, float *dst, FINISH, GEOMETRY) {                     \
+        gather<T, TENSOR, false>(src, w, dst, Geometry GIVEN, Finish FINISHED);                    \
+    }
+#define DATA(name, BLOCKS, T, TENSOR)                                                              \
+    KERNEL __launch_bounds__(THREADS, BLOCKS)                                                      \
+        name(const float *src, const float *w, float *dst, GEOMETRY) {                             \
+        gather<T, TENSOR, true>(src, w, dst, Geometry GIVEN, Finish{});                            \
+    }
+FORWARD(conv_forward_large, 4, 8, false)
+FORWARD(conv_forward_small, 7, 4, false)
+DATA(conv_data_large, 4, 8, false)
+DATA(conv_data_small, 7, 4, false)
+#if __CUDA_ARCH__ >= 800
+FORWARD(conv_forward_large_tensor, 3, 8, true)
+FORWARD(conv_forward_small_tensor, 8, 4, true)
+DATA(conv_data_large_tensor, 3, 8, true)
+DATA(conv_data_small_tensor, 8, 4, true)
+#endif
+
+// The same for groups of few channels, as in depthwise convolutions, of which tiles would be mostly
+// empty: a thread for each element that is written, bound by reads from the nearest cache.
+KERNEL conv_forward_direct(const float *__restrict__ x, const float *__restrict__ w,
+                           float *__restrict__ y, FINISH, GEOMETRY) {
+    const Geometry g = GIVEN;
+    const Finish finish = FINISHED;
+    const u32 p = dst_h / pool_h, q = dst_w / pool_w, channels = groups * out;
+    const u64 at = element();
+    if (at >= (u64)samples * channels * p * q) return;
+    const u32 sample = (u32)at / (channels * p * q), channel = (u32)at / (p * q) % channels;
+    const u32 i = (u32)at / q % p * pool_h, j = (u32)at % q * pool_w;
+    const float2 affine = finish.affine(channel);
+    float best = -INFINITY_F;
+    for (u32 k = 0; k < pool_h * pool_w; k++) {
+        const float sum = sum_at<false>(x, w, g, sample, channel, i + k / pool_w, j + k % pool_w);
+        best = larger(best, finish(sum, affine));
+    }
+    y[at] = best;
+}
+
+KERNEL conv_data_direct(const float *__restrict__ dy, const float *__restrict__ w,
+                        float *__restrict__ dx, GEOMETRY) {
+    const Geometry g = GIVEN;
+    const u32 plane = dst_h * dst_w, channels = groups * out;
+    const u64 at = element();
+    if (at >= (u64)samples * channels * plane) return;
+    const u32 sample = (u32)at / (channels * plane), channel = (u32)at / plane % channels;
+    const u32 i = (u32)at % plane / dst_w, j = (u32)at % dst_w;
+    dx[at] = sum_at<true>(dy, w, g, sample, channel, i, j);
 }
 
 // A block for each tile of taps by filters, of each group, and of each of `splits` spans of `span`
@@ -309,13 +438,12 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
     const u32 split = blockIdx.x / across / down % splits;
     const u32 group = blockIdx.x / across / down / splits;
 
+    auto locate = [&](u32 tap) {
+        const u32 h = tap % kernel / g.kernel_w, w = tap % kernel % g.kernel_w;
+        return Row{h, w, (group * g.red + tap / kernel) * src_plane + h * g.src_w + w};
+    };
     const u32 own = tap + threadIdx.x % Own::ROWS;
-    Row row = {OUTSIDE, 0, 0};
-    if (own < taps) {
-        row.h = own % kernel / g.kernel_w;
-        row.w = own % kernel % g.kernel_w;
-        row.at = (group * g.red + own / kernel) * src_plane + row.h * g.src_w + row.w;
-    }
+    const Row row = own < taps ? locate(own) : Row{OUTSIDE, 0, 0};
     auto entry = [&](u32 step) {
         const u32 sample = step / dst_plane, rest = step % dst_plane;
         const u32 top = rest / g.dst_w * g.stride_h - g.pad_h;
@@ -324,20 +452,35 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
                           sample * g.groups * g.red * src_plane + top * g.src_w + left,
                           sample * g.groups * g.out * dst_plane + rest);
     };
-    const u32 first = split * span;
+    const u32 first = split * span, last = first + min(span, g.samples * dst_plane - first);
+    const float *from = dy + (group * g.out + filter) * dst_plane;
     float sum[T][T] = {};
-    multiply(tile, sum, x, row, g.src_h, g.src_w, dy + (group * g.out + filter) * dst_plane,
-             dst_plane, g.out - filter, first, first + min(span, g.samples * dst_plane - first),
+    multiply(tile, sum, x, row, g.src_h, g.src_w, from, dst_plane, g.out - filter, first, last,
              entry);
+    work += ((u64)split * g.groups * g.out + group * g.out + filter) * taps + tap;
+    bool is_nan = false;
     each<T, TENSOR>(sum, [&](u32 i, u32 j, float4 v) {
         if (filter + j >= g.out) return;
-        const u64 line = (u64)split * g.groups * g.out + group * g.out + filter + j;
-        float *to = work + line * taps + tap + i;
+        is_nan |= v.x != v.x || v.y != v.y || v.z != v.z || v.w != v.w;
+        float *to = work + (u64)j * taps + i;
         if (tap + i < taps) to[0] = v.x;
         if (tap + i + 1 < taps) to[1] = v.y;
         if (tap + i + 2 < taps) to[2] = v.z;
         if (tap + i + 3 < taps) to[3] = v.w;
     });
+    if (!__syncthreads_or(is_nan)) return;
+    for (u32 e = threadIdx.x; e < Own::ROWS * Own::COLUMNS; e += THREADS) {
+        const u32 i = e % Own::ROWS, j = e / Own::ROWS;
+        if (tap + i >= taps || filter + j >= g.out) continue;
+        const Row row = locate(tap + i);
+        float sum = 0.0f;
+        for (u32 step = first; step < last; step++) {
+            const uint4 e = entry(step);
+            if (row.h + e.x < g.src_h && row.w + e.y < g.src_w)
+                sum = fmaf(from[e.w + j * dst_plane], x[row.at + e.z], sum);
+        }
+        work[(u64)j * taps + i] = sum;
+    }
 }
 
 #define WEIGHTS(name, BLOCKS, T, TENSOR)                                                           \

@@ -91,6 +91,29 @@ __device__ __forceinline__ void multiply(Tile<T, TENSOR> &tile, float (&sum)[T][
     }
 }
 
+// Sums a tile, and calls `store` with i, j and the sum of each of its elements. Where a sum of two numbers of
+// TF32 each is NaN the tile is summed once more, each element by itself: an infinity gives NaN there.
+template <bool ALONG_ACROSS, bool ALONG_DOWN, int T, bool TENSOR, class Across, class Down, class Store>
+__device__ __forceinline__ void product(Tile<T, TENSOR> &tile, u32 last, Across across, Down down, Store store) {
+    float sum[T][T] = {};
+    multiply<ALONG_ACROSS, ALONG_DOWN>(tile, sum, 0, last, across, down);
+    if (TENSOR) {
+        bool is_nan = false;
+        each<T, TENSOR>(sum, [&](u32, u32, float value) { is_nan |= value != value; });
+        if (__syncthreads_or(is_nan)) {
+            typedef Tile<T, TENSOR> Own;
+            for (u32 e = threadIdx.x; e < Own::ACROSS * Own::DOWN; e += THREADS) {
+                const u32 i = e / Own::ACROSS, j = e % Own::ACROSS;
+                float value = 0.0f;
+                for (u32 step = 0; step < last; step++) value = fmaf(across(j, step), down(i, step), value);
+                store(i, j, value);
+            }
+            return;
+        }
+    }
+    each<T, TENSOR>(sum, store);
+}
+
 // A block's tile: neighbours share their rows.
 template <int T> struct Corner {
     u32 i, j;
@@ -108,19 +131,18 @@ __device__ __forceinline__ void forward(const float *__restrict__ x, const float
                                         u32 samples, u32 features, u32 units) {
     __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(units);
-    float sum[T][T] = {};
-    multiply<true, true>(
-        tile, sum, 0, features,
+    product<true, true>(
+        tile, features,
         [&](u32 line, u32 d) {
             return at.j + line < units ? w[(at.j + line) * features + d] : 0.0f;
         },
         [&](u32 line, u32 d) {
             return at.i + line < samples ? x[(at.i + line) * features + d] : 0.0f;
+        },
+        [&](u32 i, u32 j, float value) {
+            const u32 n = at.i + i, u = at.j + j;
+            if (n < samples && u < units) y[n * units + u] = bias ? value + bias[u] : value;
         });
-    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
-        const u32 n = at.i + i, u = at.j + j;
-        if (n < samples && u < units) y[n * units + u] = bias ? value + bias[u] : value;
-    });
 }
 
 // dx[n,d] = sum_u w[u,d] dy[n,u]: a block for each tile of dx (N, D).
@@ -129,19 +151,18 @@ __device__ __forceinline__ void data(const float *__restrict__ dy, const float *
                                      float *__restrict__ dx, u32 samples, u32 features, u32 units) {
     __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(features);
-    float sum[T][T] = {};
-    multiply<false, true>(
-        tile, sum, 0, units,
+    product<false, true>(
+        tile, units,
         [&](u32 line, u32 u) {
             return at.j + line < features ? w[u * features + at.j + line] : 0.0f;
         },
         [&](u32 line, u32 u) {
             return at.i + line < samples ? dy[(at.i + line) * units + u] : 0.0f;
+        },
+        [&](u32 i, u32 j, float value) {
+            const u32 n = at.i + i, d = at.j + j;
+            if (n < samples && d < features) dx[n * features + d] = value;
         });
-    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
-        const u32 n = at.i + i, d = at.j + j;
-        if (n < samples && d < features) dx[n * features + d] = value;
-    });
 }
 
 // dw[u,d] += sum_n dy[n,u] x[n,d]: a block for each tile of dw (U, D).
@@ -151,17 +172,16 @@ __device__ __forceinline__ void weights(const float *__restrict__ x, const float
                                         u32 units) {
     __shared__ Tile<T, TENSOR> tile;
     const Corner<T> at(features);
-    float sum[T][T] = {};
-    multiply<false, false>(
-        tile, sum, 0, samples,
+    product<false, false>(
+        tile, samples,
         [&](u32 line, u32 n) {
             return at.j + line < features ? x[n * features + at.j + line] : 0.0f;
         },
-        [&](u32 line, u32 n) { return at.i + line < units ? dy[n * units + at.i + line] : 0.0f; });
-    each<T, TENSOR>(sum, [&](u32 i, u32 j, float value) {
-        const u32 u = at.i + i, d = at.j + j;
-        if (u < units && d < features) dw[u * features + d] += value;
-    });
+        [&](u32 line, u32 n) { return at.i + line < units ? dy[n * units + at.i + line] : 0.0f; },
+        [&](u32 i, u32 j, float value) {
+            const u32 u = at.i + i, d = at.j + j;
+            if (u < units && d < features) dw[u * features + d] += value;
+        });
 }
 
 // BLOCKS of them share a multiprocessor's registers, as many as spill none.

@@ -3,9 +3,6 @@
 
 #include "common.cuh"
 
-// Whether x takes the place of the best so far; NaN beats all but NaN.
-__device__ __forceinline__ bool beats(float x, float best) { return x > best || (x != x && best == best); }
-
 // `winner` is the tap of the window that won, where it is kept.
 KERNEL max_pool(const float *__restrict__ x, float *__restrict__ y, u8 *__restrict__ winner, u32 len, u32 h, u32 w,
                 u32 out_h, u32 out_w, u32 kh, u32 kw, u32 sh, u32 sw, u32 ph, u32 pw) {

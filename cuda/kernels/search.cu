@@ -9,7 +9,8 @@
 //
 // A neighbour is a key of 64 bits, the distance above the index. Distances are not negative, so that
 // keys are in the order of distances and, among equal ones, of indices; the least key wins by an
-// atomic minimum, in whatever order blocks come.
+// atomic minimum, in whatever order blocks come. So in a search of a set in itself one distance serves
+// both of its rows.
 
 #include "common.cuh"
 
@@ -71,14 +72,59 @@ __device__ __forceinline__ void distances(const float *__restrict__ queries, con
     }
 }
 
+// Which tiles of the bank a row of blocks takes: all of them. Of a set in itself each pair of tiles is
+// taken once, by one of its two rows: tile `row` and as many behind it as are half of all, around the end.
+template <bool ITSELF> __device__ __forceinline__ u32 steps_of(u32 row, u32 tiles) {
+    return ITSELF ? tiles / 2 + (tiles % 2 || row < tiles / 2) : tiles;
+}
+
+template <bool ITSELF> __device__ __forceinline__ u32 tile_of(u32 row, u32 step, u32 tiles) {
+    return ITSELF ? (row + step) % tiles : step;
+}
+
+// Improves the keys of the columns of a tile by its rows, all but the diagonal's: warp by warp, then over
+// the eight warps.
+__device__ __forceinline__ void fold_columns(const float (&sum)[4][4], const u16 *__restrict__ labels, u64 *same,
+                                             u64 *other, u32 m0, u32 n0, u32 n, u32 first) {
+    __shared__ u64 room[2][8][TILE];
+    const u32 t = threadIdx.x, row = m0 + t / 16 * 4, column = t % 16 * 4;
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) {
+        const u32 label = labels[min(n0 + column + j, n - 1)];
+        u64 best[2] = {NONE, NONE};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (row + i >= n || !(sum[i][j] >= 0.0f)) continue;
+            const bool is_same = labels[row + i] == label;
+            const u64 key = key_of(sum[i][j], first + row + i);
+            best[0] = is_same ? least(best[0], key) : best[0];
+            best[1] = is_same ? best[1] : least(best[1], key);
+        }
+#pragma unroll
+        for (int kind = 0; kind < 2; kind++) {
+            const u64 key = least(best[kind], __shfl_xor_sync(0xffffffffu, best[kind], 16));
+            if (t % 32 < 16) room[kind][t / 32][column + j] = key;
+        }
+    }
+    __syncthreads();
+    if (t >= 2 * TILE) return;
+    u64 key = NONE;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++) key = least(key, room[t / TILE][warp][t % TILE]);
+    const u32 at = n0 + t % TILE;
+    if (at < n && key != NONE) atomicMin(t / TILE ? &other[at] : &same[at], key);
+}
+
 // Both neighbours of every query in one pass. `first` is the index of the bank's first row; query i is
 // never paired with index i + skip (no index where skip is past 2^32). With a `list` only the queries
-// that it names are searched for, `count` of them.
-KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u16 *__restrict__ query_labels,
-                                      const float *__restrict__ bank, const u16 *__restrict__ bank_labels, u64 *same,
-                                      u64 *other, u32 all, u32 n, u32 dim, u32 first, u64 skip,
-                                      const u32 *__restrict__ list, const u32 *__restrict__ count) {
-    const u32 m0 = blockIdx.y * TILE, t = threadIdx.x, m = list ? *count : all;
+// that it names are searched for, `count` of them. Of a set in itself each distance is computed once and
+// improves the keys of both rows; it has features, or barriers would be missing.
+template <bool ITSELF>
+__device__ __forceinline__ void search(const float *__restrict__ queries, const u16 *__restrict__ query_labels,
+                                       const float *__restrict__ bank, const u16 *__restrict__ bank_labels, u64 *same,
+                                       u64 *other, u32 m, u32 n, u32 dim, u32 first, u64 skip,
+                                       const u32 *__restrict__ list) {
+    const u32 m0 = blockIdx.y * TILE, t = threadIdx.x;
     if (m0 >= m) return;
     u32 query[4];
     u16 label[4];
@@ -91,7 +137,9 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
         best[i][0] = best[i][1] = NONE;
     }
     // A block keeps its queries and walks over the bank.
-    for (u32 n0 = blockIdx.x * TILE; n0 < n; n0 += gridDim.x * TILE) {
+    const u32 tiles = (n + TILE - 1) / TILE, steps = steps_of<ITSELF>(blockIdx.y, tiles);
+    for (u32 step = blockIdx.x; step < steps; step += gridDim.x) {
+        const u32 n0 = tile_of<ITSELF>(blockIdx.y, step, tiles) * TILE;
         float sum[4][4] = {};
         distances(queries, list, bank, m, n, dim, m0, n0, sum);
 #pragma unroll
@@ -106,6 +154,7 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
                 best[i][0] = is_same ? least(best[i][0], key) : best[i][0];
                 best[i][1] = is_same ? best[i][1] : least(best[i][1], key);
             }
+        if (ITSELF && step) fold_columns(sum, bank_labels, same, other, m0, n0, n, first);
     }
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -119,6 +168,19 @@ KERNEL __launch_bounds__(256) nearest(const float *__restrict__ queries, const u
             if (t % 16 == 0 && is_query && key != NONE) atomicMin(kind ? &other[query[i]] : &same[query[i]], key);
         }
     }
+}
+
+KERNEL __launch_bounds__(256) nearest(const float *queries, const u16 *query_labels, const float *bank,
+                                      const u16 *bank_labels, u64 *same, u64 *other, u32 all, u32 n, u32 dim,
+                                      u32 first, u64 skip, const u32 *__restrict__ list,
+                                      const u32 *__restrict__ count) {
+    const u32 m = list ? *count : all;
+    search<false>(queries, query_labels, bank, bank_labels, same, other, m, n, dim, first, skip, list);
+}
+
+KERNEL __launch_bounds__(256) nearest_itself(const float *rows, const u16 *labels, u64 *same, u64 *other, u32 n,
+                                             u32 dim, u32 first) {
+    search<true>(rows, labels, rows, labels, same, other, n, n, dim, first, first, nullptr);
 }
 
 KERNEL no_keys(u64 *keys, u32 n) {
@@ -281,40 +343,63 @@ __device__ __forceinline__ void copy_async(u32 to, const float *from) {
 
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
+// Calls `f` with the column, which of the thread's eight it is, and the thread's product in it, for the
+// part of a tile's row that the thread has.
+template <class F>
+__device__ __forceinline__ void each(const float (&product)[4][4][4], u32 i, u32 h, u32 column0, F f) {
+#pragma unroll
+    for (u32 j = 0; j < 8; j++)
+        f(column0 + 8 * (j / 2) + 2 * (threadIdx.x % 4) + j % 2, j, product[i][j / 2][2 * h + j % 2]);
+}
+
 // Notes of each query the rows that may be its nearest of either kind. A block of eight warps keeps
 // 128 queries and walks over tiles of the bank; a warp has 64 x 32 distances, a thread 64. In a tile
 // the limits are lowered first and then compared with, so that few rows are noted: some for each
 // block, and fewer with each tile. Bound by the tensor cores, three products for one of f32.
-KERNEL __launch_bounds__(256) note_nearest(const float *__restrict__ queries, const float2 *__restrict__ query_bounds,
-                                           const u16 *__restrict__ query_labels, const float *__restrict__ bank,
-                                           const float2 *__restrict__ bank_bounds,
-                                           const u16 *__restrict__ bank_labels, u32 *limits, u32 *counts, u64 *notes,
-                                           u32 m, u32 n, u32 width, u32 first, u64 skip) {
+//
+// Of a set in itself each product is made once: it lowers the limits of both rows, and both may note
+// it. What a block has come to is told the others with each tile, for which its queries are columns.
+template <bool ITSELF>
+__device__ __forceinline__ void note(const float *__restrict__ queries, const float2 *__restrict__ query_bounds,
+                                     const u16 *__restrict__ query_labels, const float *__restrict__ bank,
+                                     const float2 *__restrict__ bank_bounds, const u16 *__restrict__ bank_labels,
+                                     u32 *limits, u32 *counts, u64 *notes, u32 m, u32 n, u32 width, u32 first,
+                                     u64 skip) {
     extern __shared__ float4 memory[];
     __shared__ float2 row_bounds[PANEL], column_bounds[PANEL];
     __shared__ u16 row_labels[PANEL], column_labels[PANEL];
-    __shared__ u32 limit[2][PANEL];
+    __shared__ u32 limit[2][PANEL], column_limit[2][ITSELF ? PANEL : 1];
     float *stages = (float *)memory;
     const u32 place = (u32)__cvta_generic_to_shared(memory);
     const u32 t = threadIdx.x, warp = t / 32, group = t % 32 / 4, lane = t % 4;
     const u32 row0 = warp / 4 * 64, column0 = warp % 4 * 32, m0 = blockIdx.y * PANEL;
+    // A minimum with the largest number reads what other blocks have come to.
+    auto lowered = [&](u32 query, u32 kind, u32 to) { return min(to, atomicMin(&limits[2 * query + kind], to)); };
     if (t < PANEL) {
         const bool is_query = m0 + t < m;
         row_bounds[t] = is_query ? query_bounds[m0 + t] : make_float2(INFINITY_F, INFINITY_F);
         row_labels[t] = is_query ? query_labels[m0 + t] : 0;
 #pragma unroll
-        for (u32 kind = 0; kind < 2; kind++) {
-            // A minimum with the largest number reads what other blocks have come to.
-            limit[kind][t] = is_query ? atomicMin(&limits[2 * (m0 + t) + kind], 0xffffffffu) : 0;
-        }
+        for (u32 kind = 0; kind < 2; kind++) limit[kind][t] = is_query ? lowered(m0 + t, kind, 0xffffffffu) : 0;
     }
     const u32 copied = t / 4, four = t % 4 * 4, steps = width / STEP;
     const float *from = queries + (u64)(m0 + copied) * width + four;
-    for (u32 n0 = blockIdx.x * PANEL; n0 < n; n0 += gridDim.x * PANEL) {
+    const u32 tiles = (n + PANEL - 1) / PANEL, turns = steps_of<ITSELF>(blockIdx.y, tiles);
+    for (u32 turn = blockIdx.x; turn < turns; turn += gridDim.x) {
+        const u32 n0 = tile_of<ITSELF>(blockIdx.y, turn, tiles) * PANEL;
+        // The tile on the diagonal has every distance twice.
+        const bool both = ITSELF && turn;
         const float *to = bank + (u64)(n0 + copied) * width + four;
         if (t < PANEL) {
             column_bounds[t] = bank_bounds[n0 + t];
             column_labels[t] = n0 + t < n ? bank_labels[n0 + t] : 0;
+            if (ITSELF) {
+#pragma unroll
+                for (u32 kind = 0; kind < 2; kind++) {
+                    if (m0 + t < m) limit[kind][t] = lowered(m0 + t, kind, limit[kind][t]);
+                    column_limit[kind][t] = n0 + t < n ? lowered(n0 + t, kind, 0xffffffffu) : 0;
+                }
+            }
         }
         auto load = [&](u32 step) {
             if (step < steps) {
@@ -361,57 +446,94 @@ KERNEL __launch_bounds__(256) note_nearest(const float *__restrict__ queries, co
                 }
             }
         }
+        // The least of the mosts: no distance is below 0, and such numbers are in the order of their bits.
+        auto lower = [](u32 *limit, float most) { atomicMin(limit, __float_as_uint(fmaxf(most, 0.0f))); };
         // First the limits, then what is below them.
+        float column_most[8][2];
 #pragma unroll
-        for (u32 noting = 0; noting < 2; noting++) {
+        for (u32 j = 0; j < 8; j++) column_most[j][0] = column_most[j][1] = INFINITY_F;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++)
+        for (u32 i = 0; i < 4; i++)
 #pragma unroll
-                for (u32 h = 0; h < 2; h++) {
-                    const u32 row = row0 + 16 * i + group + 8 * h;
-                    const float2 near = row_bounds[row];
-                    float most[2] = {INFINITY_F, INFINITY_F};
+            for (u32 h = 0; h < 2; h++) {
+                const u32 row = row0 + 16 * i + group + 8 * h;
+                float most[2] = {INFINITY_F, INFINITY_F};
+                each(product, i, h, column0, [&](u32 column, u32 j, float product) {
+                    if ((u64)first + n0 + column == skip + m0 + row) return;
+                    const u32 kind = column_labels[column] == row_labels[row] ? 0 : 1;
+                    const float bound = row_bounds[row].y + column_bounds[column].y + -2.0f * product;
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++)
-#pragma unroll
-                        for (u32 e = 0; e < 2; e++) {
-                            const u32 column = column0 + 8 * j + 2 * lane + e;
-                            if ((u64)first + n0 + column == skip + m0 + row) continue;
-                            const u32 kind = column_labels[column] == row_labels[row] ? 0 : 1;
-                            const float2 far = column_bounds[column];
-                            const float rest = -2.0f * product[i][j][2 * h + e];
-                            if (!noting) {
-                                const float bound = near.y + far.y + rest;
-                                most[0] = kind == 0 ? fminf(most[0], bound) : most[0];
-                                most[1] = kind == 1 ? fminf(most[1], bound) : most[1];
-                                continue;
-                            }
-                            // NaN, which is an infinity less another, is no candidate.
-                            const float bound = near.x + far.x + rest;
-                            if (!(bound < __uint_as_float(limit[kind][row]))) continue;
-                            const u32 query = 2 * (m0 + row) + kind, at = atomicAdd(&counts[query], 1);
-                            if (at < NOTES)
-                                notes[(u64)query * NOTES + at] = (u64)__float_as_uint(bound) << 32 | (n0 + column);
-                        }
-                    if (noting) continue;
-#pragma unroll
-                    for (u32 kind = 0; kind < 2; kind++) {
-                        // Four threads have a row of the fragment.
-#pragma unroll
-                        for (int lanes = 1; lanes < 4; lanes <<= 1)
-                            most[kind] = fminf(most[kind], __shfl_xor_sync(0xffffffffu, most[kind], lanes));
-                        // No distance is below 0, and such numbers are in the order of their bits.
-                        if (lane == 0) atomicMin(&limit[kind][row], __float_as_uint(fmaxf(most[kind], 0.0f)));
+                    for (u32 k = 0; k < 2; k++) {
+                        most[k] = kind == k ? fminf(most[k], bound) : most[k];
+                        if (ITSELF) column_most[j][k] = kind == k ? fminf(column_most[j][k], bound) : column_most[j][k];
                     }
+                });
+#pragma unroll
+                for (u32 kind = 0; kind < 2; kind++) {
+                    // Four threads have a row of the fragment.
+#pragma unroll
+                    for (int lanes = 1; lanes < 4; lanes <<= 1)
+                        most[kind] = fminf(most[kind], __shfl_xor_sync(0xffffffffu, most[kind], lanes));
+                    if (lane == 0) lower(&limit[kind][row], most[kind]);
                 }
-            __syncthreads();
+            }
+        if (both) {
+#pragma unroll
+            for (u32 j = 0; j < 8; j++)
+#pragma unroll
+                for (u32 kind = 0; kind < 2; kind++) {
+                    // Eight threads have a column of it.
+                    float most = column_most[j][kind];
+#pragma unroll
+                    for (int lanes = 4; lanes < 32; lanes <<= 1)
+                        most = fminf(most, __shfl_xor_sync(0xffffffffu, most, lanes));
+                    if (group == 0) lower(&column_limit[kind][column0 + 8 * (j / 2) + 2 * lane + j % 2], most);
+                }
         }
+        __syncthreads();
+        if (both && t < PANEL && n0 + t < n) {
+#pragma unroll
+            for (u32 kind = 0; kind < 2; kind++) lowered(n0 + t, kind, column_limit[kind][t]);
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+#pragma unroll
+            for (u32 h = 0; h < 2; h++) {
+                const u32 row = row0 + 16 * i + group + 8 * h;
+                each(product, i, h, column0, [&](u32 column, u32, float product) {
+                    if ((u64)first + n0 + column == skip + m0 + row) return;
+                    const u32 kind = column_labels[column] == row_labels[row] ? 0 : 1;
+                    const float bound = row_bounds[row].x + column_bounds[column].x + -2.0f * product;
+                    auto take = [&](u32 limit, u32 query, u32 found) {
+                        // NaN, which is an infinity less another, is no candidate.
+                        if (!(bound < __uint_as_float(limit))) return;
+                        const u32 of = 2 * query + kind, at = atomicAdd(&counts[of], 1);
+                        if (at < NOTES) notes[(u64)of * NOTES + at] = (u64)__float_as_uint(bound) << 32 | found;
+                    };
+                    take(limit[kind][row], m0 + row, n0 + column);
+                    if (both) take(column_limit[kind][ITSELF ? column : 0], n0 + column, m0 + row);
+                });
+            }
+        __syncthreads();
     }
     // Behind the last tile's barrier.
     if (t < PANEL && m0 + t < m) {
 #pragma unroll
-        for (u32 kind = 0; kind < 2; kind++) atomicMin(&limits[2 * (m0 + t) + kind], limit[kind][t]);
+        for (u32 kind = 0; kind < 2; kind++) lowered(m0 + t, kind, limit[kind][t]);
     }
+}
+
+KERNEL __launch_bounds__(256) note_nearest(const float *queries, const float2 *query_bounds, const u16 *query_labels,
+                                           const float *bank, const float2 *bank_bounds, const u16 *bank_labels,
+                                           u32 *limits, u32 *counts, u64 *notes, u32 m, u32 n, u32 width, u32 first,
+                                           u64 skip) {
+    note<false>(queries, query_bounds, query_labels, bank, bank_bounds, bank_labels, limits, counts, notes, m, n,
+                width, first, skip);
+}
+
+KERNEL __launch_bounds__(256) note_nearest_itself(const float *rows, const float2 *bounds, const u16 *labels,
+                                                  u32 *limits, u32 *counts, u64 *notes, u32 n, u32 width) {
+    note<true>(rows, bounds, labels, rows, bounds, labels, limits, counts, notes, n, n, width, 0, 0);
 }
 
 // Sums the distances of the notes that are still below the limit, and lists the queries that had more

@@ -1,16 +1,19 @@
-//! Activations and dropout.
+//! Activations, their rounding to 256 steps, and dropout.
 
 use sepal_core::backend::Phase;
 use sepal_core::error::Error;
-use sepal_core::layer::{Activation, Dropout};
+use sepal_core::layer::{Activation, Dropout, Quantise};
 use sepal_core::reference::layer_seed;
 use sepal_core::shape::Shape;
 
 use crate::gpu::{Address, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
 
+/// The kernels' number for no activation.
+pub(crate) const AS_IT_IS: u32 = 4;
+
 /// The number by which the kernels know an activation, and its slope.
-const fn kind(l: Activation) -> (u32, f32) {
+pub(crate) const fn kind(l: Activation) -> (u32, f32) {
     match l {
         Activation::Relu => (0, 0.0),
         Activation::Relu6 => (1, 0.0),
@@ -28,6 +31,19 @@ pub(crate) fn backward(l: &Activation, b: &Backward<'_>) -> Result<(), Error> {
     let (len, (kind, slope)) = (elements(b.shape), kind(*l));
     let args = args![b.y, b.dy, len, kind, slope];
     b.gpu.launch(Source::Activation, "activation_backward", Launch::over(len), args)
+}
+
+pub(crate) fn quantise(l: &Quantise, f: &Forward<'_>) -> Result<(), Error> {
+    let len = elements(f.shape);
+    let args = args![f.y, len, l.scale, f32::from(l.zero)];
+    f.gpu.launch(Source::Activation, "quantise", Launch::over(len), args)
+}
+
+pub(crate) fn quantise_backward(l: &Quantise, b: &Backward<'_>) -> Result<(), Error> {
+    let (len, zero) = (elements(b.shape), f32::from(l.zero));
+    let [low, high] = [0.0, 255.0].map(|step| (step - zero) * l.scale);
+    let args = args![b.y, b.dy, len, low, high];
+    b.gpu.launch(Source::Activation, "quantise_backward", Launch::over(len), args)
 }
 
 pub(crate) fn dropout(l: &Dropout, f: &Forward<'_>) -> Result<(), Error> {

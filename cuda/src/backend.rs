@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use sepal_core::arena::{ArenaError, Dtype, Slot, Word};
 use sepal_core::backend::{
-    Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
+    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, Param, Phase,
+    same_length,
 };
 use sepal_core::error::Error;
 use sepal_core::layer::{Needs, Pass, Role};
@@ -21,7 +22,7 @@ use crate::driver::OpenError;
 use crate::gpu::{Address, Buffer, Gpu, Opened, Page};
 use crate::layers::{self, Backward, Forward};
 use crate::memory::Memory;
-use crate::{elementwise, objective, optim, search};
+use crate::{activation, conv, elementwise, folded, objective, optim, search};
 
 /// A CUDA device, on which backends are opened.
 ///
@@ -106,8 +107,8 @@ impl Cuda {
     }
 
     /// The addresses of a layer's weight, bias, mean and variance.
-    fn parameters(&self, call: &Call<'_>) -> Result<[Address; 4], Error> {
-        match call.param {
+    fn parameters(&self, param: Param<'_>) -> Result<[Address; 4], Error> {
+        match param {
             Param::Ram(p) => self.memory.lease([p.weight, p.bias, p.mean, p.variance]),
             Param::Model { layer, .. } => {
                 let unprepared = Error::Device { code: 0, doing: "a layer that was not prepared" };
@@ -117,6 +118,29 @@ impl Cuda {
                 Ok(buffers.each_ref().map(address))
             }
         }
+    }
+}
+
+impl Cuda {
+    /// A convolution with what runs within it.
+    fn together(&mut self, run: &folded::Run<'_>) -> Result<(), Error> {
+        let (folded, place) = (&run.folded, run.conv.place);
+        let [weight, bias, ..] = self.parameters(run.conv.param)?;
+        let [x, y] = self.memory.lease([place.x, place.y])?;
+        let finish = conv::Finish {
+            norm: match run.norm {
+                Some(param) => self.parameters(param)?,
+                None => [Address::NONE; 4],
+            },
+            eps: folded.norm.map_or(0.0, |norm| norm.eps),
+            activation: folded.activation.map_or((activation::AS_IT_IS, 0.0), activation::kind),
+            window: folded.pool.map_or((1, 1), |pool| {
+                let (height, width) = pool.window.kernel;
+                (height.into(), width.into())
+            }),
+            ..conv::Finish::bias(bias)
+        };
+        conv::finished(&folded.conv, &self.gpu, place.x.shape, [x, weight, y], &finish)
     }
 }
 
@@ -131,7 +155,8 @@ impl Backend for Cuda {
     }
 
     fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(chain.get(at)?, x.shape, pass)
+        let folded = if pass == Pass::Train { None } else { folded::needs(chain, at, x, pass) };
+        folded.unwrap_or_else(|| layers::needs(chain.get(at)?, x.shape, pass))
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -249,13 +274,18 @@ impl Backend for Cuda {
             }
             x = y;
         }
-        let [weight, bias, mean, variance] = self.parameters(call)?;
+        let [weight, bias, mean, variance] = self.parameters(call.param)?;
         let gpu = &*self.gpu;
         let (index, out) = (call.index, needs.out);
         layers::forward(
             layer,
             &Forward { gpu, index, shape, out, phase, x, y, saved, weight, bias, mean, variance },
         )
+    }
+
+    fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
+        let needs = |cuda: &Self, at, x| cuda.needs(&block.chain, at, x, block.pass);
+        folded::eval_block(self, block, needs, |cuda, call| cuda.forward(call), Self::together)
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {

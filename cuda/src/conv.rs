@@ -4,6 +4,7 @@ use sepal_core::error::Error;
 use sepal_core::layer::{Conv2d, Pass};
 use sepal_core::shape::Shape;
 
+use crate::activation;
 use crate::gpu::{Address, Arg, Gpu, Launch, Source, args};
 use crate::layers::{Backward, Forward, elements};
 use crate::product::{self, FILL, Kernels, kernels};
@@ -130,15 +131,71 @@ fn launch(
     gpu.launch(Source::Conv, name, launch, args)
 }
 
+/// What comes behind a convolution's sums, within its kernels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Finish {
+    pub bias: Address,
+    /// Weight, bias, mean and variance of a norm; nowhere where there is none.
+    pub norm: [Address; 4],
+    pub eps: f32,
+    /// The kernels' number of an activation, and its slope.
+    pub activation: (u32, f32),
+    /// The windows of a max-pool, which do not overlap and have 1, 2 or 4 places.
+    pub window: (u32, u32),
+}
+
+impl Finish {
+    /// A bias alone.
+    pub const fn bias(bias: Address) -> Self {
+        let activation = (activation::AS_IT_IS, 0.0);
+        Self { bias, norm: [Address::NONE; 4], eps: 0.0, activation, window: (1, 1) }
+    }
+
+    fn args(&self) -> [Arg; 10] {
+        let [gamma, beta, mean, variance] = self.norm.map(Arg::from);
+        let ((kind, slope), (height, width)) = (self.activation, self.window);
+        let (kind, slope) = (Arg::from(kind), Arg::from(slope));
+        let bias = Arg::from(self.bias);
+        [
+            bias,
+            gamma,
+            beta,
+            mean,
+            variance,
+            self.eps.into(),
+            kind,
+            slope,
+            height.into(),
+            width.into(),
+        ]
+    }
+}
+
 pub(crate) fn forward(l: &Conv2d, f: &Forward<'_>) -> Result<(), Error> {
-    let len = elements(f.out);
-    if len == 0 {
+    finished(l, f.gpu, f.shape, [f.x, f.weight, f.y], &Finish::bias(f.bias))
+}
+
+/// The layer over x of `shape` and what comes behind it, to y.
+pub(crate) fn finished(
+    l: &Conv2d,
+    gpu: &Gpu,
+    shape: Shape,
+    [x, weight, y]: [Address; 3],
+    finish: &Finish,
+) -> Result<(), Error> {
+    let Some(out) = l.output(shape) else { return Ok(()) };
+    // Places that no window has are left out.
+    let (height, width) = finish.window;
+    let written = Shape { h: out.h / height, w: out.w / width, ..out };
+    if elements(written) == 0 {
         return Ok(());
     }
-    let way = gathering(f.out.n * f.out.plane(), l.filters / l.groups, l.groups);
-    let args = geometry(l, args![f.x, f.weight, f.bias, f.y], f.shape, f.out);
-    let direct = ("conv_forward_direct", Launch::over(len));
-    launch(f.gpu, way, kernels!("conv_forward"), direct, &args)
+    let places = written.n * written.plane() * height * width;
+    let way = gathering(places, l.filters / l.groups, l.groups);
+    let first: Vec<Arg> = [x, weight, y].map(Arg::from).into_iter().chain(finish.args()).collect();
+    let args = geometry(l, &first, shape, out);
+    let direct = ("conv_forward_direct", Launch::over(elements(written)));
+    launch(gpu, way, kernels!("conv_forward"), direct, &args)
 }
 
 pub(crate) fn backward(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
@@ -178,7 +235,7 @@ fn data(l: &Conv2d, b: &Backward<'_>) -> Result<(), Error> {
     let (down, across) = (u32::from(l.stride.0), u32::from(l.stride.1));
     let rows = b.shape.n * b.shape.h.div_ceil(down) * b.shape.w.div_ceil(across);
     let way = gathering(rows, b.shape.c / l.groups, l.groups * down * across);
-    let first = args![b.dy, b.weight, Address::NONE, b.dx];
+    let first = args![b.dy, b.weight, b.dx];
     let args = geometry(l, first, b.out, b.shape);
     let direct = ("conv_data_direct", Launch::over(elements(b.shape)));
     launch(b.gpu, way, kernels!("conv_data"), direct, &args)

@@ -27,6 +27,7 @@ mod conv;
 mod dense;
 mod driver;
 mod elementwise;
+mod folded;
 mod gpu;
 mod layers;
 mod memory;

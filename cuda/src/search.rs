@@ -88,11 +88,17 @@ fn both(
     bank: Bank<'_>,
 ) -> Result<(Rowset, Option<Rowset>), Error> {
     let from = Rowset::of(gpu, memory, queries)?;
-    if let (Bank::Host(a), Bank::Host(b)) = (queries, bank)
-        && (a.data.as_ptr_range(), a.labels.as_ptr_range())
-            == (b.data.as_ptr_range(), b.labels.as_ptr_range())
-        && a.dim == b.dim
-    {
+    let are_one = match (queries, bank) {
+        (Bank::Host(a), Bank::Host(b)) => {
+            let places = |rows: Rows<'_>| (rows.data.as_ptr_range(), rows.labels.as_ptr_range());
+            places(a) == places(b) && a.dim == b.dim
+        }
+        (Bank::Slots { rows: a, labels: b }, Bank::Slots { rows: c, labels: d }) => {
+            (a, b) == (c, d)
+        }
+        _ => false,
+    };
+    if are_one {
         return Ok((from, None));
     }
     let to = Rowset::of(gpu, memory, bank)?;
@@ -167,6 +173,36 @@ fn directly(
     gpu.launch(Source::Search, "nearest", Launch { grid, block: 256, shared: 0 }, args)
 }
 
+/// Searches a set in itself by direct distances, each computed once: no row is its own neighbour.
+fn itself(gpu: &Gpu, set: &Rowset, at: Among) -> Result<(), Error> {
+    let tiles = set.rows.div_ceil(TILE);
+    let grid = [across(gpu, tiles, tiles / 2 + 1), tiles, 1];
+    let args = args![set.data, set.labels, at.same, at.other, set.rows, set.dim, at.first];
+    gpu.launch(Source::Search, "nearest_itself", Launch { grid, block: 256, shared: 0 }, args)
+}
+
+/// Whether the queries are all of the bank, none its own neighbour, and the grid has a block for
+/// each tile of them.
+const fn is_symmetric(queries: &Rowset, bank: &Rowset, at: Among) -> bool {
+    queries.data.0 == bank.data.0
+        && queries.labels.0 == bank.labels.0
+        && queries.rows == bank.rows
+        && at.skip == at.first as u64
+        && bank.dim > 0
+        && bank.rows.div_ceil(TILE) <= MOST_BLOCKS
+}
+
+/// Searches for all queries by direct distances.
+fn all_directly(gpu: &Gpu, queries: &Rowset, bank: &Rowset, at: Among) -> Result<(), Error> {
+    if is_symmetric(queries, bank, at) {
+        return itself(gpu, bank, at);
+    }
+    for (done, m) in pieces(queries.rows, MOST_BLOCKS * TILE) {
+        directly(gpu, &part(queries, done, m), bank, at.past(done), NO_LIST)?;
+    }
+    Ok(())
+}
+
 /// A factor on the squared lengths that bounds how far a distance by products is from the direct
 /// one.
 ///
@@ -220,22 +256,59 @@ impl Centred {
     }
 }
 
-/// Bytes that [`by_products`] takes for `queries` queries that are not the bank.
-fn products_bytes(queries: u32, bank: &Rowset) -> usize {
-    let held = queries.min(NOTED);
-    let notes = held as usize * (2 * (2 * 4 + NOTES * size_of::<u64>()) + 4);
-    let sets = Centred::bytes(bank.rows, bank.dim).saturating_add(Centred::bytes(held, bank.dim));
-    sets.saturating_add(notes + bank.dim as usize * size_of::<f32>() + (1 << 20))
+/// How products are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Products {
+    /// Of each query with each row of another bank.
+    Apart,
+    /// The same of some rows of the bank, whose copy is the queries' too.
+    Among,
+    /// Of each two rows of a set once; the notes of all are held together.
+    Symmetric,
+}
+
+impl Products {
+    /// Queries that are searched for together.
+    fn held(self, queries: u32) -> u32 {
+        if self == Self::Symmetric { queries } else { queries.min(NOTED) }
+    }
+
+    /// Bytes that [`by_products`] takes.
+    fn bytes(self, queries: u32, bank: &Rowset) -> usize {
+        let held = self.held(queries);
+        let notes = held as usize * (2 * (2 * 4 + NOTES * size_of::<u64>()) + 4);
+        let own = if self == Self::Apart { Centred::bytes(held, bank.dim) } else { 0 };
+        let sets = Centred::bytes(bank.rows, bank.dim).saturating_add(own);
+        sets.saturating_add(notes + bank.dim as usize * size_of::<f32>() + (1 << 20))
+    }
+
+    /// The first of the ways that there is room for; none where direct distances are to be taken.
+    fn way(gpu: &Gpu, queries: &Rowset, bank: &Rowset, at: Among) -> Result<Option<Self>, Error> {
+        let (distances, features) = LARGE;
+        let is_large = u64::from(queries.rows) * u64::from(bank.rows) >= distances;
+        if gpu.capability() < 80 || !is_large || bank.dim < features {
+            return Ok(None);
+        }
+        let free = gpu.free()?;
+        let is_own = queries.data == bank.data && queries.rows <= bank.rows;
+        let ways = [
+            (Self::Symmetric, is_symmetric(queries, bank, at)),
+            (Self::Among, is_own),
+            (Self::Apart, !is_own),
+        ];
+        let fits = |way: Self| way.bytes(queries.rows, bank) <= free;
+        Ok(ways.into_iter().find(|&(way, is)| is && fits(way)).map(|(way, _)| way))
+    }
 }
 
 /// Searches by products, and sums directly what may be nearest. Allocates what
-/// [`products_bytes`] says: a padded copy of the bank and one of as many queries as are searched
-/// for at a time, and about 1 KiB for each of these.
+/// [`Products::bytes`] says: a padded copy of the bank, one of as many queries as are searched
+/// for at a time where they are not the bank's, and about 1 KiB for each of these.
 fn by_products(
     gpu: &Arc<Gpu>,
     queries: &Rowset,
     bank: &Rowset,
-    is_itself: bool,
+    way: Products,
     at: Among,
 ) -> Result<(), Error> {
     let search = |name, launch, args: &[_]| gpu.launch(Source::Search, name, launch, args);
@@ -244,42 +317,53 @@ fn by_products(
     search("middle", Launch::over(dim), args![bank.data, point.address(), n, dim])?;
     let point = point.address();
     let centred = Centred::new(gpu, bank, point)?;
-    let held = queries.rows.min(NOTED) as usize;
+    let piece = way.held(queries.rows);
+    let held = piece as usize;
     let (limits, counts) = (gpu.allocate(held * 8)?, gpu.allocate(held * 8)?);
     let notes = gpu.allocate(held * 2 * NOTES * size_of::<u64>())?;
     let (list, listed) = (gpu.allocate(held * 4)?, gpu.allocate(4)?);
     let (limits, counts, notes) = (limits.address(), counts.address(), notes.address());
     let (list, listed) = (list.address(), listed.address());
-    for (done, m) in pieces(queries.rows, NOTED) {
+    for (done, m) in pieces(queries.rows, piece) {
         let (some, at) = (part(queries, done, m), at.past(done));
         let Among { same, other, first, skip } = at;
-        let own = if is_itself { None } else { Some(Centred::new(gpu, &some, point)?) };
+        let own = match way {
+            Products::Apart => Some(Centred::new(gpu, &some, point)?),
+            Products::Among | Products::Symmetric => None,
+        };
         let (from, from_bounds) =
             own.as_ref().map_or_else(|| centred.past(done), |own| own.past(0));
         let (to, to_bounds) = centred.past(0);
         let args = args![same, other, limits, counts, listed, m];
         search("start_notes", Launch::over(m), args)?;
-        let down = m.div_ceil(PANEL);
-        let grid = [across(gpu, down, n.div_ceil(PANEL)), down, 1];
-        let launch = Launch { grid, block: 256, shared: STAGES };
+        let (down, tiles) = (m.div_ceil(PANEL), n.div_ceil(PANEL));
         let (labels, row_labels, width) = (some.labels, bank.labels, centred.width);
-        let args = args![
-            from,
-            from_bounds,
-            labels,
-            to,
-            to_bounds,
-            row_labels,
-            limits,
-            counts,
-            notes,
-            m,
-            n,
-            width,
-            first,
-            skip
-        ];
-        search("note_nearest", launch, args)?;
+        let launch = |tiles| {
+            let grid = [across(gpu, down, tiles), down, 1];
+            Launch { grid, block: 256, shared: STAGES }
+        };
+        if way == Products::Symmetric {
+            let args = args![to, to_bounds, row_labels, limits, counts, notes, n, width];
+            search("note_nearest_itself", launch(tiles / 2 + 1), args)?;
+        } else {
+            let args = args![
+                from,
+                from_bounds,
+                labels,
+                to,
+                to_bounds,
+                row_labels,
+                limits,
+                counts,
+                notes,
+                m,
+                n,
+                width,
+                first,
+                skip
+            ];
+            search("note_nearest", launch(tiles), args)?;
+        }
         let (x, y) = (some.data, bank.data);
         let args = args![x, y, limits, counts, notes, same, other, list, listed, m, dim, first];
         search("measure_notes", Launch::warps(m), args)?;
@@ -300,10 +384,7 @@ pub(crate) fn within(
     let (same, other) = (keys, keys.past(bytes));
     gpu.launch(Source::Search, "no_keys", Launch::over(2 * rows), args![keys, 2 * rows])?;
     let set = Rowset { data: features, labels, rows, dim, _copies: None };
-    for (done, m) in pieces(rows, MOST_BLOCKS * TILE) {
-        let at = Among { same, other, first: 0, skip: 0 }.past(done);
-        directly(gpu, &part(&set, done, m), &set, at, NO_LIST)?;
-    }
+    all_directly(gpu, &set, &set, Among { same, other, first: 0, skip: 0 })?;
     gpu.launch(Source::Search, "pairs_of", Launch::over(rows), args![same, other, pairs, rows])
 }
 
@@ -338,19 +419,9 @@ pub(crate) fn nearest(
     // The range of indices ends before the one that means none.
     let all = to.as_ref().unwrap_or(&from);
     let bank = part(all, 0, all.rows.min(u32::MAX - first));
-    let is_itself = to.is_none() && bank.rows == all.rows;
-    let (distances, features) = LARGE;
-    let is_large = u64::from(queries.rows) * u64::from(bank.rows) >= distances;
-    let by_products = gpu.capability() >= 80
-        && is_large
-        && bank.dim >= features
-        && products_bytes(queries.rows, &bank) <= gpu.free()?;
-    if by_products {
-        self::by_products(gpu, &queries, &bank, is_itself, at)?;
-    } else {
-        for (done, m) in pieces(queries.rows, MOST_BLOCKS * TILE) {
-            directly(gpu, &part(&queries, done, m), &bank, at.past(done), NO_LIST)?;
-        }
+    match Products::way(gpu, &queries, &bank, at)? {
+        Some(way) => by_products(gpu, &queries, &bank, way, at)?,
+        None => all_directly(gpu, &queries, &bank, at)?,
     }
     same_keys.read(&mut same)?;
     other_keys.read(&mut other)?;

@@ -43,10 +43,22 @@ struct Case {
 
 impl Case {
     fn new(shape: Shape, layer: Layer, passes: Passes) -> Self {
-        let params = oracle::params(&layer, shape, 40);
-        let x = values(3, len(shape));
+        Self::with(shape, layer, passes, |_, _, _| ())
+    }
+
+    /// With parameters, inputs and gradients of the output that are changed first.
+    fn with(
+        shape: Shape,
+        layer: Layer,
+        passes: Passes,
+        change: impl FnOnce(&mut Params, &mut [f32], &mut [f32]),
+    ) -> Self {
+        let mut params = oracle::params(&layer, shape, 40);
+        let mut x = values(3, len(shape));
+        let out = layer.output(shape).expect("the layer takes the shape");
+        let mut dy = values(4, len(out));
+        change(&mut params, &mut x, &mut dy);
         let forward = oracle::Forward::new(&layer, shape, PHASE, &wide(&x), &params);
-        let dy = values(4, forward.y.len());
         let backward = forward.backward(&wide(&dy));
         let gradients = backward.dparams.map(|mut after| {
             // Gradients are added to.
@@ -176,6 +188,46 @@ fn depthwise_convolution() {
     let layer = Conv2d { groups: 33, stride: (2, 1), pad: (1, 1), ..Conv2d::new(66, 3) };
     conv(Shape::new(5, 33, 11, 9), layer, Passes::All);
     conv(Shape::new(2, 5, 23, 18), Conv2d { groups: 5, ..Conv2d::new(5, 5) }, Passes::All);
+}
+
+/// Infinities and NaN among inputs, gradients and weights reach what they reach by the definition, and
+/// nothing by way of the border or of the tensor cores' halves.
+#[test]
+fn not_finite() {
+    let odd = |every: usize, numbers: &mut [f32]| {
+        const ODD: [f32; 3] = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY];
+        for (number, odd) in numbers.iter_mut().skip(3).step_by(every).zip(ODD.iter().cycle()) {
+            *number = *odd;
+        }
+    };
+    let padded = Conv2d { pad: (1, 2), stride: (2, 1), ..Conv2d::new(35, 3) };
+    let large = Conv2d { groups: 86, pad: (1, 0), ..Conv2d::new(86 * 33, 1) };
+    let direct = Conv2d { groups: 3, pad: (1, 1), ..Conv2d::new(6, 3) };
+    for (shape, layer, passes) in [
+        (Shape::new(1, 17, 13, 12), Layer::Conv2d(padded), Passes::All),
+        (Shape::new(1, 86 * 2, 10, 22), Layer::Conv2d(large), Passes::Forward),
+        (Shape::new(2, 3, 9, 11), Layer::Conv2d(direct), Passes::All),
+        (Shape::rows(65, 67), Layer::Dense(Dense::new(131)), Passes::All),
+    ] {
+        let few = len(shape) / 3;
+        let inputs = Case::with(shape, layer, passes, |_, x, _| odd(few, x));
+        let weights = Case::with(shape, layer, passes, |params, _, _| {
+            odd(params[0].len() / 3, &mut params[0]);
+        });
+        let gradients = Case::with(shape, layer, passes, |_, _, dy| odd(dy.len() / 3, dy));
+        on_each(BOTH, |device| {
+            for case in [&inputs, &weights, &gradients] {
+                case.check(device);
+            }
+        });
+    }
+    let layer = Layer::Conv2d(padded);
+    let all = Case::with(Shape::new(1, 2, 7, 9), layer, Passes::All, |_, x, _| {
+        x.fill(f32::INFINITY);
+    });
+    on_each(BOTH, |device| {
+        all.check(device);
+    });
 }
 
 /// The order of threads and blocks does not show in the bits.

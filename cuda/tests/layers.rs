@@ -11,8 +11,8 @@ use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{Backend, Call, Host, HostMut, Param, Phase};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Dense, Dropout, Embedding,
-    GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Role, SpaceToDepth, Standardise,
-    Window,
+    GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Quantise, Role, SpaceToDepth,
+    Standardise, Window,
 };
 use sepal_core::net::Normalisation;
 use sepal_core::optim::Rule;
@@ -269,6 +269,36 @@ fn activations() {
     }
 }
 
+/// The reference's bits, of numbers between steps, halfway between two, past both ends and of none.
+#[test]
+fn quantise() {
+    let shape = Shape::new(3, 5, 9, 7);
+    // In f64, halves of scales that are no power of 2 are none: no number is one there.
+    for (scale, zero, halves) in [(0.5, 12, 500), (0.03125, 255, 500), (0.02, 128, 0), (1e-3, 0, 0)]
+    {
+        let l = Quantise { scale, zero };
+        let mut x = odd(17, shape);
+        let between = values(18, x.len()).into_iter().map(|v| 200.0 * scale * v);
+        for (x, v) in x.iter_mut().zip(between).skip(halves).filter(|(x, _)| x.is_finite()) {
+            *x = v;
+        }
+        let case = Case::new(Layer::Quantise(l), shape, TRAIN, &x, Tolerance::ELEMENT);
+        let [mut y, mut dx] = [x.clone(), case.dy.clone()];
+        l.forward(&mut y);
+        l.backward(&y, &mut dx);
+        assert!(dx.contains(&0.0) && dx.iter().zip(&case.dy).any(|(dx, dy)| dx == dy));
+        let bits = |x: &[f32]| -> Vec<u32> {
+            x.iter().map(|x| if x.is_nan() { f32::NAN } else { *x }.to_bits()).collect()
+        };
+        on_each(BOTH, |device| {
+            let left = case.check(device);
+            assert!(bits(&left.numbers[0]) == bits(&y), "{l:?}: other steps");
+            assert!(bits(&left.numbers[1]) == bits(&dx), "{l:?}: another gradient");
+        });
+        check(Layer::Quantise(l), shape, &[Phase::Eval], &x, Tolerance::ELEMENT);
+    }
+}
+
 /// The reference's bits, forward and backward, of samples that end within a block of the
 /// generator.
 #[test]
@@ -396,6 +426,7 @@ fn empty_batches() {
         Layer::L2Normalise(L2Normalise),
         Layer::Dropout(Dropout { rate: 0.5 }),
         Layer::Activation(Activation::Tanh),
+        Layer::Quantise(Quantise::BYTES),
         Layer::ChannelStd(ChannelStd),
         Layer::MaxPool(MaxPool::new(2)),
         Layer::AvgPoolTo(AvgPoolTo { h: 2, w: 2 }),

@@ -107,6 +107,60 @@ fn itself() {
     });
 }
 
+/// Each pair of tiles is taken by one of its two rows, of which there are odd numbers and even ones; a
+/// set whose rows may be their own neighbours, or whose queries have other labels, is not symmetric.
+#[test]
+fn itself_in_tiles() {
+    on_each(BOTH, |device| {
+        let b = &mut backend(device, 0);
+        for n in [1, 2, 63, 64, 65, 128, 129, 256, 257, 385, 530] {
+            let set = Set::random(n as u64, n, 35);
+            check(b, set.rows(), set.rows(), (0, Some(0)));
+            check(b, set.rows(), set.rows(), (5, Some(5)));
+        }
+        let set = Set::random(20, 300, 35);
+        check(b, set.rows(), set.rows(), (0, None));
+        check(b, set.rows(), set.rows(), (0, Some(3)));
+        check(b, set.rows(), set.rows(), (u32::MAX - 200, Some(u32::MAX - 200)));
+        let labels: Vec<u16> = (0..300).map(|i| i % 2).collect();
+        let mut cut = Cut::default();
+        let rows = cut.slot(Shape::rows(300, 35), Dtype::F32);
+        let places = [0, 1].map(|_| cut.slot(Shape::rows(1, 300), Dtype::U16));
+        let b = &mut backend(device, cut.bytes);
+        write(b, rows, &set.data);
+        let other = Rows { labels: &labels, ..set.rows() };
+        for (slot, labels) in places.into_iter().zip([&set.labels, &labels]) {
+            b.write(slot, Host::U16(labels)).expect("the slot holds labels");
+        }
+        let [mut got, mut expected] = [(); 2].map(|()| vec![Pair::NONE; 300]);
+        let [queries, bank] = places.map(|labels| Bank::Slots { rows, labels });
+        b.nearest(queries, bank, 0, Some(0), &mut got).expect("the search runs");
+        nearest_pair(set.rows(), other, 0, Some(0), &mut expected);
+        assert_eq!(got, expected);
+    });
+}
+
+/// Of a set in itself each distance is computed once: about half of what another set takes.
+#[test]
+fn itself_takes_half() {
+    let set = Set::random(21, 128 * 7 - 5, 33);
+    let copy = Set { data: set.data.clone(), labels: set.labels.clone(), ..set };
+    for (capability, class) in [(75, Class::Float), (80, Class::Mma)] {
+        let search = |bank: &Set| {
+            counts(capability, |device| {
+                check(&mut backend(device, 0), set.rows(), bank.rows(), (0, Some(0)));
+            })
+        };
+        let (Some(once), Some(twice)) = (search(&set), search(&copy)) else { return };
+        // Seven tiles of products a side, fourteen of direct distances.
+        let (tiles, all) = if capability == 75 { (14 * 15 / 2, 14 * 14) } else { (7 * 4, 7 * 7) };
+        let [once, twice] = [once, twice].map(|counts| counts.of(class) as f64);
+        let share = once / twice;
+        let expected = f64::from(tiles) / f64::from(all);
+        assert!((share - expected).abs() < 0.02, "{class:?}: {share}, not {expected}");
+    }
+}
+
 /// Distances that tie, exactly and within rounding: many are candidates, more than are noted.
 #[test]
 fn ties() {

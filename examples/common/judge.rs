@@ -1,12 +1,11 @@
 //! What a trained net is worth.
 
+use sepal::backend::Device;
 use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::fit::FitError;
 use sepal::net::Weights;
 use sepal::net::{Model, Net, Normalisation};
-
-use crate::device::Device;
 
 /// What a block has learnt.
 pub struct Row {
@@ -28,8 +27,8 @@ pub struct Accuracy {
 }
 
 /// What a trained net is measured on.
-pub struct Judge<'a> {
-    pub device: &'a Device,
+pub struct Judge<'a, D> {
+    pub device: &'a D,
     /// Training images: those that SI is measured on, and the nearest neighbour's bank.
     pub bank: Dataset,
     pub train: &'a Dataset,
@@ -39,7 +38,7 @@ pub struct Judge<'a> {
     pub seed: u64,
 }
 
-impl Judge<'_> {
+impl<D: Device> Judge<'_, D> {
     /// SI and cross-SI of the raw input and behind each of the layers `ends`.
     pub fn rows(&self, model: &Model<'_>, ends: &[usize]) -> Result<Vec<Row>, FitError> {
         let net = model.net;

@@ -1,7 +1,7 @@
 //! Measures a trained model on a data set.
 //!
 //! ```text
-//! evaluate MODEL [--data DIR] [--train] [--threads N] [--json]
+//! evaluate MODEL [--data DIR] [--train] [--threads N] [--cuda[=DEVICE]] [--json]
 //! ```
 
 #[path = "../common/bar.rs"]
@@ -9,6 +9,8 @@ mod bar;
 mod confusion;
 #[path = "../common/device.rs"]
 mod device;
+#[path = "../common/gpu.rs"]
+mod gpu;
 #[path = "../common/names.rs"]
 mod names;
 #[path = "../common/program.rs"]
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sepal::backend::Device;
 use sepal::models::data::{self, Dataset};
 use sepal::models::features::Features;
 use sepal::models::file::Loaded;
@@ -30,7 +33,6 @@ use sepal::net::Model;
 use serde_json::json;
 
 use confusion::Confusion;
-use device::Device;
 use program::Failure;
 use sample::sample;
 use warn::warn;
@@ -56,6 +58,9 @@ struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
 
+    #[command(flatten)]
+    gpu: gpu::Gpu,
+
     /// Print one JSON object instead of text; --help lists its fields
     ///
     /// model, data: the file and the folder (null for the bundled set); set: "test" or "train";
@@ -79,7 +84,8 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let model = loaded.model();
     check_fit(args, &model, &names, &set)?;
 
-    let (predicted, odd) = predict(&device::device(args.threads)?, &model, &set)?;
+    let opened = args.gpu.open(args.threads)?;
+    let (predicted, odd) = gpu::on!(opened, device => predict(&device, &model, &set)?);
     if odd > 0 {
         let file = args.model.display();
         warn(&format!("{file}: outputs of {odd} samples are not finite numbers"));
@@ -127,8 +133,8 @@ fn check_fit(
 const PART: u32 = 500;
 
 /// The class predicted for each sample, and how many had outputs that are not finite.
-fn predict(
-    device: &Device,
+fn predict<D: Device>(
+    device: &D,
     model: &Model<'_>,
     set: &Dataset,
 ) -> Result<(Vec<u16>, usize), Failure> {

@@ -1,11 +1,13 @@
 //! Names what a model sees in images.
 //!
 //! ```text
-//! predict MODEL IMAGE... [--top K] [--resize] [--invert] [--json]
+//! predict MODEL IMAGE... [--top K] [--resize] [--invert] [--cuda[=DEVICE]] [--json]
 //! ```
 
 #[path = "../common/device.rs"]
 mod device;
+#[path = "../common/gpu.rs"]
+mod gpu;
 #[path = "../common/names.rs"]
 mod names;
 mod picture;
@@ -19,7 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sepal::backend::{Backend, Device as _};
+use sepal::backend::{Backend, Device};
 use sepal::infer::Inference;
 use sepal::loss::softmax;
 use sepal::models::features::allocate;
@@ -52,6 +54,9 @@ struct Args {
     #[arg(long)]
     invert: bool,
 
+    #[command(flatten)]
+    gpu: gpu::Gpu,
+
     /// Print one JSON object for each image; --help lists its fields
     ///
     /// image: the file; classes: list of index, name, confidence, the most likely first.
@@ -65,6 +70,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    gpu::on!(args.gpu.open(None)?, device => run_on(&device, args, out))
+}
+
+fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let file = args.model.display();
     let loaded = Loaded::open(&args.model)?;
     let names = names::names(&loaded)?;
@@ -79,7 +88,6 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     };
 
     // One plan and one piece of memory for all images.
-    let device = device::device(None)?;
     let range = (0, net.layers.len());
     let plan = Inference::new(&device.open(&mut [])?, &model, range, 1, true)?;
     let mut memory = allocate(plan.bytes())?;

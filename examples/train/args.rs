@@ -10,6 +10,7 @@ use sepal::models::cache::{Budget, Keep, Spill};
 use sepal::stage::{Loss, Stop};
 use sepal::strategy::Window;
 
+use crate::gpu::Gpu;
 use crate::learning::{Chosen, Learning, Optimiser, Readout, Way};
 use crate::model::Model;
 use crate::seconds::seconds;
@@ -127,6 +128,9 @@ pub struct Args {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+
+    #[command(flatten)]
+    pub gpu: Gpu,
 
     /// Memory for what frozen blocks give, as in 512M or 2GiB: as f32 where that fits, else as f16
     /// (1e-3 less exact), else in --spill, else computed for every batch [default: f32 in half of

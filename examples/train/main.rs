@@ -10,6 +10,8 @@ mod data;
 mod device;
 #[path = "../common/digest.rs"]
 mod digest;
+#[path = "../common/gpu.rs"]
+mod gpu;
 #[path = "../common/judge.rs"]
 mod judge;
 #[path = "../common/learning.rs"]
@@ -31,6 +33,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use sepal::backend::Device;
 use sepal::format::{Meta, Provenance, identity};
 use sepal::models::cache::Budget;
 use sepal::models::data::{Augment, Dataset};
@@ -39,7 +42,6 @@ use sepal::models::fit::{Fit, FitError, Watch};
 use serde_json::json;
 
 use args::Args;
-use device::Device;
 use learning::Way;
 use program::Failure;
 use progress::Progress;
@@ -50,7 +52,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let device = device::device(args.threads)?;
+    gpu::on!(args.gpu.open(args.threads)?, device => run_on(&device, args, out))
+}
+
+fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if let Some(path) = &args.save {
         // Found out now rather than after the training.
         file::check_writable(path)?;
@@ -99,7 +104,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         identity: identity(&run_identity, data, args.seed),
         text: text.clone(),
     });
-    progress.held_out = held_out.map(|set| (set, &device));
+    progress.held_out = held_out.map(|set| (set, device));
     stop::listen()?;
 
     let mut fit = match &progress.checkpoints {
@@ -115,13 +120,13 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         _ => Fit::new(net, args.seed)?,
     };
     let began = cpu_time::ProcessTime::now();
-    let done = fit_on(&mut fit, args, &device, &chosen, &train, &budget, &mut progress);
+    let done = fit_on(&mut fit, args, device, &chosen, &train, &budget, &mut progress);
     let cpu = began.elapsed().as_secs_f64();
     let costs = progress.finish()?;
     done?;
 
     let judge = judge::Judge {
-        device: &device,
+        device,
         bank: train.head(args.si_samples.min(train.len()))?,
         train: &train,
         test: &test,
@@ -145,15 +150,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut accuracy = vec![(name, judge.accuracy(&model)?)];
     if !args.no_control && args.strategy != Way::Random {
         let mut control = Fit::new(net, args.seed)?;
-        fit_on(
-            &mut control,
-            args,
-            &device,
-            &args.control(),
-            &train,
-            &budget,
-            &mut progress::Quiet,
-        )?;
+        fit_on(&mut control, args, device, &args.control(), &train, &budget, &mut progress::Quiet)?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;
@@ -231,10 +228,10 @@ fn check(args: &Args, train: &Dataset) -> Result<(), Failure> {
     Ok(())
 }
 
-fn fit_on(
+fn fit_on<D: Device>(
     fit: &mut Fit<'_>,
     args: &Args,
-    device: &Device,
+    device: &D,
     strategy: &learning::Chosen<'_>,
     train: &Dataset,
     budget: &Budget,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use sepal::backend::Device;
 use sepal::models::cache::{Choice, Prefix, Store};
 use sepal::models::data::Dataset;
 use sepal::models::features::Features;
@@ -15,7 +16,6 @@ use sepal::stage::{Objective, Stage};
 use sepal::train::Step;
 use serde_json::{Value, json};
 
-use crate::device::Device;
 use crate::{report, stop};
 
 /// Where checkpoints go.
@@ -36,12 +36,12 @@ pub struct Cost {
 }
 
 /// Watches a run.
-pub struct Progress<'a> {
+pub struct Progress<'a, D> {
     pub net: Net<'a>,
     pub json: bool,
     pub checkpoints: Option<Checkpoints>,
     /// Images that no stage trains on, for early stopping.
-    pub held_out: Option<(Dataset, &'a Device)>,
+    pub held_out: Option<(Dataset, &'a D)>,
     costs: Vec<Cost>,
     out: &'a mut dyn Write,
     /// Why the output cannot be written: the run ends.
@@ -53,7 +53,7 @@ pub struct Progress<'a> {
     saved: Instant,
 }
 
-impl<'a> Progress<'a> {
+impl<'a, D> Progress<'a, D> {
     pub fn new(net: Net<'a>, json: bool, out: &'a mut dyn Write) -> Self {
         Self {
             net,
@@ -169,7 +169,7 @@ fn frozen(prefix: &Prefix, first: usize) -> String {
     }
 }
 
-impl Watch for Progress<'_> {
+impl<D: Device> Watch for Progress<'_, D> {
     fn event(&mut self, event: &Event<'_>) -> Wish {
         match *event {
             Event::Stage { index, stage, bytes, steps, done, prefix } => {

@@ -15,6 +15,8 @@ pub mod cache;
 #[cfg(feature = "std")]
 pub mod data;
 #[cfg(feature = "std")]
+pub mod export;
+#[cfg(feature = "std")]
 pub mod features;
 #[cfg(feature = "std")]
 pub mod file;

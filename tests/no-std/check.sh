@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Proves at link time that decoding, inference, training, and what keeps samples and learns classes
-# from them need no std and no heap and reach no panic, and at run time that they give the host's
-# bits. Needs cargo and an x86_64 Linux host; says nothing where all is well.
+# Proves at link time that decoding, inference, training, deltas in flash, and what keeps samples and
+# learns classes from them need no std and no heap and reach no panic, and at run time that they give
+# the host's bits. Needs cargo and an x86_64 Linux host; says nothing where all is well.
 set -u
 cd "$(dirname "$0")" || exit 1
 export RUSTFLAGS="-Clink-arg=-nostartfiles -Clink-arg=-nostdlib -Clink-arg=-static -Crelocation-model=static"
@@ -16,7 +16,7 @@ fail() {
     exit 1
 }
 
-for features in nopanic nopanic,train,write nopanic,adapt train,write,adapt; do
+for features in nopanic nopanic,adapt nopanic,flash nopanic,train,write,flash train,write,adapt,flash; do
     output=$(build "$features") || fail "does not link with features '$features'" "$output"
     "$binary" || fail "status $? with features '$features'; src/main.rs says what it means"
 done

@@ -1,6 +1,6 @@
 //! Checkpoints: a model file that also holds a run between two steps.
 
-use super::crc::Digest;
+use super::digest::Digest;
 use super::error::{FormatError, field};
 use super::reader::File;
 use super::record::{CheckpointRecord, Record};

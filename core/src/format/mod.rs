@@ -9,7 +9,7 @@
 //! and gives an error for any bytes whatever, never a panic.
 
 mod checkpoint;
-mod crc;
+mod digest;
 mod error;
 mod reader;
 mod record;
@@ -17,7 +17,7 @@ pub mod tag;
 mod writer;
 
 pub use checkpoint::{Checkpoint, Saved, identity};
-pub use crc::Digest;
+pub use digest::Digest;
 pub use error::FormatError;
 pub use reader::{File, counts};
 pub use record::{Counts, Provenance};

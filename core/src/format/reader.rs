@@ -1,11 +1,11 @@
 //! Reading a file in place.
 
 use super::checkpoint::Saved;
-use super::crc::CRC32;
 use super::error::{FormatError, field, within};
 use super::record::{Counts, NetRecord, Provenance, Raw, Record, Records, StateRecord, kind};
 use super::{ALIGN, BLOB_ALIGN, CHECKPOINT, FLAGS, HEADER, MAGIC, MAJOR, MANIFEST_MAX, TRAILER};
 use crate::arena::Dtype;
+use crate::checksum::CRC32;
 use crate::layer::{Layer, Role};
 use crate::net::{Model, Net, TensorRecord, Weights};
 
@@ -42,6 +42,7 @@ pub struct File<'m> {
     records: Records<'m>,
     counts: Counts,
     blob: &'m [u8],
+    manifest_crc: u32,
     crc: u32,
 }
 
@@ -140,7 +141,8 @@ impl<'m> File<'m> {
         }
         let records = Records::new(manifest, HEADER as u32);
         let crc = Header(trailer).word();
-        let mut file = Self { minor, records, counts: Counts::default(), blob, crc };
+        let counts = Counts::default();
+        let mut file = Self { minor, records, counts, blob, manifest_crc: stored, crc };
         file.counts = file.check_records(flags)?;
         Ok(file)
     }
@@ -407,6 +409,12 @@ impl<'m> File<'m> {
     /// The weights section, as [`Weights::File`] holds it after [`decode`](Self::decode).
     pub const fn blob(&self) -> &'m [u8] {
         self.blob
+    }
+
+    /// Both checksums of the file as one number, that of the weights in the upper half. It tells
+    /// models apart: what is stored beside a model, such as a delta in flash, names it by this.
+    pub const fn checksum(&self) -> u64 {
+        (self.crc as u64) << 32 | self.manifest_crc as u64
     }
 
     /// The minor version that the file was written in.

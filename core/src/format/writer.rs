@@ -4,12 +4,12 @@ use postcard::ser_flavors::{Flavor, Size};
 use serde::Serialize;
 
 use super::checkpoint::Checkpoint;
-use super::crc::CRC32;
 use super::error::{FormatError, within};
 use super::record::{Provenance, kind};
 use super::tag::Tagged;
 use super::{ALIGN, BLOB_ALIGN, CHECKPOINT, HEADER, MAGIC, MAJOR, MANIFEST_MAX, MINOR, TEXT_MAX};
 use crate::arena::Dtype;
+use crate::checksum::CRC32;
 use crate::layer::{Layer, Role};
 use crate::net::{Model, Net, Normalisation, Stored, TensorRecord};
 use crate::shape::Shape;

@@ -15,6 +15,8 @@ pub(super) trait Numbers {
     type Sum: Copy;
     /// `sum + w x`.
     fn add(sum: Self::Sum, w: Self::W, x: Self::X) -> Self::Sum;
+    /// Whether products with what lies outside of the image count.
+    fn counts(outside: Self::X) -> bool;
 }
 
 /// f32, in the order and with the rounding of the reference.
@@ -29,6 +31,11 @@ impl Numbers for Floats {
     fn add(sum: f32, w: f32, x: f32) -> f32 {
         sum + w * x
     }
+
+    #[inline(always)]
+    fn counts(_: f32) -> bool {
+        false
+    }
 }
 
 /// Bytes and signed bytes, summed exactly (sums wrap past 2^31, which takes 65,000 products).
@@ -42,6 +49,11 @@ impl Numbers for Bytes {
     #[inline(always)]
     fn add(sum: i32, w: i8, x: u8) -> i32 {
         sum.wrapping_add(i32::from(w).wrapping_mul(i32::from(x)))
+    }
+
+    #[inline(always)]
+    fn counts(outside: u8) -> bool {
+        outside != 0
     }
 }
 
@@ -86,6 +98,41 @@ impl<X: Copy> Geometry<X> {
         }
     }
 
+    /// What the sums of row `p` begin with: where what lies outside counts, with the products of the
+    /// kernels' rows that lie above or below the image, which [`tile`](Self::tile) leaves out.
+    #[inline(always)]
+    fn start<N: Numbers<X = X>>(
+        &self,
+        start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let padded = N::counts(self.outside) && self.conv.pad.0 > 0;
+        if padded { self.outer::<N>(start, w, p) } else { start }
+    }
+
+    #[inline(never)]
+    fn outer<N: Numbers<X = X>>(
+        &self,
+        mut start: [N::Sum; 2],
+        w: [&[N::W]; 2],
+        p: usize,
+    ) -> [N::Sum; 2] {
+        let columns = usize::from(self.conv.kernel.1).max(1);
+        let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
+        let inside = above..self.height + above;
+        for (sum, w) in start.iter_mut().zip(w) {
+            for kernel in w.chunks_exact(self.taps.max(1)) {
+                for (row, r) in kernel.chunks_exact(columns).zip(top..) {
+                    if !inside.contains(&r) {
+                        *sum = row.iter().fold(*sum, |sum, &w| N::add(sum, w, self.outside));
+                    }
+                }
+            }
+        }
+        start
+    }
+
     /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
     /// the channels of the filters' group. Places past the row's end are sums of what is there.
     #[inline(never)]
@@ -128,8 +175,8 @@ impl Geometry<f32> {
         let top = (p * usize::from(step.0)).wrapping_sub(pad.0.into());
         let left = (q * usize::from(step.1)).wrapping_sub(pad.1.into());
         let columns = usize::from(kernel.1).max(1);
-        for (plane, dw) in x.chunks_exact(self.plane).zip(dw.chunks_exact_mut(self.taps)) {
-            for (dw, r) in dw.chunks_exact_mut(columns).zip(0..) {
+        for (plane, dw) in pieces(x, self.plane).zip(dw.chunks_exact_mut(self.taps.max(1))) {
+            for (dw, r) in dw.chunks_exact_mut(columns.max(1)).zip(0..) {
                 let row = top.wrapping_add(r);
                 if row >= self.height {
                     continue;
@@ -178,8 +225,8 @@ impl<X: Copy> Rows<'_, X> {
         let g = self.geometry;
         let (mut one, mut other) = (all(start[0]), all(start[1]));
         let inside = self.left <= g.width && g.width - self.left >= TILE + S - 1;
-        let (mut w, mut v) = (w.chunks_exact(g.taps), v.chunks_exact(g.taps));
-        for plane in self.x.chunks_exact(g.plane) {
+        let (mut w, mut v) = (pieces(w, g.taps), pieces(v, g.taps));
+        for plane in pieces(self.x, g.plane) {
             let patch;
             let (mut x, width) = if inside {
                 (plane.get(self.top * g.width + self.left..).unwrap_or_default(), g.width)
@@ -218,7 +265,7 @@ impl<X: Copy> Rows<'_, X> {
     fn patch(&self, plane: &[X]) -> [[X; SPAN]; HEIGHT] {
         let g = self.geometry;
         let mut patch = [[g.outside; SPAN]; HEIGHT];
-        for (row, patch) in plane.chunks_exact(g.width).skip(self.top).zip(&mut patch) {
+        for (row, patch) in pieces(plane, g.width).skip(self.top).zip(&mut patch) {
             for (i, x) in patch.iter_mut().enumerate() {
                 let at = self.left.wrapping_add(i);
                 row.get(at).into_iter().for_each(|inside| *x = *inside);
@@ -232,9 +279,9 @@ impl<X: Copy> Rows<'_, X> {
     fn any<N: Numbers<X = X>>(&self, w: &[N::W], start: N::Sum) -> [N::Sum; TILE] {
         let (g, mut sums) = (self.geometry, all(start));
         let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
-        for (plane, w) in self.x.chunks_exact(g.plane).zip(w.chunks_exact(g.taps)) {
-            let rows = plane.chunks_exact(g.width).skip(self.top);
-            let kernel = w.chunks_exact(columns).take(self.past).skip(self.first);
+        for (plane, w) in pieces(self.x, g.plane).zip(pieces(w, g.taps)) {
+            let rows = pieces(plane, g.width).skip(self.top);
+            let kernel = pieces(w, columns).take(self.past).skip(self.first);
             for (row, w) in rows.zip(kernel) {
                 for (&w, s) in w.iter().zip(0..) {
                     let left = self.left.wrapping_add(s);
@@ -252,6 +299,12 @@ impl<X: Copy> Rows<'_, X> {
         }
         sums
     }
+}
+
+/// Pieces of `len`, which no plan makes 0: said here too, where the compiler must see it.
+#[inline(always)]
+pub(super) fn pieces<T>(x: &[T], len: usize) -> core::slice::ChunksExact<'_, T> {
+    x.chunks_exact(len.max(1))
 }
 
 /// The same sum for all places.
@@ -333,6 +386,7 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
             let mut won = [[0; TILE]; 2];
             for r in 0..high {
                 let place = (p * high + r, q * wide);
+                let start = geometry.start::<N>(start, w, place.0);
                 let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {

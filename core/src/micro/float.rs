@@ -1,6 +1,6 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
-use super::conv::{Filter, Floats, Geometry, planes};
+use super::conv::{Filter, Floats, Geometry, pieces, planes};
 use super::group::{Group, TILE};
 use super::{Parameters, ROWS};
 use crate::error::Error;
@@ -88,12 +88,12 @@ pub(super) fn conv(
     let pool = (usize::from(pool.0), usize::from(pool.1));
     let sizes = (pool, (out.h as usize, out.w as usize));
     let mut winners = t.winners;
-    let samples = t.x.chunks_exact(geometry.sample);
-    for (x, y) in samples.zip(t.y.chunks_exact_mut(plane * l.filters.max(1) as usize)) {
-        let groups = y.chunks_exact_mut(plane * geometry.filters);
-        let firsts = (0..).step_by(geometry.filters);
-        for ((x, y), first) in x.chunks_exact(geometry.group).zip(groups).zip(firsts) {
-            for (y, k) in y.chunks_mut(plane * ROWS).zip((first..).step_by(ROWS)) {
+    let samples = pieces(t.x, geometry.sample);
+    for (x, y) in samples.zip(t.y.chunks_exact_mut((plane * l.filters as usize).max(1))) {
+        let groups = y.chunks_exact_mut((plane * geometry.filters).max(1));
+        let firsts = (0..).step_by(geometry.filters.max(1));
+        for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {
+            for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
                 let one = Channel::new(group, p, k);
                 let two = y.len() > plane;
@@ -134,8 +134,8 @@ pub(super) fn dense(
     t: Tensors<'_>,
 ) -> Result<(), Error> {
     let features = x_shape.sample().unwrap_or(0).max(1) as usize;
-    let samples = t.x.chunks_exact(features);
-    for (x, y) in samples.zip(t.y.chunks_exact_mut(l.units.max(1) as usize)) {
+    let samples = pieces(t.x, features);
+    for (x, y) in samples.zip(t.y.chunks_exact_mut((l.units as usize).max(1))) {
         for (k, y) in (0..).step_by(ROWS).zip(y.chunks_mut(ROWS)) {
             let w = p.rows(k, features, y.len() > 1, t.scratch)?;
             for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {

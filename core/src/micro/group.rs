@@ -67,12 +67,17 @@ impl<'m> Group<'m> {
         // What is kept of a body is written: no group goes on into the head behind it.
         let body = chain.body.len();
         let past = if chain.keep && at < body { body } else { chain.len() };
-        if let Some(Layer::BatchNorm(norm)) = before(chain, at + group.len, past) {
-            group.norm = Some(norm);
-            group.len += 1;
+        // Sums of bytes pass no norm, and no slope on their way to steps: numbers are written there.
+        let numbers = reads.is_none();
+        match before(chain, at + group.len, past) {
+            Some(Layer::BatchNorm(norm)) if numbers => {
+                group.norm = Some(norm);
+                group.len += 1;
+            }
+            _ => {}
         }
         match before(chain, at + group.len, past) {
-            Some(Layer::Activation(activation)) if !matches!(activation, Activation::Tanh) => {
+            Some(Layer::Activation(activation)) if joins(activation, numbers) => {
                 group.activation = Some(activation);
                 group.len += 1;
             }
@@ -133,6 +138,15 @@ impl<'m> Group<'m> {
             i += 1;
         }
         Some((own, shape))
+    }
+}
+
+/// Whether an activation is computed where sums are made: those of numbers, or of bytes.
+const fn joins(activation: &Activation, numbers: bool) -> bool {
+    match activation {
+        Activation::Relu | Activation::Relu6 => true,
+        Activation::LeakyRelu { .. } => numbers,
+        Activation::Tanh => false,
     }
 }
 

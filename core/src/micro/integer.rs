@@ -10,7 +10,7 @@
 //! floating-point unit is needed but to set up each filter. ReLU is a bound of the code.
 
 use super::Parameters;
-use super::conv::{Bytes, Filter, Geometry, Numbers, planes};
+use super::conv::{Bytes, Filter, Geometry, Numbers, pieces, planes};
 use super::group::{Group, TILE};
 use crate::error::Error;
 use crate::layer::{Activation, Conv2d, Dense, Quantise};
@@ -68,7 +68,7 @@ impl Channel {
         let half = 1i64 << self.shift >> 1;
         let product = i64::from(sum) * i64::from(self.factor);
         let steps = (product.wrapping_add(half) >> self.shift).clamp(-256, 512) as i32;
-        (steps + self.zero).clamp(self.low, self.high) as u8
+        (steps + self.zero).max(self.low).min(self.high) as u8
     }
 
     /// The number that `sum` counts.
@@ -150,9 +150,9 @@ pub(super) fn conv(
     let pool = (usize::from(pool.0), usize::from(pool.1));
     let sizes = (pool, (out.h as usize, out.w as usize));
     let mut first = 0;
-    for x in x.chunks_exact(geometry.sample) {
-        for (k, w) in weights.chunks_exact(geometry.filter).enumerate() {
-            let x = x.chunks_exact(geometry.group).nth(k / geometry.filters).unwrap_or_default();
+    for x in pieces(x, geometry.sample) {
+        for (k, w) in pieces(weights, geometry.filter).enumerate() {
+            let x = pieces(x, geometry.group).nth(k / geometry.filters.max(1)).unwrap_or_default();
             let channel = &Channel::new(group, (reads, p), k, filters, total(reads, w));
             let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
                 y.write(first + at, channel, group, sums);
@@ -180,9 +180,9 @@ pub(super) fn dense(
     let features = x_shape.sample().unwrap_or(0).max(1) as usize;
     let units = l.units.max(1) as usize;
     let mut at = 0;
-    for x in x.chunks_exact(features) {
-        for (w, k) in weights.chunks(features * UNITS).zip((0..).step_by(UNITS)) {
-            let mut rows = w.chunks_exact(features);
+    for x in pieces(x, features) {
+        for (w, k) in weights.chunks((features * UNITS).max(1)).zip((0..).step_by(UNITS)) {
+            let mut rows = pieces(w, features);
             let w = [(); UNITS].map(|()| rows.next().unwrap_or_default());
             for ((sum, w), k) in products(x, w).into_iter().zip(w).zip(k..units) {
                 let channel = Channel::new(group, (reads, p), k, units, total(reads, w));
@@ -196,10 +196,6 @@ pub(super) fn dense(
 
 /// The steps of what is read, and the weights.
 fn setup<'a>(group: &Group<'a>, p: &Parameters<'a>) -> Result<(&'a Quantise, &'a [i8]), Error> {
-    let leaks = matches!(group.activation, Some(Activation::LeakyRelu { .. }));
-    if group.norm.is_some() || (leaks && group.quantise.is_some()) {
-        return Err(Error::Unsupported("norms and leaky activations of sums of bytes"));
-    }
     match (group.reads, p.weight.as_i8()) {
         (Some(reads), Some(weights)) => Ok((reads, weights)),
         _ => Err(Error::Unsupported("weights that are not i8 behind activations that are bytes")),

@@ -21,6 +21,7 @@
 //! must be i8 with a scale for each filter; where a `Quantise` layer ends its group it gives
 //! bytes too. Where `Quantise` is the first layer, with the steps of raw bytes, they are read as
 //! they are. Layers that no `Quantise` stands before compute in f32: a net can be of both kinds.
+//! Batch norm and leaky ReLU behind sums of bytes run in f32, each alone, and take its memory.
 
 mod conv;
 mod float;
@@ -205,24 +206,28 @@ impl<'m> Parameters<'m> {
 }
 
 impl<const ALL: bool> Micro<'_, ALL> {
-    /// Runs a group from its first layer's input to its last one's output.
+    /// Runs a group from its first layer's input to its last one's output. `slots` are those of its
+    /// first layer and of the norm, where they are in the arena.
+    #[inline(never)]
     fn run(
         &mut self,
         block: &EvalBlock<'_>,
         group: &Group<'_>,
         place: &plan::Place,
-        slots: [ParamSlots; 2],
+        slots: Option<&[ParamSlots; 2]>,
     ) -> Result<(), Error> {
         let (at, shape) = (group.first, place.x.shape);
         let impossible = PlanError::Shape { layer: at, input: shape };
         let layer = block.chain.get(at).ok_or(impossible)?;
-        let [own_slots, norm_slots] = slots;
         let (index, param) = match block.params {
             EvalParams::Model { model, first } => {
                 let (layer, net) = (first + at, &model.net);
                 (layer, Param::Model { layer, tensors: model.weights.layer(net, layer) })
             }
-            EvalParams::Ram(_) => (at, Param::Ram(own_slots)),
+            EvalParams::Ram(_) => match slots {
+                Some([own, _]) => (at, Param::Ram(*own)),
+                None => return Err(in_arena()),
+            },
         };
         if let Kind::Other(layer) = group.kind {
             return self.single(layer, index, param, place);
@@ -235,8 +240,8 @@ impl<const ALL: bool> Micro<'_, ALL> {
         };
         let scratch = numbers(place.scratch);
         let arena = self.reference.arena();
-        match (block.params, param) {
-            (EvalParams::Model { model, first }, Param::Model { tensors, .. }) => {
+        match (block.params, param, slots) {
+            (EvalParams::Model { model, first }, Param::Model { tensors, .. }, _) => {
                 let norm = match group.norm {
                     Some(_) => model.weights.layer(&model.net, first + at + 1),
                     None => [Stored::EMPTY; 4],
@@ -245,8 +250,7 @@ impl<const ALL: bool> Micro<'_, ALL> {
                 let leases = arena.lease([place.x, place.y, scratch])?;
                 compute(group, block.pass, &p, place, leases)
             }
-            _ if ALL => {
-                let (w, n) = (own_slots, norm_slots);
+            (_, _, Some([w, n])) => {
                 let [x, y, scratch, w, b, gamma, beta, mean, variance] = arena.lease([
                     place.x, place.y, scratch, w.weight, w.bias, n.weight, n.bias, n.mean,
                     n.variance,
@@ -256,11 +260,12 @@ impl<const ALL: bool> Micro<'_, ALL> {
                 let p = Parameters::new(index, [own, norm], lengths)?;
                 compute(group, block.pass, &p, place, [x, y, scratch])
             }
-            _ => Err(Error::Unsupported("frozen layers of which the parameters are in the arena")),
+            _ => Err(in_arena()),
         }
     }
 
     /// Runs a layer that is a group of its own.
+    #[inline(never)]
     fn single(
         &mut self,
         layer: &Layer,
@@ -323,6 +328,10 @@ impl<const ALL: bool> Micro<'_, ALL> {
         }
         Ok(())
     }
+}
+
+const fn in_arena() -> Error {
+    Error::Unsupported("frozen layers of which the parameters are in the arena")
 }
 
 const fn unknown() -> Error {
@@ -477,10 +486,11 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
         while at < block.chain.len() {
             let impossible = PlanError::Shape { layer: at, input: walk.x().shape };
             let group = Group::of(&block.chain, at).ok_or(impossible)?;
-            let (mut place, mut slots) = (None, [ParamSlots::NONE; 2]);
+            // Without the reference nothing looks at them, and they take no stack.
+            let (mut place, mut slots) = (None, ALL.then_some([ParamSlots::NONE; 2]));
             for i in 0..group.len {
                 let x = walk.x();
-                if let Some(params) = &mut params {
+                if let (Some(params), Some(slots)) = (&mut params, &mut slots) {
                     let layer = block.chain.get(at).ok_or(impossible)?;
                     let own = params.step(layer.tensors(x.shape).ok_or(impossible)?)?;
                     slots.iter_mut().skip(i).take(1).for_each(|slot| *slot = own);
@@ -490,7 +500,7 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
                 place = place.or(Some(step));
                 at += 1;
             }
-            self.run(block, &group, &place.ok_or(impossible)?, slots)?;
+            self.run(block, &group, &place.ok_or(impossible)?, slots.as_ref())?;
         }
         Ok(walk.x())
     }

@@ -29,7 +29,7 @@ use crate::shape::Shape;
 use crate::source::{Batch, Draw, Source};
 use crate::stage::{Cut, Loss, Objective, Stage};
 
-use super::conv::Geometry;
+use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
 use super::{Micro, Parameters, float, stored};
 
@@ -249,7 +249,7 @@ impl<'m> Tuning<'m> {
     }
 
     /// Copies the block's parameters out of the arena, layer by layer, as
-    /// [`Weights::Over`](crate::net::Weights::Over) takes them.
+    /// [`Weights::Patched`](crate::net::Weights::Patched) takes them.
     ///
     /// # Errors
     /// Memory of another length than the block's parameters.
@@ -639,7 +639,7 @@ impl<'m> Tuning<'m> {
             low.for_each(|(dy, _)| *dy *= slope);
         }
         let plane = y.shape.plane().max(1) as usize;
-        for (k, dy) in dys.chunks_exact_mut(plane).enumerate() {
+        for (k, dy) in dys.chunks_exact_mut(plane.max(1)).enumerate() {
             let scale = float::Channel::new(&group, &p, k).scale();
             dy.iter_mut().for_each(|dy| *dy *= scale);
             let sum = dy.iter().fold(0.0, |sum, dy| sum + *dy);
@@ -739,9 +739,10 @@ fn weights(
     let geometry = Geometry::new(l, x_shape, 0.0);
     let (high, wide) = (usize::from(pool.0), usize::from(pool.1).max(1));
     let (plane, columns) = (out.plane().max(1) as usize, out.w.max(1) as usize);
-    let filters = dy.chunks_exact(plane).zip(won.chunks_exact(plane));
-    for (k, ((dy, won), dw)) in filters.zip(dw.chunks_exact_mut(geometry.filter)).enumerate() {
-        let x = x.chunks_exact(geometry.group).nth(k / geometry.filters).unwrap_or_default();
+    let filters = pieces(dy, plane).zip(pieces(won, plane));
+    for (k, ((dy, won), dw)) in filters.zip(dw.chunks_exact_mut(geometry.filter.max(1))).enumerate()
+    {
+        let x = pieces(x, geometry.group).nth(k / geometry.filters.max(1)).unwrap_or_default();
         for (at, (&dy, &won)) in dy.iter().zip(won).enumerate().filter(|(_, (dy, _))| **dy != 0.0) {
             let won = usize::from(won);
             let place = (at / columns * high + won / wide, at % columns * wide + won % wide);

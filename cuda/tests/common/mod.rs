@@ -22,7 +22,7 @@ fn open() -> OnCuda {
 
 /// Runs `work` on stand-ins of these capabilities, each with turns of threads and blocks in an
 /// order of its own; as often on the device that is there, if one is.
-pub fn on_each(capabilities: &[u32], work: impl Fn(&OnCuda)) {
+pub fn on_each(capabilities: &[u32], mut work: impl FnMut(&OnCuda)) {
     let _turn = turn();
     for (&capability, seed) in capabilities.iter().zip(1..) {
         if let Gpu::StandIn(device) = sepal_stand_in::load() {
@@ -37,7 +37,7 @@ pub fn on_each(capabilities: &[u32], work: impl Fn(&OnCuda)) {
 }
 
 /// What ran on a stand-in of a capability; nothing is known of a device that is there.
-pub fn counts(capability: u32, work: impl Fn(&OnCuda)) -> Option<Counts> {
+pub fn counts(capability: u32, work: impl FnOnce(&OnCuda)) -> Option<Counts> {
     let _turn = turn();
     let Gpu::StandIn(device) = sepal_stand_in::load() else { return None };
     device.capability(capability);

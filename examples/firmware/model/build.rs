@@ -1,5 +1,6 @@
-//! Trains LeNet-5 on the bundled images and classifies some of the test set, all on the reference
-//! backend: every host gets the same bytes.
+//! Trains LeNet-5 on the bundled images, makes bytes of it, and classifies some of the test set, all
+//! without instructions of the host's own: every host gets the same bytes. A new user's images, on
+//! which the model is wrong, are the bundled ones with their contrast inverted.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -8,16 +9,20 @@ use std::{env, fs};
 use sepal_core::arena::Word;
 use sepal_core::format::{Digest, Meta, Provenance, VERSION};
 use sepal_core::infer::Inference;
+use sepal_core::micro::Micro;
 use sepal_core::net::Weights;
 use sepal_core::reference::{OnReference, Reference};
 use sepal_models::cache::Budget;
 use sepal_models::data::{self, Samples};
 use sepal_models::fit::Fit;
 use sepal_models::lenet::LENET5;
-use sepal_models::{file, recipe};
+use sepal_models::{export, file, recipe};
 
 /// Images of the test set that go along.
 const SAMPLES: usize = 20;
+/// Images of each class that the new user shows, and of all classes that are kept to judge by.
+const SHOWN: u32 = 10;
+const JUDGED: usize = 100;
 const PIXELS: usize = 28 * 28;
 const CLASSES: usize = 10;
 const SEED: u64 = 0;
@@ -43,10 +48,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     let names: Vec<&str> = train.names().iter().map(String::as_str).collect();
     let meta = Meta { classes: &names, provenance: Some(provenance), ..Meta::NONE };
     file::save(&out.join("lenet5.sepal"), &model, &meta)?;
+    let bytes = export::quantise(&OnReference, &model, &mut train.head(500)?, &Default::default())?;
+    file::save(&out.join("lenet5-int8.sepal"), &bytes.model(), &meta)?;
     let Weights::Flat(weights) = model.weights else { return Err("weights in memory".into()) };
     write_numbers(&out.join("lenet5.weights"), weights)?;
 
     let Samples::U8(pixels) = test.samples() else { return Err("images of bytes".into()) };
+    // Whom the device meets: images that it was not trained on, and others to judge by.
+    let judged = SAMPLES..SAMPLES + JUDGED;
+    let mut shown = Vec::new();
+    for (at, &label) in test.labels().iter().enumerate().skip(judged.end) {
+        let same = shown.iter().filter(|&&other: &&usize| test.labels()[other] == label).count();
+        if same < SHOWN as usize {
+            shown.push(at);
+        }
+    }
+    for (name, images) in [("shown", shown), ("judged", judged.collect())] {
+        let image = |&at: &usize| pixels[at * PIXELS..][..PIXELS].iter().map(|pixel| 255 - pixel);
+        fs::write(out.join(name), images.iter().flat_map(image).collect::<Vec<u8>>())?;
+        let labels: Vec<u8> = images.iter().map(|&at| test.labels()[at] as u8).collect();
+        fs::write(out.join(format!("{name}-labels")), labels)?;
+    }
     let pixels = &pixels[..SAMPLES * PIXELS];
     let labels: Vec<u8> = test.labels()[..SAMPLES].iter().map(|&label| label as u8).collect();
     fs::write(out.join("samples"), pixels)?;
@@ -58,7 +80,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (image, logits) in pixels.chunks(PIXELS).zip(logits.chunks_mut(CLASSES)) {
         plan.run(&mut backend, &model, 1, |raw: &mut [u8]| raw.copy_from_slice(image), logits)?;
     }
-    write_numbers(&out.join("logits"), &logits)
+    write_numbers(&out.join("logits"), &logits)?;
+    let (model, image) = (bytes.model(), &pixels[..PIXELS]);
+    let plan = Inference::micro(model.net, 1, true)?;
+    let mut memory = vec![Word::NAN; Word::count(plan.bytes())];
+    let (mut backend, mut logits) = (Micro::<true>::new(&mut memory), [0.0; CLASSES]);
+    plan.run(&mut backend, &model, 1, |raw: &mut [u8]| raw.copy_from_slice(image), &mut logits)?;
+    write_numbers(&out.join("logits-int8"), &logits)
 }
 
 /// Little-endian numbers, one after the other.

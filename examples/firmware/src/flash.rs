@@ -18,6 +18,8 @@ pub const COUNTS: Counts = match counts(&made::LENET5) {
 #[unsafe(link_section = ".model")]
 static LENET5: Aligned<[u8; made::LENET5.len()]> = Aligned(made::LENET5);
 #[unsafe(link_section = ".model")]
+static LENET5_INT8: Aligned<[u8; made::LENET5_INT8.len()]> = Aligned(made::LENET5_INT8);
+#[unsafe(link_section = ".model")]
 static WEIGHTS: Aligned<[u8; made::WEIGHTS.len()]> = Aligned(made::WEIGHTS);
 #[unsafe(link_section = ".samples")]
 static SAMPLES: [u8; made::SAMPLES.len()] = made::SAMPLES;
@@ -25,10 +27,47 @@ static SAMPLES: [u8; made::SAMPLES.len()] = made::SAMPLES;
 static LABELS: [u8; made::LABELS.len()] = made::LABELS;
 #[unsafe(link_section = ".samples")]
 static LOGITS: [u8; made::LOGITS.len()] = made::LOGITS;
+#[unsafe(link_section = ".samples")]
+static LOGITS_INT8: [u8; made::LOGITS_INT8.len()] = made::LOGITS_INT8;
+#[unsafe(link_section = ".samples")]
+static SHOWN: [u8; made::SHOWN.len()] = made::SHOWN;
+#[unsafe(link_section = ".samples")]
+static SHOWN_LABELS: [u8; made::SHOWN_LABELS.len()] = made::SHOWN_LABELS;
+#[unsafe(link_section = ".samples")]
+static JUDGED: [u8; made::JUDGED.len()] = made::JUDGED;
+#[unsafe(link_section = ".samples")]
+static JUDGED_LABELS: [u8; made::JUDGED_LABELS.len()] = made::JUDGED_LABELS;
 
 /// LeNet-5 as a model file. The compiler knows nothing of the bytes, as of any flash.
 pub fn lenet5() -> &'static [u8] {
     black_box(&LENET5.0)
+}
+
+/// The same in bytes.
+pub fn lenet5_int8() -> &'static [u8] {
+    black_box(&LENET5_INT8.0)
+}
+
+/// What the host computes with it from the first sample, little-endian.
+pub fn logits_int8() -> &'static [u8] {
+    &LOGITS_INT8
+}
+
+/// Images that a new user shows, each with its class.
+pub fn shown() -> impl Iterator<Item = (&'static [u8], u16)> + Clone {
+    labelled(black_box(&SHOWN), &SHOWN_LABELS)
+}
+
+/// More of the user's images, which are only to judge by.
+pub fn judged() -> impl Iterator<Item = (&'static [u8], u16)> + Clone {
+    labelled(black_box(&JUDGED), &JUDGED_LABELS)
+}
+
+fn labelled(
+    images: &'static [u8],
+    labels: &'static [u8],
+) -> impl Iterator<Item = (&'static [u8], u16)> + Clone {
+    images.chunks_exact(PIXELS).zip(labels.iter().map(|&label| label.into()))
 }
 
 /// The parameters of LeNet-5 alone.

@@ -53,10 +53,11 @@ impl Class {
     ];
 }
 
-/// Instructions that threads ran, by class. What a predicate skips does not count.
+/// Instructions that threads ran, by class, and kernels. What a predicate skips does not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     by: [u64; Class::ALL.len()],
+    launches: u64,
 }
 
 impl Counts {
@@ -72,11 +73,22 @@ impl Counts {
         self.by.iter().sum()
     }
 
+    /// Kernels that were launched.
+    #[must_use]
+    pub const fn launches(&self) -> u64 {
+        self.launches
+    }
+
+    pub(crate) const fn launch(&mut self, count: u64) {
+        self.launches += count;
+    }
+
     pub(crate) const fn add(&mut self, class: Class, count: u64) {
         self.by[class as usize] += count;
     }
 
     pub(crate) fn join(&mut self, other: &Self) {
         self.by.iter_mut().zip(other.by).for_each(|(mine, more)| *mine += more);
+        self.launches += other.launches;
     }
 }

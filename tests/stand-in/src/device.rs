@@ -257,10 +257,9 @@ impl StandIn {
         self.set(Property::Seed, seed);
     }
 
-    /// Instructions that ran since the device was last shaped.
+    /// What ran since the device was last shaped.
     pub fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for (number, (class, _)) in Class::ALL.iter().enumerate() {
+        let count = |number: usize| {
             let mut count = 0;
             // SAFETY: the function is this crate's, of this type.
             unsafe {
@@ -269,8 +268,13 @@ impl StandIn {
                     .get::<unsafe extern "C" fn(c_int, *mut u64) -> c_int>(b"sepal_stand_in_count");
                 get.expect("the stand-in exports it")(number as c_int, &mut count);
             }
-            counts.add(*class, count);
+            count
+        };
+        let mut counts = Counts::default();
+        for (number, (class, _)) in Class::ALL.iter().enumerate() {
+            counts.add(*class, count(number));
         }
+        counts.launch(count(Class::ALL.len()));
         counts
     }
 

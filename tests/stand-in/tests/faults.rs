@@ -72,6 +72,18 @@ impl Bench {
         Ok(())
     }
 
+    /// No neighbour of either kind yet.
+    fn no_keys(&mut self) -> [u64; 2] {
+        let none: Vec<u8> =
+            (0..ROWS).flat_map(|_| 0x7f80_0000_ffff_ffffu64.to_le_bytes()).collect();
+        [self.data(&none), self.data(&none)]
+    }
+
+    /// The indices of keys.
+    fn indices(&mut self, at: u64) -> Vec<u32> {
+        self.read(at, 2 * ROWS).into_iter().step_by(2).collect()
+    }
+
     fn read(&mut self, at: u64, words: usize) -> Vec<u32> {
         let mut bytes = vec![0; words * 4];
         self.memory.read(at, &mut bytes).expect("the kernel wrote it");
@@ -86,21 +98,23 @@ fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
 const ROWS: usize = 70;
 const DIM: usize = 33;
 
-/// Searches rows on a line in themselves: row i lies at i^2, so that its neighbours are known. `short`
-/// leaves out the last elements. Gives the keys of both kinds.
+/// Rows on a line, and their labels: row i lies at i^2. `short` leaves out the last elements.
+fn set(short: usize) -> [Vec<u8>; 2] {
+    let rows = (0..ROWS * DIM - short)
+        .map(|i| if i % DIM == 0 { ((i / DIM) * (i / DIM)) as f32 } else { 0.5 });
+    let labels = (0..ROWS).flat_map(|i| (i as u16 % 3).to_le_bytes());
+    [floats(rows), labels.collect()]
+}
+
+/// Searches them in themselves: their neighbours are known. Gives the keys of both kinds.
 fn search(ptx: &str, short: usize) -> Result<[Vec<u32>; 2], Fault> {
     let mut bench = Bench::new();
-    let rows = floats(
-        (0..ROWS * DIM - short)
-            .map(|i| if i % DIM == 0 { ((i / DIM) * (i / DIM)) as f32 } else { 0.5 }),
-    );
-    let labels: Vec<u8> = (0..ROWS).flat_map(|i| (i as u16 % 3).to_le_bytes()).collect();
-    let none: Vec<u8> = (0..ROWS).flat_map(|_| 0x7f80_0000_ffff_ffffu64.to_le_bytes()).collect();
+    let [rows, labels] = set(short);
     let queries = bench.data(&rows);
     let query_labels = bench.data(&labels);
     bench.param(&queries.to_le_bytes());
     bench.param(&query_labels.to_le_bytes());
-    let keys = [bench.data(&none), bench.data(&none)];
+    let keys = bench.no_keys();
     for number in [ROWS as u32, ROWS as u32, DIM as u32, 0] {
         bench.param(&number.to_le_bytes());
     }
@@ -109,7 +123,21 @@ fn search(ptx: &str, short: usize) -> Result<[Vec<u32>; 2], Fault> {
         bench.param(&nothing.to_le_bytes());
     }
     bench.run(ptx, "nearest", [2, 2, 1], 256)?;
-    Ok(keys.map(|at| bench.read(at, 2 * ROWS).into_iter().step_by(2).collect()))
+    Ok(keys.map(|at| bench.indices(at)))
+}
+
+/// The same with each distance computed once.
+fn search_itself(ptx: &str) -> Result<[Vec<u32>; 2], Fault> {
+    let mut bench = Bench::new();
+    for bytes in set(0) {
+        bench.data(&bytes);
+    }
+    let keys = bench.no_keys();
+    for number in [ROWS as u32, DIM as u32, 0] {
+        bench.param(&number.to_le_bytes());
+    }
+    bench.run(ptx, "nearest_itself", [2, 2, 1], 256)?;
+    Ok(keys.map(|at| bench.indices(at)))
 }
 
 /// The nearest of the same label is three rows down, of another one row down, as far as there are.
@@ -122,21 +150,70 @@ fn expected() -> [Vec<u32>; 2] {
 #[test]
 fn the_search_is_right_before_it_is_broken() {
     assert_eq!(search(SEARCH, 0), Ok(expected()));
+    assert_eq!(search_itself(SEARCH), Ok(expected()));
 }
 
 #[test]
 fn a_barrier_that_is_missing_is_a_race() {
-    let kernel = from_kernel(SEARCH, "nearest");
-    let barriers = kernel.matches("bar.sync").count();
-    assert!(barriers >= 2, "{barriers} barriers");
-    for at in 0..barriers {
-        let broken = broken(&kernel, "bar.sync \t0;", "", at);
-        let fault = search(&broken, 0).expect_err("it is broken");
-        let caught = matches!(
-            fault.kind(),
-            Fault::SharedRace { .. } | Fault::Uninitialised { space: "shared", .. }
-        );
-        assert!(caught, "barrier {at}: {fault}");
+    type Search = fn(&str) -> Result<[Vec<u32>; 2], Fault>;
+    let searches: [(&str, usize, Search); 2] =
+        [("nearest", 2, |ptx| search(ptx, 0)), ("nearest_itself", 3, search_itself)];
+    for (name, least, search) in searches {
+        let kernel = from_kernel(SEARCH, name);
+        let barriers = kernel.matches("bar.sync").count();
+        assert!(barriers >= least, "{barriers} barriers");
+        for at in 0..barriers {
+            let broken = broken(&kernel, "bar.sync \t0;", "", at);
+            let fault = search(&broken).expect_err("it is broken");
+            let caught = matches!(
+                fault.kind(),
+                Fault::SharedRace { .. } | Fault::Uninitialised { space: "shared", .. }
+            );
+            assert!(caught, "{name}, barrier {at}: {fault}");
+        }
+    }
+}
+
+/// The kernels that the bench compares the search with.
+#[test]
+fn the_least_of_a_row_of_products_is_its_neighbour() {
+    let unfused = include_str!("../../../cuda/kernels/ptx/unfused.75.ptx");
+    let [rows, labels] = set(0);
+    let count = ROWS as u32;
+    let mut bench = Bench::new();
+    bench.data(&rows);
+    let lengths = bench.data(&floats([f32::NAN; ROWS]));
+    [count, DIM as u32].iter().for_each(|number| bench.param(&number.to_le_bytes()));
+    assert_eq!(bench.run(unfused, "squares", [count.div_ceil(8), 1, 1], 256), Ok(()));
+    let at = |i: usize| (i * i) as f32;
+    let rest = 0.25 * (DIM - 1) as f32;
+    let squares: Vec<f32> = (0..ROWS).map(|i| at(i) * at(i) + rest).collect();
+    for (got, expected) in bench.read(lengths, ROWS).into_iter().map(f32::from_bits).zip(&squares) {
+        assert!((got - expected).abs() <= 1e-6 * expected, "{got}, not {expected}");
+    }
+
+    let mut bench = Bench::new();
+    bench.data(&floats((0..ROWS * ROWS).map(|i| at(i / ROWS) * at(i % ROWS) + rest)));
+    bench.data(&floats(squares));
+    bench.data(&labels);
+    let keys = bench.data(&[0; 16 * ROWS]);
+    bench.param(&count.to_le_bytes());
+    assert_eq!(bench.run(unfused, "least_of_row", [count, 1, 1], 256), Ok(()));
+    let words = bench.read(keys, 4 * ROWS);
+    let indices: [Vec<u32>; 2] =
+        [0, 2].map(|kind| words.iter().skip(kind).step_by(4).copied().collect());
+    assert_eq!(indices, expected());
+}
+
+/// Minima of rows and of columns, where each distance is computed once.
+#[test]
+fn a_minimum_of_either_side_that_is_lost_is_seen() {
+    let kernel = from_kernel(SEARCH, "nearest_itself");
+    let minima = kernel.matches("red.global.min.u64").count();
+    assert!(minima > 1, "{minima} minima");
+    for at in 0..minima {
+        let broken = broken(&kernel, "red.global.min.u64", "red.global.max.u64", at);
+        assert_ne!(search_itself(&broken), Ok(expected()), "minimum {at}");
     }
 }
 

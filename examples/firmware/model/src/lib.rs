@@ -13,6 +13,8 @@ macro_rules! made {
 made! {
     /// LeNet-5, trained on the bundled images: a model file.
     LENET5: "lenet5.sepal";
+    /// The same in bytes.
+    LENET5_INT8: "lenet5-int8.sepal";
     /// Its parameters alone, little-endian f32, as [`Weights::Flat`] has them.
     ///
     /// [`Weights::Flat`]: https://docs.rs/sepal-core/latest/sepal_core/net/enum.Weights.html
@@ -23,4 +25,14 @@ made! {
     LABELS: "labels";
     /// What the model makes of each on the host: ten little-endian f32.
     LOGITS: "logits";
+    /// What the model in bytes makes of the first.
+    LOGITS_INT8: "logits-int8";
+    /// What a new user shows: images with their contrast inverted, and their labels.
+    SHOWN: "shown";
+    /// Their labels.
+    SHOWN_LABELS: "shown-labels";
+    /// More of these, to judge by.
+    JUDGED: "judged";
+    /// Their labels.
+    JUDGED_LABELS: "judged-labels";
 }

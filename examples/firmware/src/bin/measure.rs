@@ -5,19 +5,24 @@
 
 use cortex_m_rt::entry;
 use sepal_core::arena::Word;
-use sepal_core::format::File;
+use sepal_core::format::{Counts, File, counts};
 use sepal_core::infer::Inference;
-use sepal_core::layer::RELU;
-use sepal_core::micro::Micro;
+use sepal_core::layer::{Flatten, L2Normalise, Layer, RELU};
+use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
 use sepal_core::net::{Model, Net, Weights};
+use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
+use sepal_core::schedule::Schedule;
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use sepal_firmware::flash::{self, CLASSES, COUNTS};
 use sepal_firmware::{board, println};
 use sepal_models::lenet::LENET5;
 
 /// What the largest row needs.
-const WORDS: usize = Word::count(REFERENCE.bytes());
+const WORDS: usize = Word::count(64 * 1024);
 const REFERENCE: Inference<'static> = plan(Inference::reference(LENET5, 1));
 const MICRO: Inference<'static> = plan(Inference::micro(LENET5, 1, false));
 
@@ -58,12 +63,110 @@ fn rows(memory: &mut [Word]) -> Option<()> {
     row("lenet5-micro-f32", macs, MICRO.bytes(), memory, |words| {
         MICRO.run(&mut Micro::<false>::new(words), &model, 1, fill, &mut logits).ok()
     })?;
-    same(&logits, sample.logits)
+    same(&logits, sample.logits)?;
+
+    const INT8: Counts = match counts(&sepal_firmware_model::LENET5_INT8) {
+        Some(counts) => counts,
+        None => panic!("no model"),
+    };
+    let mut layers = [RELU; INT8.layers];
+    let mut blocks = [0; INT8.blocks];
+    let mut tensors = [File::NO_TENSOR; INT8.tensors];
+    let file = File::open(flash::lenet5_int8()).ok()?;
+    let bytes = file.decode(&mut layers, &mut blocks, &mut tensors).ok()?;
+    let plan = Inference::micro(bytes.net, 1, true).ok()?;
+    row("lenet5-micro-int8", macs, plan.bytes(), memory, |words| {
+        plan.run(&mut Micro::<false>::new(words), &bytes, 1, fill, &mut logits).ok()
+    })?;
+    same(&logits, flash::logits_int8())?;
+
+    for (name, part, head, objective, rule) in TUNED {
+        let stage = stage(part, head, objective, rule);
+        let plan = TuningPlan::new(LENET5, &stage, Embeddings::F16, false).ok()?;
+        // Forward, and backward to the weights: a sample's own, without the frozen blocks before.
+        let own = macs_of(&LENET5, part.0.into(), part.1.into())?;
+        let macs = 2 * own * u64::from(stage.recipe.batch);
+        row(name, macs, plan.bytes(), memory, |words| {
+            let mut backend = Micro::<false>::new(words);
+            let mut tuning = Tuning::new(LENET5, stage, plan, 0);
+            tuning.load(&mut backend, &model).ok()?;
+            tuning.step(&mut backend, &model, &mut Shown, 1).ok().map(|_| ())
+        })?;
+    }
+    Some(())
+}
+
+const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
+const MARGIN: Objective = Objective::Separation(Loss::Margin { margin: 0.2 });
+const LABELS: Objective = Objective::CrossEntropy { smoothing: 0.0 };
+const MOMENTUM: Rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+
+/// What learns in a row: layers, head, objective, optimiser.
+type Tuned = (&'static str, (u16, u16), &'static [Layer], Objective, Rule);
+
+/// Steps of 16 samples, the frozen blocks before included.
+const TUNED: [Tuned; 5] = [
+    ("block1-sgd", (0, 3), UNIT, MARGIN, MOMENTUM),
+    ("block1-adam", (0, 3), UNIT, MARGIN, Rule::adam()),
+    ("block2-sgd", (3, 6), UNIT, MARGIN, MOMENTUM),
+    ("block2-adam", (3, 6), UNIT, MARGIN, Rule::adam()),
+    ("classifier-adam", (11, 12), &[], LABELS, Rule::adam()),
+];
+
+const fn stage(
+    (first, last): (u16, u16),
+    head: &'static [Layer],
+    objective: Objective,
+    rule: Rule,
+) -> Stage<'static> {
+    let (rate, schedule, stop) = (0.01, Schedule::Constant, Stop::Never);
+    let recipe = Recipe { head, objective, epochs: 1, batch: 16, rule, rate, schedule, stop };
+    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
+}
+
+/// What the new user shows.
+struct Shown;
+
+impl Source for Shown {
+    fn len(&self) -> u32 {
+        flash::shown().count() as u32
+    }
+
+    fn shape(&self) -> Shape {
+        LENET5.input.shape
+    }
+
+    fn is_u8(&self) -> bool {
+        true
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _: Option<Draw>,
+        x: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        let Batch::U8(x) = x else { return Err(SourceError::Batch { expected: 0, got: 0 }) };
+        for ((x, label), &index) in x.chunks_exact_mut(flash::PIXELS).zip(labels).zip(indices) {
+            let missing = SourceError::Index { index, len: self.len() };
+            let (image, own) = flash::shown().nth(index as usize).ok_or(missing)?;
+            x.copy_from_slice(image);
+            *label = own;
+        }
+        Ok(())
+    }
 }
 
 /// Multiply-accumulates of one sample.
 fn macs(net: &Net<'_>) -> Option<u64> {
-    net.layers.iter().enumerate().map(|(at, layer)| Some(layer.macs(net.shape(at).ok()?))).sum()
+    macs_of(net, 0, net.layers.len())
+}
+
+/// Those of layers `first..last`.
+fn macs_of(net: &Net<'_>, first: usize, last: usize) -> Option<u64> {
+    let layers = net.layers.iter().enumerate().take(last).skip(first);
+    layers.map(|(at, layer)| Some(layer.macs(net.shape(at).ok()?))).sum()
 }
 
 /// Runs something in the first `bytes` of the memory, and prints what it took.

@@ -23,9 +23,13 @@ driver! {
         SUCCESS
     }
     fn sepal_stand_in_count(class: c_int, count: *mut u64) {
-        let class = usize::try_from(class).ok().and_then(|class| Class::ALL.get(class));
-        let Some(&(class, _)) = class else { return INVALID_VALUE };
-        let found = state().counts.of(class);
+        let counts = state().counts;
+        // Behind the classes: launches.
+        let found = match usize::try_from(class) {
+            Ok(class) if class == Class::ALL.len() => counts.launches(),
+            Ok(class) if class < Class::ALL.len() => counts.of(Class::ALL[class].0),
+            _ => return INVALID_VALUE,
+        };
         // SAFETY: the caller's pointer.
         unsafe { put(count, found) }
     }

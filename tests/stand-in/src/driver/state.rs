@@ -204,6 +204,7 @@ impl State {
         match machine::run(kernel, launch, memory) {
             Ok(counts) => {
                 self.counts.join(&counts);
+                self.counts.launch(1);
                 Ok(())
             }
             Err(fault @ Fault::Launch(_)) => Err(self.refuse(INVALID_VALUE, &fault)),

@@ -1,11 +1,8 @@
-//! Checksums: CRC-32 of what is stored, CRC-64 of what a run is made of.
+//! The digest of what a run is made of.
 
-use crc::{CRC_32_ISO_HDLC, CRC_64_XZ, Crc, Table};
+use crc::{CRC_64_XZ, Crc, Table};
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
-
-/// CRC-32 as in zip and PNG, with a table of 1 KiB.
-pub(super) static CRC32: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
 
 /// CRC-64/XZ with a table of 2 KiB, linked only where digests are made.
 static CRC64: Crc<u64, Table<1>> = Crc::<u64, Table<1>>::new(&CRC_64_XZ);
