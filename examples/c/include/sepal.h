@@ -26,6 +26,8 @@ extern "C" {
 #define SEPAL_TENSORS 48
 /* Bytes of a sepal_model. */
 #define SEPAL_MODEL_BYTES 4096
+/* Bytes of a sepal_tuning. */
+#define SEPAL_TUNING_BYTES 1024
 
 /* A code. An int32_t and no enum, whose size depends on the compiler's options. */
 typedef int32_t sepal_status;
@@ -66,20 +68,18 @@ enum {
     SEPAL_NO_ANCHOR = 16,
     /* The loss is no longer a number; `given` is the step. */
     SEPAL_DIVERGED = 17,
-    /* Another block was learnt: its number, then the one asked for. sepal_forget comes first. */
-    SEPAL_BUSY = 18,
     /* Number `given` of an embedding is infinite or NaN. */
-    SEPAL_NOT_FINITE = 19,
+    SEPAL_NOT_FINITE = 18,
     /* An embedding is too far from its class `given`. */
-    SEPAL_FAR = 20,
+    SEPAL_FAR = 19,
     /* No class can be added, all rows are taken. */
-    SEPAL_FULL = 21,
+    SEPAL_FULL = 20,
     /* The embedding belongs to none of the classes. */
-    SEPAL_NONE_OF_THESE = 22,
+    SEPAL_NONE_OF_THESE = 21,
     /* What was kept holds no classes: `given` is the row. */
-    SEPAL_KEPT = 23,
+    SEPAL_KEPT = 22,
     /* The library contradicts itself. */
-    SEPAL_INTERNAL = 24
+    SEPAL_INTERNAL = 23
 };
 
 /* The numbers of an error. */
@@ -133,8 +133,126 @@ sepal_status sepal_embed(const sepal_model *model, void *memory, size_t memory_l
                          const uint8_t *sample, size_t sample_len, float *embedding,
                          size_t embedding_len, sepal_detail *detail);
 
+/* ---- Learning one block ---- */
+
+/* How a block is learnt. */
+typedef struct sepal_settings {
+    uint64_t seed;
+    /* Which one, from 0. It is one convolution or dense layer, with what is fused with it: norm,
+     * activation, pool. Blocks of features learn to separate the classes, by their nearest
+     * neighbours within a batch; those of the classifier learn the labels, by cross-entropy. */
+    uint32_t block;
+    /* Samples of a step, and of the whole set. */
+    uint32_t batch;
+    uint32_t samples;
+    /* 0: gradient descent with `momentum`, 0 for none; 1: Adam. */
+    uint32_t adam;
+    float rate;
+    float momentum;
+    /* By how much a neighbour of another class must be farther; distances lie in 0 to 4. */
+    float margin;
+} sepal_settings;
+
+/* What came of a step. */
+typedef struct sepal_score {
+    float loss;
+    /* The share of the batch whose nearest neighbour, or whose class, is the right one. */
+    float right;
+} sepal_score;
+
+/*
+ * Writes sample `index` and its label; returns 0, or a code of its own. The same index gives the same
+ * sample. It calls nothing that uses the memory of the fine-tuning.
+ */
+typedef int32_t (*sepal_sample)(void *context, uint32_t index, uint8_t *sample, size_t len,
+                                uint16_t *label);
+
+/* A fine-tuning under way. */
+typedef struct sepal_tuning {
+    uint64_t opaque[SEPAL_TUNING_BYTES / 8];
+} sepal_tuning;
+
+/* Parameters of a block: numbers. 0 where there is no such block. */
+size_t sepal_parameters(const sepal_model *model, uint32_t block);
+
+/* Bytes of memory that the fine-tuning needs. */
+sepal_status sepal_tune_memory(const sepal_model *model, const sepal_settings *settings,
+                               size_t *bytes, sepal_detail *detail);
+
+/*
+ * Begins. Until sepal_tune_end the memory belongs to the fine-tuning, and the model stays where it
+ * is, open, with the parameters that it has; sepal_infer works meanwhile, in other memory.
+ */
+sepal_status sepal_tune_begin(sepal_tuning *tuning, sepal_model *model,
+                              const sepal_settings *settings, void *memory, size_t memory_len,
+                              sepal_detail *detail);
+
+/* One step over one batch. Where it fails, the block is as it was before. `score` may be null. */
+sepal_status sepal_tune_step(sepal_tuning *tuning, sepal_sample sample, void *context,
+                             sepal_score *score, sepal_detail *detail);
+
+/*
+ * Ends, and copies the block's parameters to `parameters`, which the model uses from now on as
+ * sepal_use says. To throw away what was learnt, do not call it.
+ */
+sepal_status sepal_tune_end(sepal_tuning *tuning, float *parameters, size_t len,
+                            sepal_detail *detail);
+
+/*
+ * Uses these parameters, where they lie, in place of a block's in the file: what a fine-tuning gave
+ * once, in flash for instance. They stay, unchanged, until others are used. Null: the file's.
+ */
+sepal_status sepal_use(sepal_model *model, uint32_t block, const float *parameters, size_t len,
+                       sepal_detail *detail);
+
+/* ---- New classes from a few samples ---- */
+
+/* The mean embedding of each class. */
+typedef struct sepal_prototypes {
+    /* Open or not. */
+    uint32_t mark;
+    /* Numbers of an embedding. */
+    uint32_t dim;
+    /* Classes that there is room for, and that there are: the first rows. */
+    uint32_t capacity;
+    uint32_t classes;
+    void *memory;
+} sepal_prototypes;
+
+/* Scales an embedding to length 1, so that a sample with more contrast is not farther from all. */
+sepal_status sepal_unit_length(float *embedding, size_t len, sepal_detail *detail);
+
+/* Bytes of memory for so many classes; 0 where that is past the address space. */
+size_t sepal_prototypes_memory(uint32_t dim, uint32_t capacity);
+
+/*
+ * Opens prototypes in memory that begins at a multiple of 4 and belongs to them from now on. The
+ * first `classes` are there already: memory and `classes` as they were kept. 0 for none.
+ */
+sepal_status sepal_prototypes_open(sepal_prototypes *prototypes, uint32_t dim, uint32_t capacity,
+                                   uint32_t classes, void *memory, size_t memory_len,
+                                   sepal_detail *detail);
+
+/* Adds a sample to its class, which may be a new one. */
+sepal_status sepal_prototypes_add(sepal_prototypes *prototypes, const float *embedding, size_t len,
+                                  uint16_t label, sepal_detail *detail);
+
+/* Removes a class; `samples`, which may be null, takes how many it had: 0 where there was none. */
+sepal_status sepal_prototypes_remove(sepal_prototypes *prototypes, uint16_t label,
+                                     uint32_t *samples, sepal_detail *detail);
+
+/*
+ * The class with the nearest mean, and the squared distance, which may be null. SEPAL_NONE_OF_THESE
+ * where there is none, or the embedding lies farther from it than the class's own samples do by so
+ * many `deviations` (3, for instance; infinity never refuses).
+ */
+sepal_status sepal_prototypes_classify(const sepal_prototypes *prototypes, const float *embedding,
+                                       size_t len, float deviations, uint16_t *label,
+                                       float *distance, sepal_detail *detail);
+
 /* The sizes that the library was built with. */
 typedef char sepal_model_has_its_size[sizeof(sepal_model) == SEPAL_MODEL_BYTES ? 1 : -1];
+typedef char sepal_tuning_has_its_size[sizeof(sepal_tuning) == SEPAL_TUNING_BYTES ? 1 : -1];
 
 #ifdef __cplusplus
 }

@@ -3,6 +3,7 @@
  */
 #include "sepal.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "load.h"
@@ -127,6 +128,171 @@ static void running(void)
     CHECK(strcmp(sepal_error_text(SEPAL_OK), "all is well"), 0);
 }
 
+static int32_t give(void *context, uint32_t index, uint8_t *into, size_t len, uint16_t *label)
+{
+    size_t i;
+    int32_t *calls = context;
+    if (calls != NULL && --*calls < 0) {
+        return -7;
+    }
+    for (i = 0; i < len; i++) {
+        into[i] = (uint8_t)(i * (index % 3 + 1) + index * 31);
+    }
+    *label = (uint16_t)(index % 3);
+    return 0;
+}
+
+static int32_t one_class(void *context, uint32_t index, uint8_t *into, size_t len, uint16_t *label)
+{
+    int32_t code = give(context, index, into, len, label);
+    *label = 5;
+    return code;
+}
+
+static void learning(void)
+{
+    static float parameters[1 << 12], again[1 << 12];
+    static float before[CLASSES], after[CLASSES];
+    static sepal_tuning tuning;
+    sepal_settings good = {0}, bad;
+    sepal_detail detail;
+    sepal_score score;
+    unsigned char *room = ALIGNED(memory);
+    size_t bytes = 0, len = sepal_parameters(&model, 1);
+    int32_t calls = 3;
+
+    good.block = 1;
+    good.batch = 6;
+    good.samples = 12;
+    good.rate = 0.01f;
+    good.margin = 1.0f;
+    CHECK(sepal_parameters(&model, 3), 0);
+    CHECK(sepal_tune_memory(&model, &good, &bytes, NULL), SEPAL_OK);
+    CHECK(sepal_tune_memory(&model, &good, NULL, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_memory(&model, NULL, &bytes, NULL), SEPAL_NULL);
+    bad = good, bad.block = 3;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, &detail), SEPAL_RANGE);
+    CHECK(detail.needed, 3);
+    /* A classifier that begins with a layer of another kind. */
+    bad = good, bad.block = 2;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_UNSUPPORTED);
+    bad = good, bad.batch = 0;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_SETTING);
+    bad = good, bad.rate = 0;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_SETTING);
+    bad = good, bad.rate = (float)NAN;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_SETTING);
+    bad = good, bad.momentum = 1;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_SETTING);
+    bad = good, bad.adam = 2;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL), SEPAL_SETTING);
+    bad = good, bad.samples = 5;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, &detail), SEPAL_TOO_FEW);
+    CHECK(detail.needed, 6);
+    CHECK(detail.given, 5);
+    bad = good, bad.batch = bad.samples = UINT32_MAX;
+    CHECK(sepal_tune_memory(&model, &bad, &bytes, NULL) != SEPAL_OK, 1);
+
+    CHECK(sepal_tune_memory(&model, &good, &bytes, NULL), SEPAL_OK);
+    CHECK(sepal_tune_step(&tuning, give, NULL, &score, NULL), SEPAL_NOT_OPEN);
+    CHECK(sepal_tune_end(&tuning, parameters, len, NULL), SEPAL_NOT_OPEN);
+    CHECK(sepal_tune_begin(NULL, &model, &good, room, bytes, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_begin(&tuning, NULL, &good, room, bytes, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_begin(&tuning, &model, NULL, room, bytes, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_begin(&tuning, &model, &good, NULL, bytes, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_begin(&tuning, &model, &good, room + 4, bytes, NULL), SEPAL_ALIGNMENT);
+    CHECK(sepal_tune_begin(&tuning, &model, &good, room, bytes - SEPAL_ALIGN, &detail),
+          SEPAL_MEMORY);
+    CHECK(detail.given, bytes - SEPAL_ALIGN);
+    CHECK(sepal_tune_step(&tuning, give, NULL, &score, NULL), SEPAL_NOT_OPEN);
+
+    CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, before, CLASSES, NULL), SEPAL_OK);
+    CHECK(sepal_tune_begin(&tuning, &model, &good, room, bytes, NULL), SEPAL_OK);
+    CHECK(sepal_tune_step(&tuning, NULL, NULL, &score, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_step(&tuning, give, &calls, &score, &detail), SEPAL_SAMPLE);
+    CHECK((int32_t)(uint32_t)detail.given, -7);
+    CHECK(sepal_tune_step(&tuning, one_class, NULL, &score, NULL), SEPAL_NO_ANCHOR);
+    CHECK(sepal_tune_end(&tuning, NULL, len, NULL), SEPAL_NULL);
+    CHECK(sepal_tune_end(&tuning, parameters, len - 1, &detail), SEPAL_LENGTH);
+    CHECK(detail.needed, len);
+    CHECK(sepal_tune_end(&tuning, (float *)(void *)room, len, NULL), SEPAL_OVERLAP);
+    /* Steps that failed changed nothing. */
+    CHECK(sepal_tune_end(&tuning, parameters, len, NULL), SEPAL_OK);
+    CHECK(sepal_tune_end(&tuning, parameters, len, NULL), SEPAL_NOT_OPEN);
+    CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, after, CLASSES, NULL), SEPAL_OK);
+    CHECK(memcmp(before, after, sizeof before), 0);
+
+    /* Once more, on top, with a step that counts. */
+    CHECK(sepal_tune_begin(&tuning, &model, &good, room, bytes, NULL), SEPAL_OK);
+    CHECK(sepal_tune_step(&tuning, give, NULL, NULL, NULL), SEPAL_OK);
+    CHECK(sepal_tune_end(&tuning, again, len, NULL), SEPAL_OK);
+    CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, after, CLASSES, NULL), SEPAL_OK);
+    CHECK(memcmp(before, after, sizeof before) != 0, 1);
+    CHECK(sepal_use(&model, 1, again, len + 1, NULL), SEPAL_LENGTH);
+    CHECK(sepal_use(&model, 3, again, len, NULL), SEPAL_RANGE);
+    CHECK(sepal_use(&model, 1, parameters, len, NULL), SEPAL_OK);
+    CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, after, CLASSES, NULL), SEPAL_OK);
+    CHECK(memcmp(before, after, sizeof before), 0);
+    CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, parameters, CLASSES, NULL),
+          SEPAL_OVERLAP);
+    CHECK(sepal_use(&model, 1, NULL, 0, NULL), SEPAL_OK);
+}
+
+static void classes(void)
+{
+    static float room[64];
+    float a[2] = {1, 0}, b[2] = {0, 2}, bad[2] = {0, 0}, distance;
+    sepal_prototypes prototypes = {0};
+    sepal_detail detail;
+    uint16_t label = 0;
+    uint32_t samples = 9;
+    size_t bytes = sepal_prototypes_memory(2, 2);
+
+    bad[1] = (float)NAN;
+    CHECK(bytes, 2 * (2 * 4 + 14));
+    CHECK(sizeof(void *) > 4 || sepal_prototypes_memory(UINT32_MAX, UINT32_MAX) == 0, 1);
+    CHECK(sepal_prototypes_add(&prototypes, a, 2, 4, NULL), SEPAL_NOT_OPEN);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 0, room, bytes - 1, &detail), SEPAL_MEMORY);
+    CHECK(detail.needed, bytes);
+    CHECK(sepal_prototypes_open(&prototypes, 0, 2, 0, room, bytes, NULL), SEPAL_LENGTH);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 0, NULL, bytes, NULL), SEPAL_NULL);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 0, (char *)room + 2, bytes, NULL),
+          SEPAL_ALIGNMENT);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 1, room, bytes, NULL), SEPAL_KEPT);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 3, room, bytes, NULL), SEPAL_MEMORY);
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 0, room, bytes, NULL), SEPAL_OK);
+    CHECK(sepal_prototypes_classify(&prototypes, a, 2, 3, &label, &distance, NULL),
+          SEPAL_NONE_OF_THESE);
+    CHECK(sepal_prototypes_add(&prototypes, a, 3, 4, NULL), SEPAL_LENGTH);
+    CHECK(sepal_prototypes_add(&prototypes, NULL, 2, 4, NULL), SEPAL_NULL);
+    CHECK(sepal_prototypes_add(&prototypes, bad, 2, 4, &detail), SEPAL_NOT_FINITE);
+    CHECK(detail.given, 1);
+    CHECK(sepal_prototypes_add(&prototypes, room, 2, 4, NULL), SEPAL_OVERLAP);
+    CHECK(sepal_unit_length(b, 2, NULL), SEPAL_OK);
+    CHECK(b[1] == 1.0f, 1);
+    CHECK(sepal_unit_length(NULL, 2, NULL), SEPAL_NULL);
+    CHECK(sepal_prototypes_add(&prototypes, a, 2, 4, NULL), SEPAL_OK);
+    CHECK(sepal_prototypes_add(&prototypes, b, 2, 9, NULL), SEPAL_OK);
+    CHECK(sepal_prototypes_add(&prototypes, b, 2, 5, NULL), SEPAL_FULL);
+    CHECK(prototypes.classes, 2);
+    CHECK(sepal_prototypes_classify(&prototypes, b, 2, 3, &label, &distance, NULL), SEPAL_OK);
+    CHECK(label, 9);
+    CHECK(distance == 0.0f, 1);
+    CHECK(sepal_prototypes_classify(&prototypes, bad, 2, 3, &label, NULL, NULL),
+          SEPAL_NONE_OF_THESE);
+    CHECK(sepal_prototypes_classify(&prototypes, b, 1, 3, &label, NULL, NULL), SEPAL_LENGTH);
+    CHECK(sepal_prototypes_classify(&prototypes, b, 2, 3, NULL, NULL, NULL), SEPAL_NULL);
+    /* Kept, and gone on with. */
+    CHECK(sepal_prototypes_open(&prototypes, 2, 2, 2, room, bytes, NULL), SEPAL_OK);
+    CHECK(sepal_prototypes_remove(&prototypes, 7, &samples, NULL), SEPAL_OK);
+    CHECK(samples, 0);
+    CHECK(sepal_prototypes_remove(&prototypes, 9, &samples, NULL), SEPAL_OK);
+    CHECK(samples, 1);
+    CHECK(prototypes.classes, 1);
+    CHECK(sepal_prototypes_classify(&prototypes, b, 2, 3, &label, NULL, NULL), SEPAL_OK);
+    CHECK(label, 4);
+}
+
 int main(int arguments, char **argument)
 {
     size_t len;
@@ -140,5 +306,7 @@ int main(int arguments, char **argument)
     }
     opening(len);
     running();
+    learning();
+    classes();
     return failures != 0;
 }

@@ -7,7 +7,9 @@
 
 mod lent;
 mod model;
+mod prototypes;
 mod status;
+mod tune;
 
 const HEADER: &[u8] = include_bytes!("../include/sepal.h");
 

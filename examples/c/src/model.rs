@@ -9,7 +9,7 @@ use sepal_core::format::File;
 use sepal_core::infer::Inference;
 use sepal_core::layer::{Layer, RELU};
 use sepal_core::micro::Micro;
-use sepal_core::net::{Input, Model, Net, TensorRecord, Weights};
+use sepal_core::net::{Input, Model, Net, Patch, TensorRecord, Weights};
 use sepal_core::shape::Shape;
 
 use crate::constant;
@@ -23,14 +23,6 @@ const LAYERS: usize = constant("SEPAL_LAYERS");
 const BLOCKS: usize = constant("SEPAL_BLOCKS");
 const TENSORS: usize = constant("SEPAL_TENSORS");
 
-/// A block's parameters that stand for those of the file.
-#[derive(Clone, Copy)]
-pub struct Learnt {
-    pub block: u32,
-    pub numbers: *const f32,
-    pub len: usize,
-}
-
 /// What a `sepal_model` holds.
 #[repr(C)]
 pub struct State {
@@ -39,7 +31,8 @@ pub struct State {
     input: Input,
     features: u16,
     blob: &'static [u8],
-    learnt: Cell<Option<Learnt>>,
+    /// Parameters that stand for a block's in the file; null where there are none.
+    learnt: [Cell<*const f32>; BLOCKS],
     layers: [Layer; LAYERS],
     blocks: [u16; BLOCKS],
     tensors: [TensorRecord; TENSORS],
@@ -95,7 +88,7 @@ impl State {
             ptr::addr_of_mut!((*at).input).write(input);
             ptr::addr_of_mut!((*at).features).write(features);
             ptr::addr_of_mut!((*at).blob).write(blob);
-            ptr::addr_of_mut!((*at).learnt).write(Cell::new(None));
+            ptr::addr_of_mut!((*at).learnt).write([const { Cell::new(ptr::null()) }; BLOCKS]);
             ptr::addr_of_mut!((*at).open).write(OPEN);
         }
         Ok(())
@@ -111,14 +104,11 @@ impl State {
         }
     }
 
-    /// The block that stands over the file.
-    pub fn learnt(&self) -> Option<Learnt> {
-        self.learnt.get()
-    }
-
-    /// Puts a block over the file, or none.
-    pub fn learn(&self, learnt: Option<Learnt>) {
-        self.learnt.set(learnt);
+    /// Puts parameters in the place of a block's, or the file's where they are null.
+    pub fn learn(&self, block: u32, numbers: *const f32) -> Result<(), Failure> {
+        self.block(block)?;
+        self.learnt.iter().skip(block as usize).take(1).for_each(|own| own.set(numbers));
+        Ok(())
     }
 
     /// The layers of a block.
@@ -142,24 +132,32 @@ impl State {
         let (net, blob) = (self.net(), self.blob);
         let records = self.tensors.get(..self.file.tensors()).unwrap_or_default();
         let base = Weights::File { records, blob };
-        let Some(learnt) = self.learnt() else { return work(&Model { net, weights: base }) };
-        let (first, last) = self.block(learnt.block)?;
-        // SAFETY: whoever gave them left them in place and unchanged for as long as they are used.
-        let numbers = unsafe { lent::array(learnt.numbers, learnt.len)? };
-        let weights =
-            Weights::Over { base: &base, first: first as u16, last: last as u16, numbers };
+        let mut patches = [Patch { first: 0, last: 0, numbers: &[] }; BLOCKS];
+        for ((patch, block), learnt) in patches.iter_mut().zip(0..).zip(&self.learnt) {
+            if learnt.get().is_null() {
+                continue;
+            }
+            let ((first, last), len) = (self.block(block)?, self.parameters(block)?);
+            // SAFETY: whoever gave them gave as many as the block has, and leaves them in place and
+            // unchanged for as long as they are used.
+            let numbers = unsafe { lent::array(learnt.get(), len)? };
+            *patch = Patch { first: first as u16, last: last as u16, numbers };
+        }
+        let weights = Weights::Patched { under: &base, patches: &patches };
         work(&Model { net, weights })
     }
 
     /// What a call that writes to other memory must not write to.
-    pub fn regions(&self) -> [Region; 3] {
-        let (numbers, len) = self.learnt().map_or((ptr::null(), 0), |l| (l.numbers, l.len));
-        let blob = self.blob;
-        [
-            Region::of(ptr::from_ref(self), 1),
-            Region::of(blob.as_ptr(), blob.len()),
-            Region::of(numbers, len),
-        ]
+    pub fn regions(&self) -> [Region; BLOCKS + 2] {
+        let blob = Region::of(self.blob.as_ptr(), self.blob.len());
+        let mut regions = [blob; BLOCKS + 2];
+        regions.iter_mut().take(1).for_each(|own| *own = Region::of(ptr::from_ref(self), 1));
+        for ((region, block), learnt) in regions.iter_mut().skip(2).zip(0..).zip(&self.learnt) {
+            if !learnt.get().is_null() {
+                *region = Region::of(learnt.get(), self.parameters(block).unwrap_or(0));
+            }
+        }
+        regions
     }
 
     /// Numbers that layers `..last` give.
@@ -186,10 +184,13 @@ impl State {
                 return Err(Failure::sizes(Status::Length, needed, given));
             }
         }
-        let [own, blob, learnt] = self.regions();
         let (arena, result) = (Region::of(memory, memory_len), Region::of(out, out_len));
-        lent::apart(arena, &[own, blob, learnt, result, Region::of(sample, sample_len)])?;
-        lent::apart(result, &[own, blob, learnt, Region::of(sample, sample_len)])?;
+        let sample_region = Region::of(sample, sample_len);
+        lent::apart(arena, &[result, sample_region])?;
+        lent::apart(result, &[sample_region])?;
+        for written in [arena, result] {
+            lent::apart(written, &self.regions())?;
+        }
         // SAFETY: the caller lends all three for the call, and they lie apart.
         let (words, sample, out) = unsafe {
             (

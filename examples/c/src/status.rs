@@ -65,13 +65,12 @@ statuses! {
     TooFew = 15, c"fewer samples than one batch takes";
     NoAnchor = 16, c"no sample of the batch has neighbours of its own class and of another";
     Diverged = 17, c"the loss is no longer a number";
-    Busy = 18, c"another block was learnt; it has to be forgotten first";
-    NotFinite = 19, c"an embedding has a number that is infinite or NaN";
-    Far = 20, c"an embedding is too far from its class";
-    Full = 21, c"no class can be added, all rows are taken";
-    NoneOfThese = 22, c"the embedding belongs to none of the classes";
-    Kept = 23, c"what was kept holds no classes";
-    Internal = 24, c"the library contradicts itself";
+    NotFinite = 18, c"an embedding has a number that is infinite or NaN";
+    Far = 19, c"an embedding is too far from its class";
+    Full = 20, c"no class can be added, all rows are taken";
+    NoneOfThese = 21, c"the embedding belongs to none of the classes";
+    Kept = 22, c"what was kept holds no classes";
+    Internal = 23, c"the library contradicts itself";
 }
 
 impl Failure {
