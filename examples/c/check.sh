@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Builds the static library for the host and for microcontrollers, proves at link time that it needs
+# nothing from outside and reaches no panic, and runs C programs with it. Needs cargo, gcc and what
+# tests/bare-metal/toolchain.sh says.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+check=examples/c
+. tests/debian.sh
+golden="$PWD/tests/golden/format-v1"
+host=x86_64-unknown-linux-gnu
+cd examples/c || exit 1
+target="${CARGO_TARGET_DIR:-$PWD/target}"
+programs="$target/programs"
+mkdir -p "$programs" || exit 1
+
+build() {
+    output=$(cargo build --release --locked --target "$@" 2>&1)
+}
+
+# compile PROGRAM OPTION...
+compile() {
+    output=$(gcc -std=c99 -O1 -Wall -Wextra -Werror -pedantic -Iinclude "${@:2}" \
+        "programs/$1.c" "$target/$host/release/libsepal.a" -Wl,--gc-sections \
+        -o "$programs/$1" 2>&1)
+}
+
+run() {
+    output=$(timeout 300 "$programs/$@" 2>&1) || fail "$1 ends with status $?" "$output"
+    [ -z "$output" ] || printf '%s\n' "$output" | sed "s|^|$check: $1: |"
+}
+
+cargo fmt --check || fail "not formatted"
+output=$(cargo clippy --release --locked -- -D warnings 2>&1) || fail "clippy warns" "$output"
+
+# The proof itself must be able to fail.
+build "$host" --features nopanic,control || fail "does not build" "$output"
+compile main -Wl,--undefined=sepal_control && fail "a panic links, so nothing is proved"
+[[ $output == *a_panic_can_be_reached* ]] || fail "a panic fails for another reason" "$output"
+
+build "$host" --features nopanic || fail "does not build" "$output"
+functions=$(sed -n 's/^[a-z].*[ *]\(sepal_[a-z_]*\)(.*/\1/p' include/sepal.h)
+[ -n "$functions" ] || fail "sepal.h declares nothing"
+undefined=$(printf -- '-Wl,--undefined=%s ' $functions)
+for options in "" "-fsanitize=address,undefined -fno-sanitize-recover=all"; do
+    for program in main test; do
+        compile "$program" $undefined $options || fail "$program does not link" "$output"
+    done
+    run main "$golden.sepal" "$golden.sample" "$golden.logits"
+    run test "$golden.sepal" "$golden.sample"
+done
+
+environment=$("$OLDPWD/tests/bare-metal/toolchain.sh") || exit 1
+eval "$environment"
+linker=$(env -u RUSTC rustc --print sysroot)/lib/rustlib/$host/bin/rust-lld
+for board in thumbv7em-none-eabihf thumbv6m-none-eabi; do
+    build "$board" --features nopanic || fail "does not build for $board" "$output"
+    # Nothing may be undefined, with no other library beside it.
+    output=$("$linker" -flavor gnu --gc-sections --entry=sepal_open \
+        $(printf -- '--undefined=%s ' $functions) "$target/$board/release/libsepal.a" \
+        -o "$programs/$board.elf" 2>&1) || fail "needs something from outside on $board" "$output"
+    output=$(readelf --sections --wide "$programs/$board.elf" | sed -n 's/^ *\[ *[0-9]*\] //p')
+    # With nothing that is written: all state is the caller's.
+    awk '$7 ~ /W/ && $7 ~ /A/ && $5 != "000000" { exit 1 }' <<<"$output" ||
+        fail "keeps state of its own on $board" "$output"
+    awk -v what="$check: $board" '$7 ~ /A/ { bytes += strtonum("0x" $5) }
+        END { print what ": " bytes " bytes of flash for all calls" }' <<<"$output"
+done
