@@ -4,7 +4,7 @@ mod common;
 
 use sepal_conformance::oracle::{self, Params};
 use sepal_conformance::{Tolerance, len, read, values, wide, write};
-use sepal_core::arena::Layout;
+use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{self, Backend, EvalBlock, EvalParams};
 use sepal_core::layer::{
     Activation, AvgPool, BatchNorm, Conv2d, Layer, MaxPool, Pass, RELU, Window,
@@ -60,7 +60,7 @@ impl Case {
     }
 
     fn plan(&self, backend: &dyn Backend) -> plan::Eval {
-        let input = (self.shape, Layout::Nchw);
+        let input = Slot::new(0, self.shape, Dtype::F32);
         backend::plan_eval(backend, 0, &Chain::new(&self.layers), input, Pass::Eval)
             .expect("the chain can be planned")
     }
