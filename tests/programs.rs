@@ -23,7 +23,7 @@ use serde_json::Value;
 mod reproduce;
 
 const PROGRAMS: [&str; 7] =
-    ["train", "evaluate", "predict", "inspect", "quantise", "separation", "reproduce"];
+    ["train", "evaluate", "predict", "inspect", "quantise", "finetune", "separation", "reproduce"];
 
 /// Where cargo puts a program: beside the folder of this test.
 fn program(name: &str) -> PathBuf {
@@ -423,6 +423,7 @@ fn inspect_shows_a_model() {
         "checkpoint",
         "classes",
         "file",
+        "flash",
         "input",
         "layers",
         "notes",
@@ -452,6 +453,20 @@ fn inspect_shows_a_model() {
     let whole = &memory[3];
     assert_eq!(whole["infer"], Inference::reference(LENET, 1).unwrap().bytes());
     let number = |need: &Value, name: &str| need[name].as_u64().unwrap();
+    // Small cores hold no batch, and nothing that is pooled away.
+    let small = report["ram"]["small"].as_array().unwrap();
+    assert_eq!(small.len(), 4, "the whole net, two blocks, the last");
+    assert_eq!(small[0]["infer"], Inference::micro(LENET, 1, false).unwrap().bytes());
+    for (small, batch) in small[1..3].iter().zip(memory) {
+        for rule in ["sgd", "momentum", "adam"] {
+            assert!(number(small, rule) * 3 < number(batch, rule), "{small} {batch}");
+        }
+    }
+    let args = [&path, "--json", "--flash", "1000"];
+    let flash = &json(&run("inspect", &args).good())["flash"];
+    assert_eq!(*flash, serde_json::json!({"budget": 1000, "fits": false}));
+    let text = run("inspect", &[&path, "--flash", "1000"]).good();
+    assert!(text.contains(&format!("{} bytes too large", trained().0.len() - 1000)), "{text}");
     for need in memory {
         assert!(number(need, "infer") <= number(whole, "infer"));
         // Momentum keeps one number for each parameter that is trained, Adam two.
@@ -470,6 +485,31 @@ fn inspect_shows_a_model() {
         assert!(text.contains(word), "`{word}` is not in: {text}");
     }
     assert!(text.contains(&format!("*{budget}")) && text.contains(&format!("* fits in {budget}")));
+}
+
+#[test]
+fn finetune_learns_a_user() {
+    let folder = Folder::new("finetune");
+    let path = model(&folder);
+    let few = ["--updates", "3", "--head-updates", "40"];
+    let args = [&[&path[..], "--shown", "4", "--tested", "50", "--seeds", "2"], &few[..]].concat();
+    let text = run("finetune", &[&args[..], &["--json"]].concat()).good();
+    let lines: Vec<Value> = text.lines().map(json).collect();
+    assert_eq!(lines.len(), 2);
+    for line in &lines {
+        documented("finetune", line);
+        // A fifth of four of each of ten classes.
+        let held_out = line["held_out"].as_u64().unwrap();
+        assert!((1..=10).contains(&held_out), "{line}");
+        let right = |name: &str| line[name].as_f64().unwrap();
+        assert!(right("head") > right("before") && right("tuned") > right("before"), "{line}");
+    }
+    assert_ne!(lines[0], lines[1]);
+    let again = run("finetune", &[&args[..], &["--json"]].concat()).good();
+    assert_eq!(text, again);
+    let table = run("finetune", &args).good();
+    assert!(table.contains("block by separation, last layer"), "{table}");
+    run("finetune", &[&path, "--block", "9"]).refused(&["block 9"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Fine-tunes a trained model for a new user as a device does it: the same code, the same memory.
 //!
 //! ```text
-//! finetune MODEL --data DIR [--shift invert|rotate] [--shown N] [--seeds N] [--json]
+//! finetune MODEL [--data DIR] [--shift invert|rotate] [--shown N] [--seeds N] [--json]
 //! ```
 
 #[path = "../common/program.rs"]
@@ -41,9 +41,10 @@ struct Args {
     /// The model file; its weights are f32
     model: PathBuf,
 
-    /// Folder of the data set: the user shows some of its last training images
+    /// Folder of the data set, of which the user shows some of the last 10,000 training images
+    /// [default: the bundled images of Fashion-MNIST]
     #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    data: Option<PathBuf>,
 
     /// What is different with this user
     #[arg(long, value_enum, default_value_t = Shift::Invert)]
@@ -135,7 +136,10 @@ struct Outcome {
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let loaded = Loaded::open(&args.model)?;
     let model = loaded.model();
-    let split = data::open(&args.data)?;
+    let split = match &args.data {
+        Some(folder) => data::open(folder)?,
+        None => data::bundled(),
+    };
     let shape = model.net.input.shape;
     for set in [&split.train, &split.test] {
         if set.shape() != shape {

@@ -1,7 +1,7 @@
 //! Shows what a model file holds, and what memory its net needs.
 //!
 //! ```text
-//! inspect MODEL [--ram BYTES] [--json]
+//! inspect MODEL [--ram BYTES] [--flash BYTES] [--json]
 //! ```
 
 mod memory;
@@ -25,7 +25,8 @@ use program::Failure;
 use table::Row;
 
 /// Shows what a model file holds: layers, bytes, classes, where it comes from, how far its run
-/// is; and the memory that its net needs on the reference backend, to infer and to train.
+/// is; and the memory that its net needs to infer and to train, on the reference backend and on the
+/// one for small cores.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -36,6 +37,10 @@ struct Args {
     #[arg(long, value_name = "BYTES")]
     ram: Option<u64>,
 
+    /// Say whether the file fits in so many bytes of flash, beside the program
+    #[arg(long, value_name = "BYTES")]
+    flash: Option<u64>,
+
     /// Print one JSON object instead of text; --help lists its fields
     ///
     /// file; bytes: its size; version: of the format; input: channels, rows, columns; parameters;
@@ -45,7 +50,8 @@ struct Args {
     /// run, identity, stage, epoch, step, updates, done (list of first, last, epochs, updates,
     /// loss, score), null for a finished model; ram: batch, memory (list of what, infer, sgd,
     /// momentum, adam: bytes, null where there is no plan); with --ram also budget, and fits in
-    /// each of the list: the names of those that fit.
+    /// each of the list: the names of those that fit; small: the same list for tuning on small cores;
+    /// with --flash also flash: budget, fits.
     #[arg(long)]
     json: bool,
 }
@@ -76,7 +82,16 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "input {}, {total} parameters", sample::sample(model.net.input.shape))?;
     about(&file, out)?;
     table::print(&rows, out)?;
-    memory::print(&needs, args.ram, out)?;
+    memory::print("the reference backend", &needs, args.ram, out)?;
+    let on = "the backend for small cores";
+    memory::print(on, &memory::small(&model), args.ram, out)?;
+    if let Some(flash) = args.flash {
+        let bytes = loaded.bytes().len() as u64;
+        match flash.checked_sub(bytes) {
+            Some(left) => writeln!(out, "\nflash: the file leaves {left} of {flash} bytes")?,
+            None => writeln!(out, "\nflash: the file is {} bytes too large", bytes - flash)?,
+        }
+    }
     if let Some(saved) = file.checkpoint() {
         run_so_far(&saved, out)?;
     }
@@ -170,15 +185,20 @@ fn report(args: &Args, loaded: &Loaded, file: &File<'_>, rows: &[Row], needs: &[
             "data": format!("{:016x}", p.data)})
     });
     let memory: Vec<_> = needs.iter().map(|need| need.json(args.ram)).collect();
-    let mut ram = json!({"batch": BATCH, "memory": memory});
+    let small: Vec<_> =
+        memory::small(&loaded.model()).iter().map(|need| need.json(args.ram)).collect();
+    let mut ram = json!({"batch": BATCH, "memory": memory, "small": small});
     if let Some(budget) = args.ram {
         ram["budget"] = budget.into();
     }
+    let flash = args
+        .flash
+        .map(|budget| json!({"budget": budget, "fits": loaded.bytes().len() as u64 <= budget}));
     json!({"file": args.model, "bytes": loaded.bytes().len(), "version": version(file),
         "input": [net.input.shape.c, net.input.shape.h, net.input.shape.w],
         "parameters": rows.iter().map(|row| row.parameters).sum::<usize>(),
         "layers": rows.iter().map(Row::json).collect::<Vec<_>>(),
         "classes": file.class_names().collect::<Vec<_>>(), "provenance": provenance,
         "separation": separation, "notes": file.notes().collect::<Vec<_>>(),
-        "checkpoint": checkpoint, "ram": ram})
+        "checkpoint": checkpoint, "ram": ram, "flash": flash})
 }

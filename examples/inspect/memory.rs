@@ -1,18 +1,23 @@
-//! The memory that a net needs on the reference backend: what a firmware reserves.
+//! The memory that a net needs: what a firmware reserves. On the reference backend:
 //!
 //! To infer: one sample, raw bytes, weights where they lie in the file. To train: batches of
 //! [`BATCH`] raw samples of bytes, frozen layers one sample at a time, the trained layers'
 //! parameters, gradients and optimiser state in RAM, all others where they lie in the file.
+//!
+//! On the backend for small cores: to infer the same; to tune one block, one sample at a time, with
+//! embeddings in half precision.
 
 use std::io::Write;
 
 use sepal::infer::Inference;
+use sepal::layer::{Flatten, L2Normalise, Layer};
+use sepal::micro::{Embeddings, Micro, TuningPlan};
 use sepal::models::recipe;
 use sepal::net::{Model, Net};
 use sepal::optim::Rule;
 use sepal::plan::PlanError;
 use sepal::reference::Reference;
-use sepal::stage::{Cut, Recipe, Stage};
+use sepal::stage::{Cut, Loss, Objective, Recipe, Stage};
 use sepal::train::{Feed, StagePlan};
 use serde_json::{Value, json};
 
@@ -64,6 +69,40 @@ pub fn needs(model: &Model<'_>) -> Vec<Need> {
     needs
 }
 
+/// Inference of the whole net, each block of features tuned by SI, the last layer by
+/// cross-entropy.
+pub fn small(model: &Model<'_>) -> Vec<Need> {
+    const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
+    let net = model.net;
+    let narrow = model.weights.is_narrow();
+    let whole = (0, net.layers.len());
+    let infer = Inference::new(&Micro::<true>::new(&mut []), model, whole, 1, true);
+    let infer = infer.ok().map(|plan| plan.bytes());
+    let mut needs = vec![Need { what: "whole net".to_owned(), infer, train: [None; 3] }];
+    let (features, blocks) = (usize::from(net.features), net.blocks.len());
+    for block in (0..features).chain((features < blocks).then(|| blocks - 1)) {
+        let Some((first, last)) = net.block(block) else { continue };
+        let (what, head, objective) = match block < features {
+            true => {
+                let apart = Objective::Separation(Loss::Margin { margin: 0.2 });
+                (format!("block {} by SI", block + 1), UNIT, apart)
+            }
+            false => {
+                let labels = Objective::CrossEntropy { smoothing: 0.0 };
+                (format!("block {}, the last", block + 1), &UNIT[..0], labels)
+            }
+        };
+        let train = RULES.map(|(_, rule)| {
+            let recipe = Recipe { head, objective, batch: BATCH, rule, ..recipe::block(1) };
+            let (first, last) = (first as u16, last as u16);
+            let stage = Stage { first, last, calibrate: false, cut: Cut::Whole, recipe };
+            TuningPlan::new(net, &stage, Embeddings::F16, narrow).ok().map(|plan| plan.bytes())
+        });
+        needs.push(Need { what, infer: None, train });
+    }
+    needs
+}
+
 fn train(
     net: &Net<'_>,
     (first, last): (usize, usize),
@@ -99,12 +138,14 @@ fn fits(bytes: Option<usize>, budget: Option<u64>) -> bool {
     bytes.zip(budget).is_some_and(|(bytes, budget)| bytes as u64 <= budget)
 }
 
-/// The table.
-pub fn print(needs: &[Need], budget: Option<u64>, out: &mut dyn Write) -> Result<(), Failure> {
-    writeln!(
-        out,
-        "\nRAM in bytes on the reference backend: one sample to infer, batches of {BATCH} to train by"
-    )?;
+/// One table.
+pub fn print(
+    on: &str,
+    needs: &[Need],
+    budget: Option<u64>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    writeln!(out, "\nRAM in bytes on {on}: one sample to infer, batches of {BATCH} to train by")?;
     let [(sgd, _), (momentum, _), (adam, _)] = RULES;
     writeln!(out, "{:<23} {:>10} {sgd:>10} {momentum:>10} {adam:>10}", "", "infer")?;
     for need in needs {
