@@ -287,6 +287,51 @@ fn loss_of(net: Net<'_>, stage: Stage<'_>, weights_: &[f32]) -> f64 {
     }
 }
 
+/// The nearest of the bank, found from the embeddings.
+#[test]
+fn judging_is_the_nearest_of_another_set() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let all = weights(&net);
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Micro::<false>::new(&mut memory);
+    let mut tuning = Tuning::new(net, stage, plan, 3);
+    tuning.load(&mut backend, &model).unwrap();
+    let (mut bank, mut queries) = (Images { classes: 3 }, Images { classes: 4 });
+    let dim = 64;
+    let (mut rows, mut labels) = (vec![0.0; 20 * dim], [0; 20]);
+    let mut told = vec![];
+    let mut tell = |index, right| told.push((index, right));
+    tuning
+        .judge(&mut backend, &model, &mut bank, &mut queries, &mut rows, &mut labels, &mut tell)
+        .unwrap();
+    assert_eq!(told.len(), 20);
+    let mut embed = |classes, index| {
+        let mut row = vec![0.0; dim];
+        let mut source = Images { classes };
+        let label = tuning.embedding(&mut backend, &model, &mut source, index, &mut row).unwrap();
+        (row, label)
+    };
+    let bank_rows: Vec<_> = (0..20).map(|index| embed(3, index)).collect();
+    let mut count = 0;
+    for (index, right) in told {
+        let (query, label) = embed(4, index);
+        let distance =
+            |row: &[f32]| row.iter().zip(&query).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+        let nearest = bank_rows.iter().min_by(|(a, _), (b, _)| distance(a).total_cmp(&distance(b)));
+        assert_eq!(right, nearest.unwrap().1 == label, "{index}");
+        count += u32::from(right);
+    }
+    assert!((1..20).contains(&count));
+    let short = &mut rows[1..];
+    let refused =
+        tuning.judge(&mut backend, &model, &mut bank, &mut queries, short, &mut labels, |_, _| ());
+    let (needed, given) = (20 * dim * 4, 20 * dim * 4 - 4);
+    assert_eq!(refused, Err(sepal_core::arena::ArenaError::OutOfMemory { needed, given }.into()));
+}
+
 /// What is planned is what is used, to the byte: one word less is refused, by both numbers.
 #[test]
 fn memory_is_exact() {

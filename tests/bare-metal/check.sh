@@ -28,7 +28,7 @@ build() {
 }
 
 for target in "$board" thumbv6m-none-eabi; do
-    build "$target" --features nopanic --bin reference ||
+    build "$target" --features nopanic --bin reference --bin constant --bin minimal ||
         fail "does not link without panics" "$output"
 done
 # The proofs themselves: each must be able to fail.

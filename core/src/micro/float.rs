@@ -57,7 +57,9 @@ impl Filter<Floats> for Channel<'_> {
     #[inline]
     fn beats(later: f32, best: f32) -> bool {
         // As the reference has it: NaN wins, and the first of several. One comparison as a rule.
-        !(later <= best) && !best.is_nan()
+        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to pass")]
+        let passes = !(later <= best);
+        passes && !best.is_nan()
     }
 }
 

@@ -208,7 +208,7 @@ impl<'m> Parameters<'m> {
 impl<const ALL: bool> Micro<'_, ALL> {
     /// Runs a group from its first layer's input to its last one's output. `slots` are those of its
     /// first layer and of the norm, where they are in the arena.
-    #[inline(never)]
+    #[inline]
     fn run(
         &mut self,
         block: &EvalBlock<'_>,

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::infer::Inference;
 use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Role, Tensors};
 use crate::loss::{self, Score};
-use crate::neighbour::{Nearest, Pair, distance2};
+use crate::neighbour::{Nearest, Pair, Rows, distance2};
 use crate::net::{Model, Net};
 use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
 use crate::shape::Shape;
@@ -139,7 +139,7 @@ impl<'m> TuningPlan<'m> {
         let outside = PlanError::Range { first, last, layers: net.layers.len() };
         let chain = tri!(net.chain(first, last));
         let (Some(group), Some(goal)) = (block(&chain), goal(stage)) else { return Err(outside) };
-        if n == 0 || n >= u32::MAX {
+        if n == 0 || n == u32::MAX {
             return Err(PlanError::Batch { size: n });
         }
         let prefix = tri!(Inference::micro_to(net, first, 1, narrow));
@@ -380,6 +380,46 @@ impl<'m> Tuning<'m> {
         self.embed(backend, unit)?;
         backend.read(self.plan.y.flat(), HostMut::F32(into))?;
         Ok(label)
+    }
+
+    /// Tells of each sample of `queries` whether the nearest of `bank` has its label: their share is
+    /// SI across the two sets ([`si::cross`](crate::si::cross)). Told before and after training, it
+    /// says what [`si::Paired`](crate::si::Paired) asks. `rows` and `labels` hold the bank's embeddings.
+    ///
+    /// # Errors
+    /// Memory for fewer embeddings than the bank has samples (both are named), a sample that cannot be
+    /// read.
+    #[expect(clippy::too_many_arguments, reason = "two sets and the memory for one of them")]
+    pub fn judge<const ALL: bool>(
+        &self,
+        backend: &mut Micro<'_, ALL>,
+        model: &Model<'_>,
+        bank: &mut impl Source,
+        queries: &mut impl Source,
+        rows: &mut [f32],
+        labels: &mut [u16],
+        mut tell: impl FnMut(u32, bool),
+    ) -> Result<(), Error> {
+        let dim = self.plan.y.elements();
+        let count = bank.len() as usize;
+        let needed = count.saturating_mul(dim);
+        let (Some(rows), Some(labels)) = (rows.get_mut(..needed), labels.get_mut(..count)) else {
+            let (needed, given) = (needed * size_of::<f32>(), size_of_val(rows));
+            return Err(ArenaError::OutOfMemory { needed, given }.into());
+        };
+        for ((row, label), index) in rows.chunks_exact_mut(dim.max(1)).zip(&mut *labels).zip(0..) {
+            *label = self.embedding(backend, model, bank, index, row)?;
+        }
+        let rows = Rows { data: rows, dim, labels };
+        for index in 0..queries.len() {
+            let label = self.forward(backend, model, queries, (index, None))?;
+            let unit = matches!(goal(&self.stage), Some(Goal::Separation { unit: true, .. }));
+            self.embed(backend, unit)?;
+            let query = backend.reference.arena().view::<f32>(self.plan.y)?;
+            let pair = Pair::NONE.fold(query, label, rows, 0, None);
+            tell(index, pair.correct() == Some(true));
+        }
+        Ok(())
     }
 
     /// One step: a batch is drawn, neighbours are looked up, the block moves. The rate and the

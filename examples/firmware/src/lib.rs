@@ -3,6 +3,7 @@
 
 pub mod board;
 pub mod flash;
+pub mod psram;
 
 use core::hint::black_box;
 
