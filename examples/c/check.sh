@@ -41,15 +41,27 @@ build "$host" --features nopanic || fail "does not build" "$output"
 functions=$(sed -n 's/^[a-z].*[ *]\(sepal_[a-z_]*\)(.*/\1/p' include/sepal.h)
 [ -n "$functions" ] || fail "sepal.h declares nothing"
 undefined=$(printf -- '-Wl,--undefined=%s ' $functions)
+
+environment=$("$OLDPWD/tests/bare-metal/toolchain.sh") || exit 1
+# LeNet-5, trained while it is built, with a sample and what the Rust library makes of it.
+made=$(eval "$environment" && cd ../firmware &&
+    cargo build --release --locked --target thumbv7em-none-eabihf -p sepal-firmware-model \
+        --message-format=json 2>/dev/null |
+    sed -n 's/.*sepal-firmware-model.*"out_dir":"\([^"]*\)".*/\1/p')
+[ -f "$made/lenet5.sepal" ] || fail "there is no trained model"
+head -c 784 "$made/samples" >"$programs/sample" && head -c 40 "$made/logits" >"$programs/logits" ||
+    fail "there is no sample"
+
 for options in "" "-fsanitize=address,undefined -fno-sanitize-recover=all"; do
     for program in main test; do
         compile "$program" $undefined $options || fail "$program does not link" "$output"
     done
     run main "$golden.sepal" "$golden.sample" "$golden.logits"
+    run main "$made/lenet5.sepal" "$programs/sample" "$programs/logits"
+    run main "$made/lenet5-int8.sepal" "$programs/sample" "$made/logits-int8"
     run test "$golden.sepal" "$golden.sample"
 done
 
-environment=$("$OLDPWD/tests/bare-metal/toolchain.sh") || exit 1
 eval "$environment"
 linker=$(env -u RUSTC rustc --print sysroot)/lib/rustlib/$host/bin/rust-lld
 # The most bytes of flash that all calls take; some percent are left for other compilers.
