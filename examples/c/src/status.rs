@@ -100,6 +100,7 @@ impl From<FormatError> for Failure {
             FormatError::Limit { found, limit, .. } => Self::new(Status::Format, limit, found),
             FormatError::Unknown { found, .. } => Self::new(Status::Format, 0, found),
             FormatError::Record { at, .. } => Self::new(Status::Format, 0, at.into()),
+            FormatError::Net(PlanError::Range { .. }) => Self::of(Status::Net),
             FormatError::Net(e) => e.into(),
             FormatError::Memory { needed, given, .. } => {
                 Self::sizes(Status::TooMany, needed, given)
@@ -112,8 +113,8 @@ impl From<FormatError> for Failure {
 impl From<PlanError> for Failure {
     fn from(e: PlanError) -> Self {
         match e {
-            // A block or an objective of another kind than can be tuned.
-            PlanError::Range { layers, last, .. } => Self::sizes(Status::Unsupported, layers, last),
+            // A block of another kind than can be tuned.
+            PlanError::Range { .. } => Self::of(Status::Unsupported),
             PlanError::Batch { size } => Self::new(Status::Setting, 1, size.into()),
             PlanError::Shape { layer, .. } | PlanError::Overflow { layer } => {
                 Self::sizes(Status::Net, 0, layer)
