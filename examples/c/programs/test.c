@@ -216,6 +216,8 @@ static void learning(void)
     CHECK(sepal_tune_end(&tuning, parameters, len - 1, &detail), SEPAL_LENGTH);
     CHECK(detail.needed, len);
     CHECK(sepal_tune_end(&tuning, (float *)(void *)room, len, NULL), SEPAL_OVERLAP);
+    CHECK(sepal_tune_end(&tuning, (float *)(void *)ALIGNED(flash), len, NULL), SEPAL_OVERLAP);
+    CHECK(sepal_tune_end(&tuning, (float *)(void *)&model, len, NULL), SEPAL_OVERLAP);
     /* Steps that failed changed nothing. */
     CHECK(sepal_tune_end(&tuning, parameters, len, NULL), SEPAL_OK);
     CHECK(sepal_tune_end(&tuning, parameters, len, NULL), SEPAL_NOT_OPEN);
@@ -228,6 +230,9 @@ static void learning(void)
     CHECK(sepal_tune_end(&tuning, again, len, NULL), SEPAL_OK);
     CHECK(sepal_infer(&model, room, 1 << 17, sample, SAMPLE, after, CLASSES, NULL), SEPAL_OK);
     CHECK(memcmp(before, after, sizeof before) != 0, 1);
+    /* In the same place. */
+    CHECK(sepal_tune_begin(&tuning, &model, &good, room, bytes, NULL), SEPAL_OK);
+    CHECK(sepal_tune_end(&tuning, again, len, NULL), SEPAL_OK);
     CHECK(sepal_use(&model, 1, again, len + 1, NULL), SEPAL_LENGTH);
     CHECK(sepal_use(&model, 3, again, len, NULL), SEPAL_RANGE);
     CHECK(sepal_use(&model, 1, parameters, len, NULL), SEPAL_OK);
@@ -286,6 +291,8 @@ static void classes(void)
     CHECK(sepal_prototypes_open(&prototypes, 2, 2, 2, room, bytes, NULL), SEPAL_OK);
     CHECK(sepal_prototypes_remove(&prototypes, 7, &samples, NULL), SEPAL_OK);
     CHECK(samples, 0);
+    CHECK(sepal_prototypes_remove(&prototypes, 9, &prototypes.classes, NULL), SEPAL_OVERLAP);
+    CHECK(prototypes.classes, 2);
     CHECK(sepal_prototypes_remove(&prototypes, 9, &samples, NULL), SEPAL_OK);
     CHECK(samples, 1);
     CHECK(prototypes.classes, 1);

@@ -171,16 +171,17 @@ pub unsafe extern "C" fn sepal_prototypes_add(
 /// As [`sepal_unit_length`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sepal_prototypes_remove(
-    prototypes: *mut State,
+    own: *mut State,
     label: u16,
     samples: *mut u32,
     detail: *mut Detail,
 ) -> i32 {
     // SAFETY: `sepal.h` asks the caller for prototypes whose memory is in place.
     unsafe {
-        let result = State::with(prototypes, Region::of(samples, 1), |prototypes| {
+        let result = State::with(own, Region::of(samples, 1), |prototypes| {
             if !samples.is_null() {
                 lent::usable(samples, 1)?;
+                lent::apart(Region::of(samples, 1), &[Region::of(own, 1)])?;
             }
             let count = prototypes.remove(label);
             if samples.is_null() { Ok(()) } else { lent::give(samples, count) }

@@ -314,9 +314,11 @@ pub unsafe extern "C" fn sepal_tune_end(
             if len != needed {
                 return Err(Failure::sizes(Status::Length, needed, len));
             }
+            let (written, regions) = (Region::of(parameters, len), model.regions());
             let arena = Region::of(state.memory, state.memory_len);
-            let others = [arena, Region::of(state.model, 1), Region::of(ptr::from_ref(state), 1)];
-            lent::apart(Region::of(parameters, len), &others)?;
+            lent::apart(written, &[arena, Region::of(ptr::from_ref(state), 1)])?;
+            // What the block had before may be overwritten, the model and its file may not.
+            lent::apart(written, regions.get(..2).unwrap_or_default())?;
             let words = lent::words(state.memory, state.memory_len)?;
             let mut backend = Micro::<false>::new(words);
             state.tuning.store(&mut backend, lent::array_mut(parameters, len)?)?;
