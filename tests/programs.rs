@@ -22,7 +22,7 @@ use serde_json::Value;
 #[path = "programs/reproduce.rs"]
 mod reproduce;
 
-const PROGRAMS: [&str; 7] =
+const PROGRAMS: [&str; 8] =
     ["train", "evaluate", "predict", "inspect", "quantise", "finetune", "separation", "reproduce"];
 
 /// Where cargo puts a program: beside the folder of this test.
