@@ -57,7 +57,8 @@ const ROWS: usize = 2;
 /// wants. There are kernels for convolution, dense, batch norm, max-pool, mean pools,
 /// activations but tanh, flattening, dropout, standardisation, unit length and `Quantise`.
 ///
-/// Training, objectives and searches are the reference's.
+/// Objectives, searches and the training of whole batches are the reference's; [`Tuning`] trains one
+/// block, one sample at a time.
 ///
 /// ```
 /// use sepal_core::arena::Word;
