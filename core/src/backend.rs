@@ -304,25 +304,7 @@ pub trait Backend {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
-        let mut walk = block.plan.walk(block.n);
-        let mut params = match block.params {
-            EvalParams::Ram(plan) => Some(plan.walk()),
-            EvalParams::Model { .. } => None,
-        };
-        for at in 0..block.chain.len() {
-            let (layer, needs) = needs(self, &block.chain, at, walk.x(), block.pass)?;
-            let param = match (&mut params, block.params) {
-                (Some(params), _) => Param::Ram(step(params, layer, walk.x().shape, at)?),
-                (None, EvalParams::Model { model, first }) => Param::Model {
-                    layer: first + at,
-                    tensors: model.weights.layer(&model.net, first + at),
-                },
-                (None, EvalParams::Ram(_)) => continue,
-            };
-            let place = walk.step(needs);
-            self.forward(&Call { layer, index: at, place, param, phase: Phase::Eval })?;
-        }
-        Ok(walk.x())
+        eval_calls(self, block, |backend, call| backend.forward(call))
     }
 
     /// Runs the first `upto` layers under training forward; gives the output's slot.
@@ -379,6 +361,37 @@ pub trait Device {
     fn chunk(&self) -> u32 {
         1
     }
+}
+
+/// Walks over frozen layers as they were planned by [`Backend::needs`], and has `each` run them one
+/// by one, or keep the calls of some that it then runs together; gives the output's slot.
+///
+/// # Errors
+/// Those of `each`, and a layer that cannot take its input.
+pub fn eval_calls<'b, B: Backend + ?Sized>(
+    backend: &mut B,
+    block: &EvalBlock<'b>,
+    mut each: impl FnMut(&mut B, &Call<'b>) -> Result<(), Error>,
+) -> Result<Slot, Error> {
+    let mut walk = block.plan.walk(block.n);
+    let mut params = match block.params {
+        EvalParams::Ram(plan) => Some(plan.walk()),
+        EvalParams::Model { .. } => None,
+    };
+    for at in 0..block.chain.len() {
+        let (layer, needs) = needs(backend, &block.chain, at, walk.x(), block.pass)?;
+        let param = match (&mut params, block.params) {
+            (Some(params), _) => Param::Ram(step(params, layer, walk.x().shape, at)?),
+            (None, EvalParams::Model { model, first }) => Param::Model {
+                layer: first + at,
+                tensors: model.weights.layer(&model.net, first + at),
+            },
+            (None, EvalParams::Ram(_)) => continue,
+        };
+        let place = walk.step(needs);
+        each(backend, &Call { layer, index: at, place, param, phase: Phase::Eval })?;
+    }
+    Ok(walk.x())
 }
 
 /// Layer `at` of a chain, and what it needs.

@@ -11,10 +11,10 @@
 //! of it.
 
 use sepal_core::arena::{Arena, Layout, Slot};
-use sepal_core::backend::{Backend, Call, EvalBlock, EvalParams, Param, Phase};
+use sepal_core::backend::{Backend, Call, EvalBlock, Param, eval_calls};
 use sepal_core::error::Error;
 use sepal_core::layer::{Activation, BatchNorm, Conv2d, Flatten, Layer, Needs, Pass, Tensors};
-use sepal_core::plan::{Chain, PlanError};
+use sepal_core::plan::Chain;
 use sepal_core::reference::stored;
 
 use crate::arch::Instructions;
@@ -126,45 +126,24 @@ pub(crate) fn eval_block<B: Backend>(
     mut each: impl FnMut(&mut B, &Call<'_>) -> Result<(), Error>,
     mut together: impl FnMut(&mut B, &Run<'_>) -> Result<(), Error>,
 ) -> Result<Slot, Error> {
-    let mut walk = block.plan.walk(block.n);
-    let mut params = match block.params {
-        EvalParams::Ram(plan) => Some(plan.walk()),
-        EvalParams::Model { .. } => None,
-    };
     let mut run: Option<Run<'_>> = None;
-    for at in 0..block.chain.len() {
-        let x = walk.x();
-        let impossible = PlanError::Shape { layer: at, input: x.shape };
-        let layer = block.chain.get(at).ok_or(impossible)?;
-        let needs = backend.needs(&block.chain, at, x, block.pass).ok_or(impossible)?;
-        let param = match (&mut params, block.params) {
-            (Some(params), _) => {
-                Param::Ram(params.step(layer.tensors(x.shape).ok_or(impossible)?)?)
-            }
-            (None, EvalParams::Model { model, first }) => Param::Model {
-                layer: first + at,
-                tensors: model.weights.layer(&model.net, first + at),
-            },
-            (None, EvalParams::Ram(_)) => continue,
-        };
-        let call = Call { layer, index: at, place: walk.step(needs), param, phase: Phase::Eval };
-        if let Some(folded) = Folded::new(&block.chain, at).filter(|folded| folded.len() > 1) {
-            run = Some(Run { folded, conv: call, norm: None, left: folded.len() });
+    eval_calls(backend, block, |backend, call| {
+        if let Some(folded) =
+            Folded::new(&block.chain, call.index).filter(|folded| folded.len() > 1)
+        {
+            run = Some(Run { folded, conv: *call, norm: None, left: folded.len() });
         }
-        let Some(now) = &mut run else {
-            each(backend, &call)?;
-            continue;
-        };
+        let Some(now) = &mut run else { return each(backend, call) };
         now.left -= 1;
-        if let Layer::BatchNorm(_) = layer {
-            now.norm = Some(param);
+        if let Layer::BatchNorm(_) = call.layer {
+            now.norm = Some(call.param);
         }
         if now.left == 0 {
             together(backend, now)?;
             run = None;
         }
-    }
-    Ok(walk.x())
+        Ok(())
+    })
 }
 
 /// A convolution and what runs within it, ready to run.

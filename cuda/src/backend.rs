@@ -284,8 +284,7 @@ impl Backend for Cuda {
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
-        let needs = |cuda: &Self, at, x| cuda.needs(&block.chain, at, x, block.pass);
-        folded::eval_block(self, block, needs, |cuda, call| cuda.forward(call), Self::together)
+        folded::eval_block(self, block, |cuda, call| cuda.forward(call), Self::together)
     }
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {

@@ -11,10 +11,10 @@
 //! of it.
 
 use sepal_core::arena::Slot;
-use sepal_core::backend::{Call, EvalBlock, EvalParams, Param, Phase};
+use sepal_core::backend::{Backend, Call, EvalBlock, Param, eval_calls};
 use sepal_core::error::Error;
 use sepal_core::layer::{Activation, BatchNorm, Conv2d, Flatten, Layer, MaxPool, Needs, Pass};
-use sepal_core::plan::{Chain, PlanError};
+use sepal_core::plan::Chain;
 
 use crate::layers;
 
@@ -105,50 +105,27 @@ pub(crate) struct Run<'a> {
     left: usize,
 }
 
-/// Runs frozen layers: `needs` is what they were planned by, `each` runs those that run alone.
-pub(crate) fn eval_block<B>(
+/// Runs frozen layers; `each` runs those that run alone.
+pub(crate) fn eval_block<B: Backend>(
     backend: &mut B,
     block: &EvalBlock<'_>,
-    needs: impl Fn(&B, usize, Slot) -> Option<Needs>,
     mut each: impl FnMut(&mut B, &Call<'_>) -> Result<(), Error>,
     mut together: impl FnMut(&mut B, &Run<'_>) -> Result<(), Error>,
 ) -> Result<Slot, Error> {
-    let mut walk = block.plan.walk(block.n);
-    let mut params = match block.params {
-        EvalParams::Ram(plan) => Some(plan.walk()),
-        EvalParams::Model { .. } => None,
-    };
     let mut run: Option<Run<'_>> = None;
-    for at in 0..block.chain.len() {
-        let x = walk.x();
-        let impossible = PlanError::Shape { layer: at, input: x.shape };
-        let layer = block.chain.get(at).ok_or(impossible)?;
-        let tensors = layer.tensors(x.shape).ok_or(impossible)?;
-        let param = match (&mut params, block.params) {
-            (Some(params), _) => Param::Ram(params.step(tensors)?),
-            (None, EvalParams::Model { model, first }) => Param::Model {
-                layer: first + at,
-                tensors: model.weights.layer(&model.net, first + at),
-            },
-            (None, EvalParams::Ram(_)) => continue,
-        };
-        let place = walk.step(needs(backend, at, x).ok_or(impossible)?);
-        let call = Call { layer, index: at, place, param, phase: Phase::Eval };
-        if let Some(folded) = Folded::together(&block.chain, at) {
-            run = Some(Run { folded, conv: call, norm: None, left: folded.len() });
+    eval_calls(backend, block, |backend, call| {
+        if let Some(folded) = Folded::together(&block.chain, call.index) {
+            run = Some(Run { folded, conv: *call, norm: None, left: folded.len() });
         }
-        let Some(now) = &mut run else {
-            each(backend, &call)?;
-            continue;
-        };
+        let Some(now) = &mut run else { return each(backend, call) };
         now.left -= 1;
-        if let Layer::BatchNorm(_) = layer {
-            now.norm = Some(param);
+        if let Layer::BatchNorm(_) = call.layer {
+            now.norm = Some(call.param);
         }
         if now.left == 0 {
             together(backend, now)?;
             run = None;
         }
-    }
-    Ok(walk.x())
+        Ok(())
+    })
 }
