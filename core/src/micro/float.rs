@@ -1,7 +1,7 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
 use super::conv::{Filter, Floats, Geometry, pieces, planes};
-use super::group::{Group, TILE};
+use super::group::{Group, Kind, TILE};
 use super::{Parameters, ROWS};
 use crate::error::Error;
 use crate::layer::{Activation, BatchNorm, Conv2d, Dense};
@@ -73,11 +73,24 @@ pub(super) struct Tensors<'a> {
     pub scratch: &'a mut [f32],
 }
 
-/// A convolution, with what stands behind it.
+/// A convolution or a dense layer, with what stands behind it.
 ///
 /// # Errors
 /// Weights that cannot be read.
-pub(super) fn conv(
+pub(super) fn run(
+    group: &Group<'_>,
+    shapes: (Shape, Shape),
+    p: &Parameters<'_>,
+    t: Tensors<'_>,
+) -> Result<(), Error> {
+    match group.kind {
+        Kind::Conv(l) => conv(group, *l, shapes, p, t),
+        Kind::Dense(l) => dense(group, *l, shapes.0, p, t),
+        Kind::Other(_) => Ok(()),
+    }
+}
+
+fn conv(
     group: &Group<'_>,
     l: Conv2d,
     (x_shape, out): (Shape, Shape),
@@ -124,11 +137,7 @@ pub(super) fn conv(
 const RUN: usize = 1024;
 const LANES: usize = 8;
 
-/// A dense layer, with what stands behind it.
-///
-/// # Errors
-/// Weights that cannot be read.
-pub(super) fn dense(
+fn dense(
     group: &Group<'_>,
     l: Dense,
     x_shape: Shape,

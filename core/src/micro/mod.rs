@@ -29,9 +29,9 @@ mod group;
 mod integer;
 mod tune;
 
-use crate::arena::{Dtype, Lease, Slot, Word};
+use crate::arena::{ArenaError, Dtype, Lease, Slot, Word};
 use crate::backend::{
-    Backend, Bank, Call, Device, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Param, Phase,
+    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, Param, eval_calls,
 };
 use crate::error::Error;
 use crate::layer::{self, Layer, Needs, Pass, Role};
@@ -173,11 +173,26 @@ impl<'m> Parameters<'m> {
         Ok(Self { layer, weight, bias, norm })
     }
 
+    /// Those that lie in the arena, in the order of [`slots`].
+    ///
+    /// # Errors
+    /// Other lengths.
+    fn of(
+        layer: usize,
+        leases: [Lease<'m>; 6],
+        lengths: [layer::Tensors; 2],
+    ) -> Result<Self, Error> {
+        let [weight, bias, gamma, beta, mean, variance] =
+            leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });
+        let own = [weight, bias, Stored::EMPTY, Stored::EMPTY];
+        Self::new(layer, [own, [gamma, beta, mean, variance]], lengths)
+    }
+
     /// Rows `k` and `k + 1` of `len` weights, widened into `scratch` where they must be; the first
     /// twice where there are no `two`.
     ///
     /// # Errors
-    /// Weights of a type that cannot be read.
+    /// Weights of a type that cannot be read, or that no scratch was planned for.
     fn rows<'s>(
         &self,
         k: usize,
@@ -195,8 +210,10 @@ impl<'m> Parameters<'m> {
             return Ok([row(k)?, row(next)?]);
         }
         let rows = self.weight.len() / len.max(1);
-        let (one, other) = scratch.split_at_mut_checked(len).ok_or(wrong)?;
-        let other = other.get_mut(..len).ok_or(wrong)?;
+        let (needed, given) = (ROWS * len * size_of::<f32>(), size_of_val(scratch));
+        let few = ArenaError::OutOfMemory { needed, given };
+        let (one, other) = scratch.split_at_mut_checked(len).ok_or(few)?;
+        let other = other.get_mut(..len).ok_or(few)?;
         for (k, row) in [(k, &mut *one), (next, &mut *other)] {
             if !self.weight.row(k, rows).widen(row) {
                 return Err(wrong);
@@ -206,59 +223,55 @@ impl<'m> Parameters<'m> {
     }
 }
 
+/// A group that is to run once the walk has reached its last layer.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    group: Group<'a>,
+    /// Its first layer's.
+    call: Call<'a>,
+    norm: Option<Param<'a>>,
+    /// Layers that are still to come.
+    left: usize,
+}
+
 impl<const ALL: bool> Micro<'_, ALL> {
-    /// Runs a group from its first layer's input to its last one's output. `slots` are those of its
-    /// first layer and of the norm, where they are in the arena.
+    /// Runs a group from its first layer's input to its last one's output.
     #[inline]
-    fn run(
-        &mut self,
-        block: &EvalBlock<'_>,
-        group: &Group<'_>,
-        place: &plan::Place,
-        slots: Option<&[ParamSlots; 2]>,
-    ) -> Result<(), Error> {
-        let (at, shape) = (group.first, place.x.shape);
-        let impossible = PlanError::Shape { layer: at, input: shape };
-        let layer = block.chain.get(at).ok_or(impossible)?;
-        let (index, param) = match block.params {
-            EvalParams::Model { model, first } => {
-                let (layer, net) = (first + at, &model.net);
-                (layer, Param::Model { layer, tensors: model.weights.layer(net, layer) })
-            }
-            EvalParams::Ram(_) => match slots {
-                Some([own, _]) => (at, Param::Ram(*own)),
-                None => return Err(in_arena()),
-            },
-        };
-        if let Kind::Other(layer) = group.kind {
-            return self.single(layer, index, param, place);
+    fn run(&mut self, block: &EvalBlock<'_>, run: &Run<'_>) -> Result<(), Error> {
+        let Run { group, call, norm, .. } = run;
+        if let Kind::Other(_) = group.kind {
+            return self.single(call);
         }
-        let tensors = layer.tensors(shape).ok_or(impossible)?;
+        let shape = call.place.x.shape;
+        let impossible = PlanError::Shape { layer: call.index, input: shape };
+        let tensors = call.layer.tensors(shape).ok_or(impossible)?;
         let (own, _) = group.shapes(&block.chain, shape).ok_or(impossible)?;
         let lengths = match group.norm {
             Some(norm) => [tensors, norm.tensors(own).ok_or(impossible)?],
             None => [tensors, layer::Tensors::NONE],
         };
-        let scratch = numbers(place.scratch);
+        let (place, scratch) = (&call.place, numbers(call.place.scratch));
         let arena = self.reference.arena();
-        match (block.params, param, slots) {
-            (EvalParams::Model { model, first }, Param::Model { tensors, .. }, _) => {
-                let norm = match group.norm {
-                    Some(_) => model.weights.layer(&model.net, first + at + 1),
-                    None => [Stored::EMPTY; 4],
+        match (call.param, *norm) {
+            (Param::Model { layer, tensors }, norm) => {
+                let norm = match norm {
+                    Some(Param::Model { tensors, .. }) => tensors,
+                    _ => [Stored::EMPTY; 4],
                 };
-                let p = Parameters::new(index, [tensors, norm], lengths)?;
+                let p = Parameters::new(layer, [tensors, norm], lengths)?;
                 let leases = arena.lease([place.x, place.y, scratch])?;
                 compute(group, block.pass, &p, place, leases)
             }
-            (_, _, Some([w, n])) => {
-                let [x, y, scratch, w, b, gamma, beta, mean, variance] = arena.lease([
-                    place.x, place.y, scratch, w.weight, w.bias, n.weight, n.bias, n.mean,
-                    n.variance,
-                ])?;
-                let norm = [gamma, beta, mean, variance].map(stored);
-                let own = [stored(w), stored(b), Stored::EMPTY, Stored::EMPTY];
-                let p = Parameters::new(index, [own, norm], lengths)?;
+            (Param::Ram(w), norm) if ALL => {
+                let n = match norm {
+                    Some(Param::Ram(n)) => n,
+                    _ => ParamSlots::NONE,
+                };
+                let [w, b, gamma, beta, mean, variance] = slots(&w, &n);
+                let [x, y, scratch, w, b, gamma, beta, mean, variance] =
+                    arena.lease([place.x, place.y, scratch, w, b, gamma, beta, mean, variance])?;
+                let own = [w, b, gamma, beta, mean, variance];
+                let p = Parameters::of(call.index, own, lengths)?;
                 compute(group, block.pass, &p, place, [x, y, scratch])
             }
             _ => Err(in_arena()),
@@ -267,18 +280,12 @@ impl<const ALL: bool> Micro<'_, ALL> {
 
     /// Runs a layer that is a group of its own.
     #[inline(never)]
-    fn single(
-        &mut self,
-        layer: &Layer,
-        index: usize,
-        param: Param<'_>,
-        place: &plan::Place,
-    ) -> Result<(), Error> {
+    fn single(&mut self, call: &Call<'_>) -> Result<(), Error> {
         use layer::Activation::{LeakyRelu, Relu, Relu6};
+        let Call { layer, ref place, param, .. } = *call;
         let shape = place.x.shape;
-        let Param::Model { tensors, .. } = param else {
-            let call = Call { layer, index, place: *place, param, phase: Phase::Eval };
-            return if ALL { self.reference.forward(&call) } else { Err(unknown()) };
+        let Param::Model { tensors, layer: index } = param else {
+            return if ALL { self.reference.forward(call) } else { Err(in_arena()) };
         };
         match layer {
             Layer::Flatten(_) | Layer::Dropout(_) => return Ok(()),
@@ -290,11 +297,8 @@ impl<const ALL: bool> Micro<'_, ALL> {
             | Layer::GlobalAvgPool(_)
             | Layer::Standardise(_)
             | Layer::L2Normalise(_) => {}
-            _ if ALL => {
-                let call = Call { layer, index, place: *place, param, phase: Phase::Eval };
-                return self.reference.forward(&call);
-            }
-            _ => return Err(unknown()),
+            _ if ALL => return self.reference.forward(call),
+            _ => return Err(Error::Unsupported("this layer")),
         }
         let x = if place.x.at == place.y.at { Slot::EMPTY } else { place.x };
         let slots = [x, place.y, place.saved, numbers(place.scratch)];
@@ -335,18 +339,15 @@ const fn in_arena() -> Error {
     Error::Unsupported("frozen layers of which the parameters are in the arena")
 }
 
-const fn unknown() -> Error {
-    Error::Unsupported("this layer")
-}
-
 /// Scratch as numbers.
 const fn numbers(scratch: Slot) -> Slot {
     Slot::vector(scratch.at, (scratch.bytes() / size_of::<f32>()) as u32, Dtype::F32)
 }
 
-/// Parameters of the arena.
-fn stored(lease: Lease<'_>) -> Stored<'_> {
-    Stored { bytes: lease.bytes(), ..Stored::EMPTY }
+/// The slots of a layer's parameters and of those of the norm behind it, as [`Parameters::of`] takes
+/// them.
+const fn slots(own: &ParamSlots, norm: &ParamSlots) -> [Slot; 6] {
+    [own.weight, own.bias, norm.weight, norm.bias, norm.mean, norm.variance]
 }
 
 /// Runs a convolution or a dense layer with what stands behind it.
@@ -372,11 +373,7 @@ fn compute(
     }
     let (x, y) = (&*x.get()?, y.get()?);
     let t = float::Tensors { x, y, winners: &mut [], scratch: scratch.get()? };
-    match group.kind {
-        Kind::Conv(l) => float::conv(group, *l, shapes, p, t),
-        Kind::Dense(l) => float::dense(group, *l, shapes.0, p, t),
-        Kind::Other(_) => Ok(()),
-    }
+    float::run(group, shapes, p, t)
 }
 
 /// The backend for small cores as a device.
@@ -478,31 +475,23 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
-        let mut walk = block.plan.walk(block.n);
-        let mut params = match block.params {
-            EvalParams::Ram(plan) => Some(plan.walk()),
-            EvalParams::Model { .. } => None,
-        };
-        let mut at = 0;
-        while at < block.chain.len() {
-            let impossible = PlanError::Shape { layer: at, input: walk.x().shape };
-            let group = Group::of(&block.chain, at).ok_or(impossible)?;
-            // Without the reference nothing looks at them, and they take no stack.
-            let (mut place, mut slots) = (None, ALL.then_some([ParamSlots::NONE; 2]));
-            for i in 0..group.len {
-                let x = walk.x();
-                if let (Some(params), Some(slots)) = (&mut params, &mut slots) {
-                    let layer = block.chain.get(at).ok_or(impossible)?;
-                    let own = params.step(layer.tensors(x.shape).ok_or(impossible)?)?;
-                    slots.iter_mut().skip(i).take(1).for_each(|slot| *slot = own);
-                }
-                let needs = needs(&block.chain, at, x.shape, x.dtype, block.pass);
-                let step = walk.step(needs.ok_or(impossible)?);
-                place = place.or(Some(step));
-                at += 1;
+        let mut run: Option<Run<'_>> = None;
+        eval_calls(self, block, |micro, call| {
+            if run.is_none() {
+                let impossible = PlanError::Shape { layer: call.index, input: call.place.x.shape };
+                let group = Group::of(&block.chain, call.index).ok_or(impossible)?;
+                run = Some(Run { group, call: *call, norm: None, left: group.len });
             }
-            self.run(block, &group, &place.ok_or(impossible)?, slots.as_ref())?;
-        }
-        Ok(walk.x())
+            let Some(now) = &mut run else { return Ok(()) };
+            now.left -= 1;
+            if let (Layer::BatchNorm(_), Some(_)) = (call.layer, now.group.norm) {
+                now.norm = Some(call.param);
+            }
+            if now.left == 0 {
+                micro.run(block, now)?;
+                run = None;
+            }
+            Ok(())
+        })
     }
 }

@@ -31,7 +31,7 @@ use crate::stage::{Cut, Loss, Objective, Stage};
 
 use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
-use super::{Micro, Parameters, float, stored};
+use super::{Micro, Parameters, float, slots};
 
 /// How embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -319,22 +319,15 @@ impl<'m> Tuning<'m> {
         })?;
         let Own { group, slots: [w, n], lengths } = self.own()?;
         let TuningPlan { x, y, won, .. } = self.plan;
-        let [xs, ys, won, w, b, gamma, beta, mean, variance] = backend
-            .reference
-            .arena()
-            .lease([x, y, won, w.weight, w.bias, n.weight, n.bias, n.mean, n.variance])?;
-        let none = crate::net::Stored::EMPTY;
-        let norm = [gamma, beta, mean, variance].map(stored);
-        let own = [stored(w), stored(b), none, none];
-        let p = Parameters::new(self.stage.first.into(), [own, norm], lengths)?;
+        let [w, b, gamma, beta, mean, variance] = slots(&w, &n);
+        let [xs, ys, won, w, b, gamma, beta, mean, variance] =
+            backend.reference.arena().lease([x, y, won, w, b, gamma, beta, mean, variance])?;
+        let own = [w, b, gamma, beta, mean, variance];
+        let p = Parameters::of(self.stage.first.into(), own, lengths)?;
         let (xs, ys, won) = (xs.get::<f32>()?, ys.get::<f32>()?, won.get::<u8>()?);
         won.fill(0);
         let t = float::Tensors { x: xs, y: &mut *ys, winners: &mut *won, scratch: &mut [] };
-        match group.kind {
-            Kind::Conv(l) => float::conv(&group, *l, (x.shape, y.shape), &p, t)?,
-            Kind::Dense(l) => float::dense(&group, *l, x.shape, &p, t)?,
-            Kind::Other(_) => {}
-        }
+        float::run(&group, (x.shape, y.shape), &p, t)?;
         // No gradient passes where the activation is flat, whatever becomes of the output.
         let top = match group.activation {
             Some(Activation::Relu) => f32::INFINITY,
@@ -658,15 +651,15 @@ impl<'m> Tuning<'m> {
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
     fn backward<const ALL: bool>(&self, backend: &mut Micro<'_, ALL>) -> Result<(), Error> {
-        let Own { group, slots: [w, n], .. } = self.own()?;
+        let Own { group, slots: [w, n], lengths } = self.own()?;
         let TuningPlan { x, y, won, dy, .. } = self.plan;
-        let [xs, ys, won, dys, dw, db, gamma, beta, mean, variance] = backend
+        let (dw, db, [w, b, gamma, beta, mean, variance]) = (w.dweight, w.dbias, slots(&w, &n));
+        let [xs, ys, won, dys, dw, db, w, b, gamma, beta, mean, variance] = backend
             .reference
             .arena()
-            .lease([x, y, won, dy, w.dweight, w.dbias, n.weight, n.bias, n.mean, n.variance])?;
-        let none = crate::net::Stored::EMPTY;
-        let norm = [gamma, beta, mean, variance].map(stored);
-        let p = Parameters { layer: 0, weight: none, bias: none, norm };
+            .lease([x, y, won, dy, dw, db, w, b, gamma, beta, mean, variance])?;
+        let own = [w, b, gamma, beta, mean, variance];
+        let p = Parameters::of(self.stage.first.into(), own, lengths)?;
         let (xs, ys, won) = (&*xs.get::<f32>()?, &*ys.get::<f32>()?, &*won.get::<u8>()?);
         let (dys, dw, db) = (dys.get::<f32>()?, dw.get::<f32>()?, db.get::<f32>()?);
         for (dy, won) in dys.iter_mut().zip(won) {
