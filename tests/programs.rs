@@ -510,6 +510,11 @@ fn finetune_learns_a_user() {
     let table = run("finetune", &args).good();
     assert!(table.contains("block by separation, last layer"), "{table}");
     run("finetune", &[&path, "--block", "9"]).refused(&["block 9"]);
+    run("finetune", &[&path, "--shown", "1"]).refused(&["10 samples", "16 are needed"]);
+    // A block of bytes, which would not run with what is learnt in numbers.
+    let bytes = folder.path("bytes.sepal");
+    run("quantise", &[&path, &bytes, "--test", "10", "--samples", "50"]).good();
+    run("finetune", &[&bytes]).refused(&["computes in f32"]);
 }
 
 #[test]

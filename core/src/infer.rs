@@ -141,7 +141,7 @@ impl<'m> Inference<'m> {
     ) -> Result<Self, PlanError> {
         let bytes = bytes && first == 0;
         let pass = pass(model);
-        let direct = bytes && backend.takes_bytes(&model.net, pass);
+        let direct = bytes && last > 0 && backend.takes_bytes(&model.net, pass);
         let dtype = if direct { Dtype::U8 } else { Dtype::F32 };
         let shape = model.net.shape(first)?.with_n(n);
         let this = Self::of(backend, model, (first, last), Slot::new(0, shape, dtype))?;

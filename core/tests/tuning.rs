@@ -4,7 +4,7 @@ use sepal_core::arena::Word;
 use sepal_core::backend::Backend;
 use sepal_core::error::Error;
 use sepal_core::layer::{
-    Activation, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, RELU,
+    Activation, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, Quantise, RELU,
 };
 use sepal_core::loss;
 use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
@@ -149,6 +149,20 @@ fn train(net: Net<'_>, stage: Stage<'_>, steps: usize) -> Tuned {
     Tuned { before: frozen[own.clone()].to_vec(), after: all[own].to_vec(), values }
 }
 
+/// A fine-tuning before its first step, in memory of which nothing was written.
+fn begun<'a>(
+    stage: Stage<'a>,
+    model: &Model<'a>,
+    words: &'a mut Vec<Word>,
+) -> (Micro<'a, false>, Tuning<'a>) {
+    let plan = TuningPlan::new(model.net, &stage, Embeddings::F32, false).unwrap();
+    *words = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut backend = Micro::<false>::new(words);
+    let mut tuning = Tuning::new(model.net, stage, plan, 3);
+    tuning.load(&mut backend, model).unwrap();
+    (backend, tuning)
+}
+
 #[track_caller]
 fn close(got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len());
@@ -254,12 +268,9 @@ fn gradients_are_derivatives() {
 /// The loss of the first batch, with the neighbours of the weights that it began with, in f64.
 fn loss_of(net: Net<'_>, stage: Stage<'_>, weights_: &[f32]) -> f64 {
     let embed = |weights: &[f32]| -> (Vec<f64>, Vec<u16>) {
-        let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
-        let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
-        let mut backend = Micro::<false>::new(&mut memory);
         let model = Model { net, weights: Weights::Flat(weights) };
-        let mut tuning = Tuning::new(net, stage, plan, 3);
-        tuning.load(&mut backend, &model).unwrap();
+        let mut words = vec![];
+        let (mut backend, tuning) = begun(stage, &model, &mut words);
         let mut source = Images { classes: 3 };
         let mut indices = [0; 8];
         source.pick(Draw { seed: 3, epoch: 0, step: 0 }, 8, 0, &mut indices);
@@ -294,11 +305,8 @@ fn judging_is_the_nearest_of_another_set() {
     let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
     let all = weights(&net);
     let model = Model { net, weights: Weights::Flat(&all) };
-    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
-    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
-    let mut backend = Micro::<false>::new(&mut memory);
-    let mut tuning = Tuning::new(net, stage, plan, 3);
-    tuning.load(&mut backend, &model).unwrap();
+    let mut words = vec![];
+    let (mut backend, tuning) = begun(stage, &model, &mut words);
     let (mut bank, mut queries) = (Images { classes: 3 }, Images { classes: 4 });
     let dim = 64;
     let (mut rows, mut labels) = (vec![0.0; 20 * dim], [0; 20]);
@@ -358,26 +366,97 @@ fn what_cannot_be_tuned_is_refused() {
     assert_eq!(planned(stage((0, 5), UNIT, MARGIN, MOMENTUM)).err(), range(0, 5));
     assert_eq!(planned(stage((1, 3), UNIT, MARGIN, MOMENTUM)).err(), range(1, 3));
     assert_eq!(planned(stage((0, 3), &layers[3..4], MARGIN, MOMENTUM)).err(), range(0, 3));
+    // Where weights are bytes, a layer behind rounded activations sums bytes.
+    let rounded = [Layer::Quantise(Quantise::BYTES), Layer::Conv2d(CONV), RELU];
+    let rounded = Net { layers: &rounded, blocks: &[1, 3], ..net };
+    let stage_ = stage((1, 3), UNIT, MARGIN, MOMENTUM);
+    let plan = |narrow| TuningPlan::new(rounded, &stage_, Embeddings::F32, narrow);
+    assert!(plan(false).is_ok());
+    assert_eq!(plan(true).err(), Some(PlanError::Range { first: 1, last: 3, layers: 3 }));
     let soft = Objective::Separation(Loss::SoftNearest { temperature: 1.0 });
     assert_eq!(planned(stage((0, 3), UNIT, soft, MOMENTUM)).err(), range(0, 3));
 }
 
-/// One class has no neighbours of another: an error, and nothing moves.
+/// A block that has become infinite says so: neighbours would hide it.
+#[test]
+fn a_block_that_diverged_is_named() {
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let mut all = weights(&net);
+    all[5] = f32::INFINITY;
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let mut words = vec![];
+    let (mut backend, mut tuning) = begun(stage, &model, &mut words);
+    let step = tuning.step(&mut backend, &model, &mut Images { classes: 3 }, 1);
+    assert_eq!(step, Err(Error::Diverged { stage: 0, layer: 0, update: 0 }));
+    let mut after = vec![0.0; all.len()];
+    tuning.store(&mut backend, &mut after).unwrap();
+    assert_eq!(after, all);
+}
+
+/// One class has no neighbours of another: after a pass an error, and nothing moves.
 #[test]
 fn one_class_moves_nothing() {
     let layers = [Layer::Conv2d(CONV), RELU, POOL];
     let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
     let all = weights(&net);
     let model = Model { net, weights: Weights::Flat(&all) };
-    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false).unwrap();
-    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
-    let mut backend = Micro::<false>::new(&mut memory);
-    let mut tuning = Tuning::new(net, stage, plan, 3);
-    tuning.load(&mut backend, &model).unwrap();
-    let step = tuning.step(&mut backend, &model, &mut Images { classes: 1 }, 1);
-    assert_eq!(step, Err(Error::NoAnchor { stage: 0, update: 0 }));
+    let mut words = vec![];
+    let (mut backend, mut tuning) = begun(stage, &model, &mut words);
+    let mut source = Images { classes: 1 };
+    let mut step = || tuning.step(&mut backend, &model, &mut source, 2);
+    let first = step().unwrap();
+    assert_eq!((first.anchors, first.skipped), (0, 8));
+    // Two batches of 8 are a pass over 20 samples.
+    assert_eq!(step(), Err(Error::NoAnchor { stage: 0, update: 1 }));
     let mut after = vec![0.0; all.len()];
     tuning.store(&mut backend, &mut after).unwrap();
     assert_eq!(after, all);
-    assert_eq!(tuning.updates(), 0);
+    assert_eq!(tuning.updates(), 1);
+}
+
+/// A batch that teaches nothing is passed: the next one does.
+#[test]
+fn a_batch_of_one_class_is_passed() {
+    /// The first half is of one class, and order is kept.
+    struct Sorted(Images);
+    impl Source for Sorted {
+        fn len(&self) -> u32 {
+            16
+        }
+        fn shape(&self) -> Shape {
+            INPUT
+        }
+        fn is_u8(&self) -> bool {
+            true
+        }
+        fn pick(&self, draw: Draw, batch: u32, first: u32, indices: &mut [u32]) {
+            let start = draw.step * batch + first;
+            (start..).zip(indices).for_each(|(at, index)| *index = at);
+        }
+        fn read(
+            &mut self,
+            indices: &[u32],
+            draw: Option<Draw>,
+            x: Batch<'_>,
+            labels: &mut [u16],
+        ) -> Result<(), SourceError> {
+            self.0.read(indices, draw, x, labels)?;
+            let early = labels.iter_mut().zip(indices).filter(|(_, index)| **index < 8);
+            early.for_each(|(label, _)| *label = 0);
+            Ok(())
+        }
+    }
+    let layers = [Layer::Conv2d(CONV), RELU, POOL];
+    let (net, stage) = (net(&layers, &[3]), stage((0, 3), UNIT, MARGIN, MOMENTUM));
+    let all = weights(&net);
+    let model = Model { net, weights: Weights::Flat(&all) };
+    let mut words = vec![];
+    let (mut backend, mut tuning) = begun(stage, &model, &mut words);
+    let mut source = Sorted(Images { classes: 3 });
+    let anchors: Vec<u32> = (0..6)
+        .map(|_| tuning.step(&mut backend, &model, &mut source, 6).unwrap().anchors)
+        .collect();
+    assert!(anchors.iter().step_by(2).all(|&anchors| anchors == 0), "{anchors:?}");
+    assert!(anchors.iter().skip(1).step_by(2).all(|&anchors| anchors > 4), "{anchors:?}");
 }

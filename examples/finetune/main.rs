@@ -4,6 +4,8 @@
 //! finetune MODEL [--data DIR] [--shift invert|rotate] [--shown N] [--seeds N] [--json]
 //! ```
 
+#[path = "../common/positive.rs"]
+mod positive;
 #[path = "../common/program.rs"]
 mod program;
 
@@ -30,6 +32,7 @@ use sepal::source::Source;
 use sepal::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
 use serde_json::json;
 
+use positive::positive;
 use program::Failure;
 
 /// Fine-tunes a model for a new user whose images are not those that it was trained on: a block by
@@ -38,7 +41,7 @@ use program::Failure;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// The model file; its weights are f32
+    /// The model file; the layers that are tuned compute in f32
     model: PathBuf,
 
     /// Folder of the data set, of which the user shows some of the last 10,000 training images
@@ -71,11 +74,11 @@ struct Args {
     head_updates: u32,
 
     /// Rate of the block
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = positive)]
     rate: f32,
 
     /// Rate of the last layer
-    #[arg(long, default_value_t = 0.03)]
+    #[arg(long, default_value_t = 0.03, value_parser = positive)]
     head_rate: f32,
 
     /// Users, each with images of its own
@@ -216,7 +219,7 @@ fn user(
     }
     let tested = picked(test, args.tested, seed)?;
     let judged = |model: &Model<'_>| -> Result<f64, Failure> {
-        let plan = Inference::micro(net, 1, false)?;
+        let plan = Inference::micro(net, 1, model.weights.is_narrow())?;
         let mut words = vec![Word::ZERO; Word::count(plan.bytes())];
         let (mut backend, mut right) = (Micro::<true>::new(&mut words), 0);
         let mut logits = vec![0.0; plan.output()];
@@ -311,18 +314,20 @@ fn tune<'m>(
     mut judge: impl FnMut(&Tuning<'_>, &mut Micro<'_>, bool) -> Result<(), Error>,
 ) -> Result<(Vec<f32>, usize), Failure> {
     let net = model.net;
-    let plan = TuningPlan::new(net, &stage, Embeddings::F32, false)?;
+    let narrow = model.weights.is_narrow();
+    let plan = TuningPlan::new(net, &stage, Embeddings::F32, narrow).map_err(|error| {
+        format!(
+            "{error}: what is tuned is one convolution or dense layer that computes in f32, with what \
+             runs together with it"
+        )
+    })?;
     let mut words = vec![Word::ZERO; Word::count(plan.bytes())];
     let mut backend = Micro::<true>::new(&mut words);
     let mut tuning = Tuning::new(net, stage, plan, seed.into());
     tuning.load(&mut backend, model)?;
     judge(&tuning, &mut backend, false)?;
     for _ in 0..updates {
-        match tuning.step(&mut backend, model, training, updates) {
-            // A batch in which no sample has both kinds of neighbours teaches nothing.
-            Ok(_) | Err(Error::NoAnchor { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        tuning.step(&mut backend, model, training, updates)?;
     }
     judge(&tuning, &mut backend, true)?;
     let first = net.params(stage.first.into())?;

@@ -13,6 +13,7 @@ use sepal::strategy::Window;
 use crate::gpu::Gpu;
 use crate::learning::{Chosen, Learning, Optimiser, Readout, Way};
 use crate::model::Model;
+use crate::positive::positive;
 use crate::seconds::seconds;
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
@@ -184,13 +185,6 @@ pub struct Args {
     /// the test set); "done" (cpu_seconds of the training, seed, train and test: numbers of images)
     #[arg(long)]
     pub json: bool,
-}
-
-fn positive(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
-        _ => Err("expected a number above 0".to_owned()),
-    }
 }
 
 /// A loss.

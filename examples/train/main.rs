@@ -18,6 +18,8 @@ mod judge;
 mod learning;
 #[path = "../common/model.rs"]
 mod model;
+#[path = "../common/positive.rs"]
+mod positive;
 #[path = "../common/program.rs"]
 mod program;
 mod progress;

@@ -107,8 +107,9 @@ impl<X: Copy> Geometry<X> {
         w: [&[N::W]; 2],
         p: usize,
     ) -> [N::Sum; 2] {
-        let padded = N::counts(self.outside) && self.conv.pad.0 > 0;
-        if padded { self.outer::<N>(start, w, p) } else { start }
+        let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
+        let inside = top >= above && top + usize::from(self.conv.kernel.0) <= self.height + above;
+        if N::counts(self.outside) && !inside { self.outer::<N>(start, w, top) } else { start }
     }
 
     #[inline(never)]
@@ -116,14 +117,13 @@ impl<X: Copy> Geometry<X> {
         &self,
         mut start: [N::Sum; 2],
         w: [&[N::W]; 2],
-        p: usize,
+        top: usize,
     ) -> [N::Sum; 2] {
-        let columns = usize::from(self.conv.kernel.1).max(1);
-        let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
+        let above = usize::from(self.conv.pad.0);
         let inside = above..self.height + above;
         for (sum, w) in start.iter_mut().zip(w) {
-            for kernel in w.chunks_exact(self.taps.max(1)) {
-                for (row, r) in kernel.chunks_exact(columns).zip(top..) {
+            for kernel in pieces(w, self.taps) {
+                for (row, r) in pieces(kernel, self.conv.kernel.1.into()).zip(top..) {
                     if !inside.contains(&r) {
                         *sum = row.iter().fold(*sum, |sum, &w| N::add(sum, w, self.outside));
                     }
@@ -133,8 +133,9 @@ impl<X: Copy> Geometry<X> {
         start
     }
 
-    /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with `start`. `x` holds
-    /// the channels of the filters' group. Places past the row's end are sums of what is there.
+    /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with
+    /// `start`. `x` holds the channels of the filters' group. Places past the row's end are sums of
+    /// what is there.
     #[inline(never)]
     fn tile<N: Numbers<X = X>, const TWO: bool>(
         &self,
@@ -176,7 +177,7 @@ impl Geometry<f32> {
         let left = (q * usize::from(step.1)).wrapping_sub(pad.1.into());
         let columns = usize::from(kernel.1).max(1);
         for (plane, dw) in pieces(x, self.plane).zip(dw.chunks_exact_mut(self.taps.max(1))) {
-            for (dw, r) in dw.chunks_exact_mut(columns.max(1)).zip(0..) {
+            for (dw, r) in dw.chunks_exact_mut(columns).zip(0..) {
                 let row = top.wrapping_add(r);
                 if row >= self.height {
                     continue;
@@ -278,7 +279,7 @@ impl<X: Copy> Rows<'_, X> {
     #[inline(never)]
     fn any<N: Numbers<X = X>>(&self, w: &[N::W], start: N::Sum) -> [N::Sum; TILE] {
         let (g, mut sums) = (self.geometry, all(start));
-        let (columns, step) = (usize::from(g.conv.kernel.1).max(1), usize::from(g.conv.stride.1));
+        let (columns, step) = (g.conv.kernel.1.into(), usize::from(g.conv.stride.1));
         for (plane, w) in pieces(self.x, g.plane).zip(pieces(w, g.taps)) {
             let rows = pieces(plane, g.width).skip(self.top);
             let kernel = pieces(w, columns).take(self.past).skip(self.first);

@@ -9,7 +9,7 @@ use crate::shape::Shape;
 
 /// One filter's or unit's bias, norm and activation.
 #[derive(Clone, Copy)]
-pub(super) struct Channel<'m> {
+struct Channel<'m> {
     bias: f32,
     /// Mean, scale and shift.
     norm: Option<[f32; 3]>,
@@ -17,7 +17,8 @@ pub(super) struct Channel<'m> {
 }
 
 impl<'m> Channel<'m> {
-    pub fn new(group: &Group<'m>, p: &Parameters<'_>, k: usize) -> Self {
+    #[inline(never)]
+    fn new(group: &Group<'m>, p: &Parameters<'_>, k: usize) -> Self {
         let norm = |norm: &BatchNorm| {
             let [gamma, beta, mean, variance] = p.norm.map(|stored| stored.number(k));
             let scale = gamma.unwrap_or(1.0) * norm.inverse(variance.unwrap_or(0.0));
@@ -36,11 +37,6 @@ impl<'m> Channel<'m> {
         if let Some(activation) = self.activation {
             activation.forward_piecewise(sums);
         }
-    }
-
-    /// By how much a gradient of what the activation reads is multiplied on its way to the sum.
-    pub fn scale(&self) -> f32 {
-        self.norm.map_or(1.0, |[_, scale, _]| scale)
     }
 }
 
@@ -175,11 +171,11 @@ fn products(x: &[f32], [w, v]: [&[f32]; ROWS]) -> [f32; ROWS] {
                 *other += v * x;
             }
         }
-        for (lane, (w, x)) in one.iter_mut().zip(w_rest.iter().zip(x_rest)) {
-            *lane += w * x;
-        }
-        for (lane, (v, x)) in other.iter_mut().zip(v_rest.iter().zip(x_rest)) {
-            *lane += v * x;
+        for ((((one, other), x), w), v) in
+            one.iter_mut().zip(other.iter_mut()).zip(x_rest).zip(w_rest).zip(v_rest)
+        {
+            *one += w * x;
+            *other += v * x;
         }
         for (total, lanes) in totals.iter_mut().zip(lanes) {
             *total += lanes.iter().fold(0.0, |sum, lane| sum + lane);

@@ -158,7 +158,7 @@ impl<'m> Parameters<'m> {
     /// Other lengths.
     fn new(
         layer: usize,
-        stored: [[Stored<'m>; 4]; 2],
+        stored: &[[Stored<'m>; 4]; 2],
         lengths: [layer::Tensors; 2],
     ) -> Result<Self, Error> {
         for ((stored, lengths), layer) in stored.iter().zip(lengths).zip(layer..) {
@@ -169,7 +169,7 @@ impl<'m> Parameters<'m> {
                 }
             }
         }
-        let [[weight, bias, ..], norm] = stored;
+        let [[weight, bias, ..], norm] = *stored;
         Ok(Self { layer, weight, bias, norm })
     }
 
@@ -185,7 +185,7 @@ impl<'m> Parameters<'m> {
         let [weight, bias, gamma, beta, mean, variance] =
             leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });
         let own = [weight, bias, Stored::EMPTY, Stored::EMPTY];
-        Self::new(layer, [own, [gamma, beta, mean, variance]], lengths)
+        Self::new(layer, &[own, [gamma, beta, mean, variance]], lengths)
     }
 
     /// Rows `k` and `k + 1` of `len` weights, widened into `scratch` where they must be; the first
@@ -223,7 +223,7 @@ impl<'m> Parameters<'m> {
     }
 }
 
-/// A group that is to run once the walk has reached its last layer.
+/// A convolution or dense layer that is to run once the walk has reached the last layer behind it.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     group: Group<'a>,
@@ -235,44 +235,42 @@ struct Run<'a> {
 }
 
 impl<const ALL: bool> Micro<'_, ALL> {
-    /// Runs a group from its first layer's input to its last one's output.
-    #[inline]
-    fn run(&mut self, block: &EvalBlock<'_>, run: &Run<'_>) -> Result<(), Error> {
+    /// Runs a group from its first layer's input to its last one's output. An image in which no group
+    /// computes in integers, or none in f32, is one without the other's kernels.
+    #[inline(never)]
+    fn run<const INTEGER: bool>(&mut self, chain: &Chain<'_>, run: &Run<'_>) -> Result<(), Error> {
         let Run { group, call, norm, .. } = run;
-        if let Kind::Other(_) = group.kind {
-            return self.single(call);
-        }
         let shape = call.place.x.shape;
         let impossible = PlanError::Shape { layer: call.index, input: shape };
         let tensors = call.layer.tensors(shape).ok_or(impossible)?;
-        let (own, _) = group.shapes(&block.chain, shape).ok_or(impossible)?;
+        let (own, _) = group.shapes(chain, shape).ok_or(impossible)?;
         let lengths = match group.norm {
             Some(norm) => [tensors, norm.tensors(own).ok_or(impossible)?],
             None => [tensors, layer::Tensors::NONE],
         };
         let (place, scratch) = (&call.place, numbers(call.place.scratch));
         let arena = self.reference.arena();
-        match (call.param, *norm) {
+        match (&call.param, norm) {
             (Param::Model { layer, tensors }, norm) => {
                 let norm = match norm {
-                    Some(Param::Model { tensors, .. }) => tensors,
+                    Some(Param::Model { tensors, .. }) => *tensors,
                     _ => [Stored::EMPTY; 4],
                 };
-                let p = Parameters::new(layer, [tensors, norm], lengths)?;
+                let p = Parameters::new(*layer, &[*tensors, norm], lengths)?;
                 let leases = arena.lease([place.x, place.y, scratch])?;
-                compute(group, block.pass, &p, place, leases)
+                compute::<INTEGER>(group, &p, place, leases)
             }
             (Param::Ram(w), norm) if ALL => {
                 let n = match norm {
                     Some(Param::Ram(n)) => n,
-                    _ => ParamSlots::NONE,
+                    _ => &ParamSlots::NONE,
                 };
-                let [w, b, gamma, beta, mean, variance] = slots(&w, &n);
+                let [w, b, gamma, beta, mean, variance] = slots(w, n);
                 let [x, y, scratch, w, b, gamma, beta, mean, variance] =
                     arena.lease([place.x, place.y, scratch, w, b, gamma, beta, mean, variance])?;
                 let own = [w, b, gamma, beta, mean, variance];
                 let p = Parameters::of(call.index, own, lengths)?;
-                compute(group, block.pass, &p, place, [x, y, scratch])
+                compute::<INTEGER>(group, &p, place, [x, y, scratch])
             }
             _ => Err(in_arena()),
         }
@@ -282,7 +280,7 @@ impl<const ALL: bool> Micro<'_, ALL> {
     #[inline(never)]
     fn single(&mut self, call: &Call<'_>) -> Result<(), Error> {
         use layer::Activation::{LeakyRelu, Relu, Relu6};
-        let Call { layer, ref place, param, .. } = *call;
+        let Call { layer, place, param, .. } = call;
         let shape = place.x.shape;
         let Param::Model { tensors, layer: index } = param else {
             return if ALL { self.reference.forward(call) } else { Err(in_arena()) };
@@ -304,7 +302,7 @@ impl<const ALL: bool> Micro<'_, ALL> {
         let slots = [x, place.y, place.saved, numbers(place.scratch)];
         let [x, y, saved, scratch] = self.reference.arena().lease(slots)?;
         let lengths = layer.tensors(shape).unwrap_or(layer::Tensors::NONE);
-        let [w, b, mean, variance] = reference::stored(index, lengths, tensors, scratch.get()?)?;
+        let [w, b, mean, variance] = reference::stored(*index, lengths, *tensors, scratch.get()?)?;
         let (x, y) = (&*x.get::<f32>()?, y.get::<f32>()?);
         match layer {
             Layer::BatchNorm(l) => l.forward_eval(shape, w, b, mean, variance, y),
@@ -351,15 +349,14 @@ const fn slots(own: &ParamSlots, norm: &ParamSlots) -> [Slot; 6] {
 }
 
 /// Runs a convolution or a dense layer with what stands behind it.
-fn compute(
+fn compute<const INTEGER: bool>(
     group: &Group<'_>,
-    pass: Pass,
     p: &Parameters<'_>,
     place: &plan::Place,
     [x, y, scratch]: [Lease<'_>; 3],
 ) -> Result<(), Error> {
     let shapes = (place.x.shape, place.y.shape);
-    if group.is_integer(pass) {
+    if INTEGER {
         let x = &*x.get()?;
         let y = match place.y.dtype {
             Dtype::U8 => integer::Out::Codes(y.get()?),
@@ -477,18 +474,27 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
         let mut run: Option<Run<'_>> = None;
         eval_calls(self, block, |micro, call| {
-            if run.is_none() {
-                let impossible = PlanError::Shape { layer: call.index, input: call.place.x.shape };
-                let group = Group::of(&block.chain, call.index).ok_or(impossible)?;
-                run = Some(Run { group, call: *call, norm: None, left: group.len });
-            }
-            let Some(now) = &mut run else { return Ok(()) };
+            let now = match &mut run {
+                Some(now) => now,
+                None => {
+                    let (layer, input) = (call.index, call.place.x.shape);
+                    let group = Group::of(&block.chain, layer);
+                    let group = group.ok_or(PlanError::Shape { layer, input })?;
+                    if let Kind::Other(_) = group.kind {
+                        return micro.single(call);
+                    }
+                    run.insert(Run { group, call: *call, norm: None, left: group.len })
+                }
+            };
             now.left -= 1;
             if let (Layer::BatchNorm(_), Some(_)) = (call.layer, now.group.norm) {
                 now.norm = Some(call.param);
             }
             if now.left == 0 {
-                micro.run(block, now)?;
+                match now.group.is_integer(block.pass) {
+                    true => micro.run::<true>(&block.chain, now),
+                    false => micro.run::<false>(&block.chain, now),
+                }?;
                 run = None;
             }
             Ok(())

@@ -20,7 +20,7 @@ use crate::arena::{ArenaError, Dtype, Lease, Slot};
 use crate::backend::{Backend, HostMut};
 use crate::error::Error;
 use crate::infer::Inference;
-use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Role, Tensors};
+use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Pass, Role, Tensors};
 use crate::loss::{self, Score};
 use crate::neighbour::{Nearest, Pair, Rows, distance2};
 use crate::net::{Model, Net};
@@ -98,6 +98,15 @@ const fn goal(stage: &Stage<'_>) -> Option<Goal> {
     }
 }
 
+/// Whether the layer at `first` of a net reads bytes: what would be tuned in numbers could not run
+/// behind them.
+const fn reads_bytes(net: &Net<'_>, first: usize) -> bool {
+    match Group::of(&Chain::new(net.layers), first) {
+        Some(group) => group.is_integer(Pass::Narrow),
+        None => false,
+    }
+}
+
 /// The group that a block is, where it is one that can be tuned.
 const fn block<'m>(chain: &Chain<'m>) -> Option<Group<'m>> {
     let Some(group) = Group::of(chain, 0) else { return None };
@@ -127,8 +136,8 @@ impl<'m> TuningPlan<'m> {
     /// calibrated.
     ///
     /// # Errors
-    /// [`PlanError::Range`] for a block, a head or an objective of another kind, layers that do not
-    /// fit, sizes that cannot be used.
+    /// [`PlanError::Range`] for a block, a head or an objective of another kind and for a block that
+    /// computes in integers; layers that do not fit, sizes that cannot be used.
     pub const fn new(
         net: Net<'m>,
         stage: &Stage<'m>,
@@ -139,6 +148,9 @@ impl<'m> TuningPlan<'m> {
         let outside = PlanError::Range { first, last, layers: net.layers.len() };
         let chain = tri!(net.chain(first, last));
         let (Some(group), Some(goal)) = (block(&chain), goal(stage)) else { return Err(outside) };
+        if narrow && reads_bytes(&net, first) {
+            return Err(outside);
+        }
         if n == 0 || n == u32::MAX {
             return Err(PlanError::Batch { size: n });
         }
@@ -185,8 +197,10 @@ pub struct Tuning<'m> {
     stage: Stage<'m>,
     plan: TuningPlan<'m>,
     seed: u64,
-    /// Updates done.
+    /// Batches done.
     updates: u32,
+    /// The last of them that taught nothing.
+    idle: u32,
 }
 
 /// The parameters of a block's group.
@@ -201,10 +215,10 @@ struct Own<'m> {
 impl<'m> Tuning<'m> {
     /// A fine-tuning before its first step. Call [`load`](Self::load) next.
     pub const fn new(net: Net<'m>, stage: Stage<'m>, plan: TuningPlan<'m>, seed: u64) -> Self {
-        Self { net, stage, plan, seed, updates: 0 }
+        Self { net, stage, plan, seed, updates: 0, idle: 0 }
     }
 
-    /// Updates done.
+    /// Batches done, each an update where it could teach something.
     pub const fn updates(&self) -> u32 {
         self.updates
     }
@@ -222,7 +236,7 @@ impl<'m> Tuning<'m> {
         if needed > given {
             return Err(ArenaError::OutOfMemory { needed, given }.into());
         }
-        self.updates = 0;
+        (self.updates, self.idle) = (0, 0);
         let params = self.plan.params;
         for slot in [params.trained(), params.measured(), params.state(0), params.state(1)] {
             backend.zero(slot)?;
@@ -314,7 +328,9 @@ impl<'m> Tuning<'m> {
     ) -> Result<u16, Error> {
         let mut label = 0;
         self.plan.prefix.run_slot(backend, model, 1, |raw| {
-            let HostMut::U8(raw) = raw else { return Err(Error::Unsupported("other samples")) };
+            let HostMut::U8(raw) = raw else {
+                return Err(Error::Unsupported("raw samples of this type"));
+            };
             Ok(source.read(&[index], draw, Batch::U8(raw), core::slice::from_mut(&mut label))?)
         })?;
         let Own { group, slots: [w, n], lengths } = self.own()?;
@@ -328,6 +344,10 @@ impl<'m> Tuning<'m> {
         won.fill(0);
         let t = float::Tensors { x: xs, y: &mut *ys, winners: &mut *won, scratch: &mut [] };
         float::run(&group, (x.shape, y.shape), &p, t)?;
+        if !ys.iter().all(|y| y.is_finite()) {
+            let (layer, update) = (self.stage.first, self.updates);
+            return Err(Error::Diverged { stage: 0, layer, update });
+        }
         // No gradient passes where the activation is flat, whatever becomes of the output.
         let top = match group.activation {
             Some(Activation::Relu) => f32::INFINITY,
@@ -419,9 +439,9 @@ impl<'m> Tuning<'m> {
     /// optimiser are the recipe's, its schedule that of `total` updates.
     ///
     /// # Errors
-    /// A source of another shape, of numbers or with fewer samples than one batch, a failed read, a
-    /// batch in which no sample can learn, embeddings that are not numbers. The parameters are as
-    /// they were.
+    /// A source of another shape, of numbers or with fewer samples than one batch, a failed read, as
+    /// many batches in a row as a pass has in which no sample can learn (one such batch alone moves
+    /// nothing), outputs of the block that are not finite. The parameters are as they were.
     pub fn step<const ALL: bool, S: Source>(
         &mut self,
         backend: &mut Micro<'_, ALL>,
@@ -452,12 +472,17 @@ impl<'m> Tuning<'m> {
             }
             None => return Err(Error::Unsupported("this objective")),
         };
-        if score.anchors == 0 {
+        let learns = score.anchors > 0;
+        if !learns && self.idle + 1 >= steps {
             return Err(Error::NoAnchor { stage: 0, update: self.updates });
         }
         let rate = recipe.schedule.rate(recipe.rate, self.updates, total);
+        // As in a whole batch: one that teaches nothing is passed, or it would be drawn again.
         self.updates = self.updates.saturating_add(1);
-        backend.update(&recipe.rule, rate, self.updates, params)?;
+        self.idle = if learns { 0 } else { self.idle + 1 };
+        if learns {
+            backend.update(&recipe.rule, rate, self.updates, params)?;
+        }
         Ok(score)
     }
 
@@ -651,15 +676,13 @@ impl<'m> Tuning<'m> {
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
     fn backward<const ALL: bool>(&self, backend: &mut Micro<'_, ALL>) -> Result<(), Error> {
-        let Own { group, slots: [w, n], lengths } = self.own()?;
+        let Own { group, slots: [w, n], .. } = self.own()?;
         let TuningPlan { x, y, won, dy, .. } = self.plan;
-        let (dw, db, [w, b, gamma, beta, mean, variance]) = (w.dweight, w.dbias, slots(&w, &n));
-        let [xs, ys, won, dys, dw, db, w, b, gamma, beta, mean, variance] = backend
+        let [xs, ys, won, dys, dw, db, gamma, variance] = backend
             .reference
             .arena()
-            .lease([x, y, won, dy, dw, db, w, b, gamma, beta, mean, variance])?;
-        let own = [w, b, gamma, beta, mean, variance];
-        let p = Parameters::of(self.stage.first.into(), own, lengths)?;
+            .lease([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance])?;
+        let (gamma, variance) = (&*gamma.get::<f32>()?, &*variance.get::<f32>()?);
         let (xs, ys, won) = (&*xs.get::<f32>()?, &*ys.get::<f32>()?, &*won.get::<u8>()?);
         let (dys, dw, db) = (dys.get::<f32>()?, dw.get::<f32>()?, db.get::<f32>()?);
         for (dy, won) in dys.iter_mut().zip(won) {
@@ -673,8 +696,10 @@ impl<'m> Tuning<'m> {
         }
         let plane = y.shape.plane().max(1) as usize;
         for (k, dy) in dys.chunks_exact_mut(plane.max(1)).enumerate() {
-            let scale = float::Channel::new(&group, &p, k).scale();
-            dy.iter_mut().for_each(|dy| *dy *= scale);
+            if let (Some(norm), Some(variance)) = (group.norm, variance.get(k)) {
+                let scale = gamma.get(k).copied().unwrap_or(1.0) * norm.inverse(*variance);
+                dy.iter_mut().for_each(|dy| *dy *= scale);
+            }
             let sum = dy.iter().fold(0.0, |sum, dy| sum + *dy);
             db.iter_mut().skip(k).take(1).for_each(|db| *db += sum);
         }

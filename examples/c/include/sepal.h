@@ -64,7 +64,7 @@ enum {
     SEPAL_SAMPLE = 14,
     /* Fewer samples than one batch takes. */
     SEPAL_TOO_FEW = 15,
-    /* No sample of the batch has neighbours of its own class and of another. */
+    /* Of a whole pass, no sample has neighbours of its own class and of another. */
     SEPAL_NO_ANCHOR = 16,
     /* The loss is no longer a number; `given` is the step. */
     SEPAL_DIVERGED = 17,

@@ -211,6 +211,10 @@ static void learning(void)
     CHECK(sepal_tune_step(&tuning, NULL, NULL, &score, NULL), SEPAL_NULL);
     CHECK(sepal_tune_step(&tuning, give, &calls, &score, &detail), SEPAL_SAMPLE);
     CHECK((int32_t)(uint32_t)detail.given, -7);
+    /* One batch of one class is passed by; a pass of such batches is an error. */
+    for (uint32_t left = good.samples / good.batch - 1; left > 0; left--) {
+        CHECK(sepal_tune_step(&tuning, one_class, NULL, &score, NULL), SEPAL_OK);
+    }
     CHECK(sepal_tune_step(&tuning, one_class, NULL, &score, NULL), SEPAL_NO_ANCHOR);
     CHECK(sepal_tune_end(&tuning, NULL, len, NULL), SEPAL_NULL);
     CHECK(sepal_tune_end(&tuning, parameters, len - 1, &detail), SEPAL_LENGTH);

@@ -63,7 +63,7 @@ statuses! {
     Setting = 13, c"a setting is no number that can be used";
     Sample = 14, c"the callback could not give a sample";
     TooFew = 15, c"fewer samples than one batch takes";
-    NoAnchor = 16, c"no sample of the batch has neighbours of its own class and of another";
+    NoAnchor = 16, c"in a whole pass no sample has neighbours of its own class and of another";
     Diverged = 17, c"the loss is no longer a number";
     NotFinite = 18, c"an embedding has a number that is infinite or NaN";
     Far = 19, c"an embedding is too far from its class";

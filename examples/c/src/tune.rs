@@ -280,9 +280,6 @@ pub unsafe extern "C" fn sepal_tune_step(
             let (mut backend, tuning) = (Micro::<false>::new(words), &mut state.tuning);
             let got = model
                 .with(|model| Ok(tuning.step(&mut backend, model, &mut source, u32::MAX)?))?;
-            if !got.value.is_finite() {
-                return Err(Failure::new(Status::Diverged, 0, tuning.updates().into()));
-            }
             if score.is_null() {
                 return Ok(());
             }
