@@ -44,7 +44,7 @@
 //! | `cuda` | the backend on an NVIDIA GPU, `cuda`; builds without CUDA, asks for a driver when it runs | std, cudarc |
 //! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
 //! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage |
-//! | `f16` | weights stored in half precision | half |
+//! | `f16` | weights stored and rows searched in half precision | half |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!
 //! Without default features the crate is `no_std` and never allocates. The minimum supported Rust

@@ -156,6 +156,10 @@ pub enum Bank<'a> {
     },
     /// A slice, such as a piece of a bank too large for the arena.
     Host(Rows<'a, f32>),
+    /// As [`Host`](Self::Host), in half precision; distances are those of the widened rows. Queries
+    /// and bank need not be of one type.
+    #[cfg(feature = "f16")]
+    Half(Rows<'a, half::f16>),
 }
 
 /// What computes. See the [module](self) for the contract.

@@ -19,7 +19,7 @@
 //! | `serde` | serde on every type that describes a model | serde |
 //! | `format` | the model file and checkpoints | serde, postcard, crc |
 //! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage, crc |
-//! | `f16` | weights stored in half precision | half |
+//! | `f16` | weights stored and rows searched in half precision | half |
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -10,10 +10,14 @@
 //! distances the lower index. A distance that is NaN comes after everything and is never taken.
 //! A sample is kept from being its own neighbour by its index, never by a distance of 0, because
 //! real data hold duplicates.
+//!
+//! # Half precision
+//! With the feature `f16`, queries or bank or both may be rows of `half::f16`. They are widened
+//! where they are read: the neighbours and distances are those of the widened rows, to the bit.
 
 use bytemuck::AnyBitPattern;
 
-use crate::real::Real;
+use crate::real::{Feature, Real};
 
 /// A neighbour: which row of the bank, and how far.
 ///
@@ -88,11 +92,11 @@ impl<T: Real> Pair<T> {
     /// considered as neighbours of `query` with label `label`. Row `own` is left out.
     ///
     /// One anchor of [`nearest_pair`], with the same rules.
-    pub fn fold(
+    pub fn fold<Q: Feature<Wide = T>, B: Feature<Wide = T>>(
         mut self,
-        query: &[T],
+        query: &[Q],
         label: u16,
-        bank: Rows<'_, T>,
+        bank: Rows<'_, B>,
         first: u32,
         own: Option<u32>,
     ) -> Self {
@@ -167,18 +171,21 @@ impl<'a, T> Rows<'a, T> {
 ///
 /// Not `|a|^2 + |b|^2 - 2 a.b`, which loses the small distances, the ones that matter, to
 /// cancellation.
-pub fn distance2<T: Real>(a: &[T], b: &[T]) -> T {
-    a.iter().zip(b).fold(T::ZERO, |sum, (&a, &b)| sum + (a - b) * (a - b))
+pub fn distance2<A: Feature, B: Feature<Wide = A::Wide>>(a: &[A], b: &[B]) -> A::Wide {
+    a.iter().zip(b).fold(A::Wide::ZERO, |sum, (&a, &b)| {
+        let apart = a.widen() - b.widen();
+        sum + apart * apart
+    })
 }
 
 /// The rows of `bank` as neighbours of `query`, each with its label; none where the dimensions
 /// differ.
-fn candidates<'a, T: Real>(
-    query: &'a [T],
-    bank: Rows<'a, T>,
+fn candidates<'a, Q: Feature, B: Feature<Wide = Q::Wide>>(
+    query: &'a [Q],
+    bank: Rows<'a, B>,
     first: u32,
     own: Option<u32>,
-) -> impl Iterator<Item = (Nearest<T>, u16)> + use<'a, T> {
+) -> impl Iterator<Item = (Nearest<Q::Wide>, u16)> + use<'a, Q, B> {
     let count = if query.len() == bank.dim { bank.len() } else { 0 };
     // The range ends before the index that means "none".
     (first..u32::MAX)
@@ -215,12 +222,12 @@ fn own_index(skip: Option<u32>, at: usize) -> Option<u32> {
 /// assert_eq!(pairs[0].correct(), Some(false)); // its nearest, row 1, has another label
 /// assert!(!pairs[1].complete()); // alone in its class
 /// ```
-pub fn nearest_pair<T: Real>(
-    queries: Rows<'_, T>,
-    bank: Rows<'_, T>,
+pub fn nearest_pair<Q: Feature, B: Feature<Wide = Q::Wide>>(
+    queries: Rows<'_, Q>,
+    bank: Rows<'_, B>,
     first: u32,
     skip: Option<u32>,
-    pairs: &mut [Pair<T>],
+    pairs: &mut [Pair<Q::Wide>],
 ) {
     for (at, ((query, label), pair)) in queries.iter().zip(pairs).enumerate() {
         *pair = pair.fold(query, label, bank, first, own_index(skip, at));
@@ -240,13 +247,13 @@ pub fn nearest_pair<T: Real>(
 /// top_k(rows, rows, 0, Some(0), 2, &mut out);
 /// assert_eq!(out.map(|n| n.index), [1, 2, 0, 2, 1, 0]);
 /// ```
-pub fn top_k<T: Real>(
-    queries: Rows<'_, T>,
-    bank: Rows<'_, T>,
+pub fn top_k<Q: Feature, B: Feature<Wide = Q::Wide>>(
+    queries: Rows<'_, Q>,
+    bank: Rows<'_, B>,
     first: u32,
     skip: Option<u32>,
     k: usize,
-    out: &mut [Nearest<T>],
+    out: &mut [Nearest<Q::Wide>],
 ) {
     if k == 0 {
         return;

@@ -3,11 +3,37 @@
 use core::fmt::Debug;
 use core::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+/// A number as rows of features are stored: a [`Real`] as it is, or with the feature `f16` half
+/// precision, which is widened where it is read.
+pub trait Feature: Copy {
+    /// What is computed with.
+    type Wide: Real;
+
+    /// The number, exact.
+    fn widen(self) -> Self::Wide;
+}
+
+macro_rules! feature {
+    ($($t:ty => $wide:ty, $widen:expr;)*) => { $(
+        impl Feature for $t {
+            type Wide = $wide;
+
+            #[inline(always)]
+            fn widen(self) -> $wide {
+                $widen(self)
+            }
+        }
+    )* };
+}
+feature!(f32 => f32, core::convert::identity; f64 => f64, core::convert::identity;);
+#[cfg(feature = "f16")]
+feature!(half::f16 => f32, half::f16::to_f32;);
+
 /// `f32`, which everything runs in, or `f64`, in which gradients are checked.
 ///
 /// The functions come from libm on every target, so that a value does not depend on the platform.
 pub trait Real:
-    Copy
+    Feature<Wide = Self>
     + Debug
     + Default
     + PartialEq

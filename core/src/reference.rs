@@ -8,7 +8,7 @@ use crate::backend::{
 use crate::error::Error;
 use crate::layer::{Layer, Pass, Role, Tensors};
 use crate::loss::{self, Score};
-use crate::neighbour::{self, Nearest, Pair, Rows};
+use crate::neighbour::{Nearest, Pair, Rows, nearest_pair, top_k};
 use crate::net::{Normalisation, Stored};
 use crate::optim::Rule;
 use crate::plan;
@@ -203,9 +203,15 @@ impl Backend for Reference<'_> {
         skip: Option<u32>,
         pairs: &mut [Pair],
     ) -> Result<(), Error> {
-        let (queries, bank) = (rows(&self.arena, queries)?, rows(&self.arena, bank)?);
-        check_rows(queries, bank)?;
-        neighbour::nearest_pair(queries, bank, first, skip, pairs);
+        match rows(&self.arena, queries, bank)? {
+            [BankRows::F32(q), BankRows::F32(b)] => nearest_pair(q, b, first, skip, pairs),
+            #[cfg(feature = "f16")]
+            [BankRows::F32(q), BankRows::F16(b)] => nearest_pair(q, b, first, skip, pairs),
+            #[cfg(feature = "f16")]
+            [BankRows::F16(q), BankRows::F32(b)] => nearest_pair(q, b, first, skip, pairs),
+            #[cfg(feature = "f16")]
+            [BankRows::F16(q), BankRows::F16(b)] => nearest_pair(q, b, first, skip, pairs),
+        }
         Ok(())
     }
 
@@ -218,9 +224,15 @@ impl Backend for Reference<'_> {
         k: usize,
         out: &mut [Nearest],
     ) -> Result<(), Error> {
-        let (queries, bank) = (rows(&self.arena, queries)?, rows(&self.arena, bank)?);
-        check_rows(queries, bank)?;
-        neighbour::top_k(queries, bank, first, skip, k, out);
+        match rows(&self.arena, queries, bank)? {
+            [BankRows::F32(q), BankRows::F32(b)] => top_k(q, b, first, skip, k, out),
+            #[cfg(feature = "f16")]
+            [BankRows::F32(q), BankRows::F16(b)] => top_k(q, b, first, skip, k, out),
+            #[cfg(feature = "f16")]
+            [BankRows::F16(q), BankRows::F32(b)] => top_k(q, b, first, skip, k, out),
+            #[cfg(feature = "f16")]
+            [BankRows::F16(q), BankRows::F16(b)] => top_k(q, b, first, skip, k, out),
+        }
         Ok(())
     }
 }
@@ -246,36 +258,59 @@ fn planes<'a>(
     planes.map(move |(i, (raw, x))| (i % channels, raw, x))
 }
 
-/// The rows of a search, wherever they lie in memory that the host can read.
-///
-/// # Errors
-/// A slot past the arena's end.
-pub fn rows<'s>(arena: &'s Arena<'_>, bank: Bank<'s>) -> Result<Rows<'s, f32>, Error> {
-    Ok(match bank {
-        Bank::Host(rows) => rows,
-        Bank::Slots { rows, labels } => Rows {
-            data: arena.view(rows)?,
-            dim: rows.shape.sample().unwrap_or(0) as usize,
-            labels: arena.view(labels)?,
-        },
-    })
+/// The rows of a [`Bank`], wherever they lie.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each variant is named after the type that it holds")]
+pub enum BankRows<'a> {
+    F32(Rows<'a, f32>),
+    #[cfg(feature = "f16")]
+    F16(Rows<'a, half::f16>),
 }
 
-/// Checks that queries and bank have rows of one length, and a label for each row.
-///
-/// # Errors
-/// [`ArenaError::Length`] with the two lengths that differ.
-pub fn check_rows(queries: Rows<'_, f32>, bank: Rows<'_, f32>) -> Result<(), Error> {
-    if queries.dim != bank.dim {
-        return Err(ArenaError::Length { slot: bank.dim, host: queries.dim }.into());
-    }
-    for rows in [queries, bank] {
-        let expected = rows.labels.len().saturating_mul(rows.dim);
-        if rows.data.len() != expected {
-            return Err(ArenaError::Length { slot: expected, host: rows.data.len() }.into());
+impl BankRows<'_> {
+    /// Numbers, features of a row and labels.
+    const fn lengths(self) -> (usize, usize, usize) {
+        match self {
+            Self::F32(rows) => (rows.data.len(), rows.dim, rows.labels.len()),
+            #[cfg(feature = "f16")]
+            Self::F16(rows) => (rows.data.len(), rows.dim, rows.labels.len()),
         }
     }
-    Ok(())
+}
+
+/// Queries and bank as host rows: rows of one length, with a label for each.
+///
+/// # Errors
+/// A slot past the arena's end, [`ArenaError::Length`] with two lengths that differ.
+pub fn rows<'s>(
+    arena: &'s Arena<'_>,
+    queries: Bank<'s>,
+    bank: Bank<'s>,
+) -> Result<[BankRows<'s>; 2], Error> {
+    let rows = |bank| {
+        Ok::<_, ArenaError>(match bank {
+            Bank::Host(rows) => BankRows::F32(rows),
+            #[cfg(feature = "f16")]
+            Bank::Half(rows) => BankRows::F16(rows),
+            Bank::Slots { rows, labels } => BankRows::F32(Rows {
+                data: arena.view(rows)?,
+                dim: rows.shape.sample().unwrap_or(0) as usize,
+                labels: arena.view(labels)?,
+            }),
+        })
+    };
+    let both = [rows(queries)?, rows(bank)?];
+    let [(_, queries, _), (_, bank, _)] = both.map(BankRows::lengths);
+    if queries != bank {
+        return Err(ArenaError::Length { slot: bank, host: queries }.into());
+    }
+    for (numbers, dim, labels) in both.map(BankRows::lengths) {
+        let expected = labels.saturating_mul(dim);
+        if numbers != expected {
+            return Err(ArenaError::Length { slot: expected, host: numbers }.into());
+        }
+    }
+    Ok(both)
 }
 
 /// A layer's parameters as slices, ready for its kernels.

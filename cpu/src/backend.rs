@@ -15,13 +15,20 @@ use sepal_core::neighbour::{Nearest, Pair, Rows};
 use sepal_core::net::Normalisation;
 use sepal_core::optim::Rule;
 use sepal_core::plan::{self, Chain};
-use sepal_core::reference::{Reference, check_rows, rows};
+use sepal_core::reference::BankRows::{F16, F32};
+use sepal_core::reference::{Reference, rows};
 use sepal_core::stage::{Loss, Objective};
 
 use crate::arch::Instructions;
 use crate::conv::Precision;
 use crate::fused::Group;
 use crate::{blocks, folded, fused, layers, objective, optim, search, soft};
+
+/// The rows in f32, in `memory`.
+fn widened<'a>(rows: Rows<'a, half::f16>, memory: &'a mut Vec<f32>) -> Rows<'a, f32> {
+    memory.extend(rows.data.iter().map(|x| x.to_f32()));
+    Rows { data: memory, dim: rows.dim, labels: rows.labels }
+}
 
 /// At least `bytes` of memory for an arena, all zero.
 pub fn words(bytes: usize) -> Vec<Word> {
@@ -386,7 +393,7 @@ impl Backend for Cpu<'_> {
     }
 
     /// Allocates beside the arena: a packed copy of the bank in f32, and about 100 bytes for each
-    /// row and thread.
+    /// row and thread; where only one side is in half precision, a copy of it in f32.
     fn nearest(
         &mut self,
         queries: Bank<'_>,
@@ -398,9 +405,19 @@ impl Backend for Cpu<'_> {
         let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
-            let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
-            check_rows(queries, bank)?;
-            search::nearest(instructions, queries, bank, first, skip, pairs);
+            let mut wide = Vec::new();
+            match rows(arena, queries, bank)? {
+                [F32(q), F32(b)] => search::nearest(instructions, q, b, first, skip, pairs),
+                [F16(q), F16(b)] => search::nearest(instructions, q, b, first, skip, pairs),
+                [F32(q), F16(b)] => {
+                    let b = widened(b, &mut wide);
+                    search::nearest(instructions, q, b, first, skip, pairs);
+                }
+                [F16(q), F32(b)] => {
+                    let q = widened(q, &mut wide);
+                    search::nearest(instructions, q, b, first, skip, pairs);
+                }
+            }
             Ok(())
         })
     }
@@ -418,9 +435,19 @@ impl Backend for Cpu<'_> {
         let instructions = self.instructions;
         self.run(|reference| {
             let arena = &*reference.arena();
-            let (queries, bank) = (rows(arena, queries)?, rows(arena, bank)?);
-            check_rows(queries, bank)?;
-            search::top_k(instructions, queries, bank, first, skip, k, out);
+            let mut wide = Vec::new();
+            match rows(arena, queries, bank)? {
+                [F32(q), F32(b)] => search::top_k(instructions, q, b, first, skip, k, out),
+                [F16(q), F16(b)] => search::top_k(instructions, q, b, first, skip, k, out),
+                [F32(q), F16(b)] => {
+                    let b = widened(b, &mut wide);
+                    search::top_k(instructions, q, b, first, skip, k, out);
+                }
+                [F16(q), F32(b)] => {
+                    let q = widened(q, &mut wide);
+                    search::top_k(instructions, q, b, first, skip, k, out);
+                }
+            }
             Ok(())
         })
     }

@@ -183,6 +183,15 @@ KERNEL __launch_bounds__(256) nearest_itself(const float *rows, const u16 *label
     search<true>(rows, labels, rows, labels, same, other, n, n, dim, first, first, nullptr);
 }
 
+// Rows in half precision, widened: the searches read f32.
+KERNEL widen(const u16 *__restrict__ narrow, float *__restrict__ wide, u64 n) {
+    for (u64 i = element(); i < n; i += (u64)gridDim.x * blockDim.x) {
+        float x;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(narrow[i]));
+        wide[i] = x;
+    }
+}
+
 KERNEL no_keys(u64 *keys, u32 n) {
     const u64 i = element();
     if (i < n) keys[i] = NONE;

@@ -346,7 +346,8 @@ impl Backend for Cuda {
         optim::update(&self.gpu, rule, (rate, update), len, addresses)
     }
 
-    /// Allocates on the device, beside the arena, for the time of the call.
+    /// Allocates on the device, beside the arena, for the time of the call. Rows in half precision are
+    /// copied as they are and widened there.
     fn nearest(
         &mut self,
         queries: Bank<'_>,

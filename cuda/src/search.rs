@@ -43,14 +43,29 @@ struct Rowset {
     _copies: Option<[Buffer; 2]>,
 }
 
+/// Copies features to the device, where they are f32.
+type Upload<T> = fn(&Arc<Gpu>, &[T]) -> Result<Buffer, Error>;
+
+/// Copies features in half precision to the device, and widens them there.
+fn widened(gpu: &Arc<Gpu>, features: &[half::f16]) -> Result<Buffer, Error> {
+    let narrow = gpu.upload(features)?;
+    let wide = gpu.allocate(features.len() * size_of::<f32>())?;
+    let busy = gpu.multiprocessors() * 8;
+    let blocks = u32::try_from(features.len().div_ceil(256)).map_or(busy, |all| all.min(busy));
+    let grid = [blocks, 1, 1];
+    let args = args![narrow.address(), wide.address(), features.len() as u64];
+    gpu.launch(Source::Search, "widen", Launch { grid, block: 256, shared: 0 }, args)?;
+    Ok(wide)
+}
+
 impl Rowset {
-    fn of_host(gpu: &Arc<Gpu>, rows: Rows<'_, f32>) -> Result<Self, Error> {
+    fn of_host<T>(gpu: &Arc<Gpu>, rows: Rows<'_, T>, upload: Upload<T>) -> Result<Self, Error> {
         let expected = rows.labels.len().saturating_mul(rows.dim);
         if rows.data.len() != expected {
             return Err(ArenaError::Length { slot: expected, host: rows.data.len() }.into());
         }
         let (count, dim) = (narrow(rows.labels.len())?, narrow(rows.dim)?);
-        let (data, labels) = (gpu.upload(rows.data)?, gpu.upload(rows.labels)?);
+        let (data, labels) = (upload(gpu, rows.data)?, gpu.upload(rows.labels)?);
         let (at, labels_at) = (data.address(), labels.address());
         let copies = Some([data, labels]);
         Ok(Self { data: at, labels: labels_at, rows: count, dim, _copies: copies })
@@ -69,7 +84,8 @@ impl Rowset {
 
     fn of(gpu: &Arc<Gpu>, memory: &Memory, bank: Bank<'_>) -> Result<Self, Error> {
         match bank {
-            Bank::Host(rows) => Self::of_host(gpu, rows),
+            Bank::Host(rows) => Self::of_host(gpu, rows, Gpu::upload),
+            Bank::Half(rows) => Self::of_host(gpu, rows, widened),
             Bank::Slots { rows, labels } => Self::of_slots(memory, rows, labels),
         }
     }
@@ -78,6 +94,11 @@ impl Rowset {
 /// A count that kernels take as 32 bits.
 fn narrow(count: usize) -> Result<u32, Error> {
     u32::try_from(count).map_err(|_| Error::Unsupported("searches of 2^32 rows or features"))
+}
+
+/// Whether two sets of rows lie in one place.
+fn is_one<T>(a: Rows<'_, T>, b: Rows<'_, T>) -> bool {
+    std::ptr::eq(a.data, b.data) && std::ptr::eq(a.labels, b.labels) && a.dim == b.dim
 }
 
 /// Queries and bank, a set in itself copied once.
@@ -89,10 +110,8 @@ fn both(
 ) -> Result<(Rowset, Option<Rowset>), Error> {
     let from = Rowset::of(gpu, memory, queries)?;
     let are_one = match (queries, bank) {
-        (Bank::Host(a), Bank::Host(b)) => {
-            let places = |rows: Rows<'_>| (rows.data.as_ptr_range(), rows.labels.as_ptr_range());
-            places(a) == places(b) && a.dim == b.dim
-        }
+        (Bank::Host(a), Bank::Host(b)) => is_one(a, b),
+        (Bank::Half(a), Bank::Half(b)) => is_one(a, b),
         (Bank::Slots { rows: a, labels: b }, Bank::Slots { rows: c, labels: d }) => {
             (a, b) == (c, d)
         }

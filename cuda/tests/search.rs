@@ -2,6 +2,7 @@
 
 mod common;
 
+use half::f16;
 use sepal_conformance::{Cut, Tolerance, read, values, wide, write};
 use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{Backend, Bank, Host, HostMut, ObjectivePlace};
@@ -250,6 +251,33 @@ fn slots() {
             let mut got = vec![Pair::NONE; 275];
             b.nearest(Bank::Slots { rows, labels }, bank, 0, Some(0), &mut got).expect("it runs");
             assert_eq!(got, expected);
+        }
+    });
+}
+
+/// Rows in half precision, more of them than threads that widen them, by each of the ways.
+#[test]
+fn half_precision() {
+    on_each(BOTH, |device| {
+        let b = &mut backend(device, 0);
+        let set = Set::random(13, 2101, 33).map(|x| f16::from_f32(5.0 + x).to_f32());
+        let half: Vec<f16> = set.data.iter().map(|&x| f16::from_f32(x)).collect();
+        let rows = Rows { data: &half[..], dim: 33, labels: &set.labels };
+        let few = Rows { data: &half[..33 * 140], dim: 33, labels: &set.labels[..140] };
+        for (queries, wide) in [(few, set.part(0, 140)), (rows, set.rows())] {
+            let mut expected = vec![Pair::NONE; queries.len()];
+            b.nearest(Bank::Host(wide), Bank::Host(set.rows()), 0, Some(0), &mut expected)
+                .expect("the search runs");
+            let sides = [
+                (Bank::Half(queries), Bank::Half(rows)),
+                (Bank::Host(wide), Bank::Half(rows)),
+                (Bank::Half(queries), Bank::Host(set.rows())),
+            ];
+            for (queries, bank) in sides {
+                let mut got = vec![Pair::NONE; expected.len()];
+                b.nearest(queries, bank, 0, Some(0), &mut got).expect("the search runs");
+                assert_eq!(got, expected);
+            }
         }
     });
 }

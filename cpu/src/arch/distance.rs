@@ -10,6 +10,8 @@
 
 use core::ops::Range;
 
+use sepal_core::real::Feature;
+
 use super::{Instructions, Isa, Kernel, Narrow, Simd};
 
 /// Features that one pass over a block multiplies at most: a panel of them takes half of a cache of
@@ -48,32 +50,19 @@ const fn depth(dim: usize) -> usize {
 ///
 /// # Safety
 /// [`HALF`](Self::HALF) says which of them it is.
-pub unsafe trait Element: Copy + Send + Sync + 'static {
+pub unsafe trait Element: Feature<Wide = f32> + Send + Sync + 'static {
     /// Whether it is f16, else it is f32.
     const HALF: bool;
-
-    /// The number as f32, exact.
-    fn widen(self) -> f32;
 }
 
 // SAFETY: it is f32.
 unsafe impl Element for f32 {
     const HALF: bool = false;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
 }
 
 // SAFETY: it is f16.
 unsafe impl Element for half::f16 {
     const HALF: bool = true;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 /// `LANES` numbers, widened.

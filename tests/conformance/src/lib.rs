@@ -137,7 +137,7 @@ macro_rules! suite {
             } }
             $crate::tests! { search {
                 random, single, lattice, duplicates, large_mean, nan, rectangular, in_pieces,
-                without_dimensions, more_places_than_rows, other_dimensions
+                half_precision, without_dimensions, more_places_than_rows, other_dimensions
             } }
             $crate::tests! { memory {
                 round_trips, fill, zero, copy, widen_bytes, widen_numbers, update, wrong_type,

@@ -1,6 +1,7 @@
 //! Nearest neighbours: self search and rectangular, whole and in pieces, from slots and from the
 //! host's memory.
 
+use half::f16;
 use sepal_core::arena::{ArenaError, Dtype, Slot};
 use sepal_core::backend::{Backend, Bank, Host};
 use sepal_core::error::Error;
@@ -214,6 +215,52 @@ pub fn rectangular(with: With) {
     let part = bank.part(3, 11);
     let queries = Set { data: part.data.into(), dim: 4, labels: part.labels.into() };
     check(with, &queries, &bank, Some(3));
+}
+
+/// Rows in half precision give what their widened numbers give, bit for bit, whichever of the sides
+/// is stored so.
+pub fn half_precision(with: With) {
+    const K: usize = 4;
+    for (m, n, dim) in [(1, 1, 1), (9, 9, 3), (33, 40, 17), (70, 66, 5)] {
+        let narrow = |seed, rows: usize| -> Vec<f16> {
+            values(seed, rows * dim).into_iter().map(|x| f16::from_f32(3.0 + x)).collect()
+        };
+        let narrow = [narrow(1, m), narrow(2, n)].map(|mut features| {
+            let odd = [f16::NAN, f16::INFINITY, f16::MAX, f16::from_bits(1), -f16::ZERO];
+            if features.len() > 2 * odd.len() * dim {
+                features.iter_mut().step_by(2 * dim).zip(odd).for_each(|(x, odd)| *x = odd);
+            }
+            features
+        });
+        let wide = narrow
+            .each_ref()
+            .map(|features| Set::new(features.iter().map(|x| x.to_f32()).collect(), dim, 3));
+        let [wide_queries, wide_bank] = wide.each_ref().map(|set| Bank::Host(set.rows()));
+        let [queries, bank] = [0, 1]
+            .map(|at| Bank::Half(Rows { data: &narrow[at][..], dim, labels: &wide[at].labels }));
+        let search = |queries, bank, skip| {
+            let mut pairs = vec![Pair::NONE; m];
+            let mut places = vec![Nearest::NONE; m * K];
+            run(with, 0, |b| {
+                b.nearest(queries, bank, 0, skip, &mut pairs).expect("the search runs");
+                b.top_k(queries, bank, 0, skip, K, &mut places).expect("the search runs");
+            });
+            (pairs, places)
+        };
+        let expected = search(wide_queries, wide_bank, Some(2));
+        for (queries, bank) in [(queries, bank), (wide_queries, bank), (queries, wide_bank)] {
+            assert_eq!(search(queries, bank, Some(2)), expected, "({m}, {n}, {dim})");
+        }
+        let expected = search(wide_queries, wide_queries, Some(0));
+        assert_eq!(search(queries, queries, Some(0)), expected, "{m} in themselves");
+        let short = Bank::Half(Rows { data: &narrow[1][1..], dim, labels: &wide[1].labels });
+        let length = ArenaError::Length { slot: n * dim, host: n * dim - 1 };
+        run(with, 0, |b| {
+            let mut pairs = vec![Pair::NONE; m];
+            let found = b.nearest(queries, short, 0, None, &mut pairs);
+            assert_eq!(found, Err(Error::Arena(length)));
+        });
+    }
 }
 
 /// A bank that is cut anywhere gives the same neighbours, bit for bit.
