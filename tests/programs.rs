@@ -233,6 +233,36 @@ fn pixels(at: usize) -> Vec<u8> {
     all[at * 784..(at + 1) * 784].to_vec()
 }
 
+/// The page has every part, needs no other file, and says what the run said.
+#[test]
+fn train_reports_in_a_page() {
+    let folder = Folder::new("report");
+    let to = folder.path("new/report");
+    let args = [&SHORT[..], &["--json", "--patience", "3", "--report", &to]].concat();
+    let out = run("train", &args).good();
+    let page = std::fs::read_to_string(folder.0.join("new/report/report.html")).unwrap();
+    let parts = ["What each block learnt", "Learning curves", "Maps", "Confusion", "neighbours"];
+    for part in parts {
+        assert!(page.contains(part), "no {part}");
+    }
+    let events: Vec<Value> = out.lines().map(json).collect();
+    let said = events.iter().find(|event| event["event"] == "accuracy").unwrap();
+    let head = format!("<td>{:.1}</td>", said["head"].as_f64().unwrap() * 100.0);
+    assert!(page.contains(&head), "no {head}");
+    // The loss and the shares of each of the three stages, SI, and a map of each block's features.
+    assert_eq!(page.matches("<svg").count(), 4);
+    assert_eq!(page.matches("layers 0..4 by separation").count(), 2);
+    assert_eq!(page.matches("SI of held-out samples").count(), 1);
+    // Twelve test images, each with six neighbours.
+    assert_eq!(page.matches("src=\"data:image/png;base64,").count(), 12 * 7);
+    let elsewhere =
+        page.matches("http").count() - page.matches("http://www.w3.org/2000/svg").count();
+    assert_eq!(elsewhere, 0, "it asks for what is elsewhere");
+
+    run("train", &[&SHORT[..], &["--report", &folder.file("taken", b"")]].concat())
+        .refused(&["taken"]);
+}
+
 #[test]
 fn evaluate_finds_the_accuracy_that_training_found() {
     let folder = Folder::new("evaluate");

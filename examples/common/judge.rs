@@ -39,8 +39,13 @@ pub struct Judge<'a, D> {
 }
 
 impl<D: Device> Judge<'_, D> {
-    /// SI and cross-SI of the raw input and behind each of the layers `ends`.
-    pub fn rows(&self, model: &Model<'_>, ends: &[usize]) -> Result<Vec<Row>, FitError> {
+    /// What the layers before `end` make of samples, scaled to length 1.
+    pub fn features(
+        &self,
+        model: &Model<'_>,
+        mut set: &Dataset,
+        end: usize,
+    ) -> Result<Features, FitError> {
         let net = model.net;
         // The raw input: no layer has run, only the input's own scale is left out.
         let raw = Net {
@@ -48,12 +53,18 @@ impl<D: Device> Judge<'_, D> {
             ..net
         };
         let none = Model { net: raw, weights: Weights::Flat(&[]) };
+        let model = if end == 0 { &none } else { model };
+        Ok(Features::new(self.device, model, &mut set, end)?.unit())
+    }
+
+    /// SI and cross-SI of the raw input and behind each of the layers `ends`.
+    pub fn rows(&self, model: &Model<'_>, ends: &[usize]) -> Result<Vec<Row>, FitError> {
+        let net = model.net;
         let mut rows = Vec::new();
         let mut first = 0;
         for (block, &end) in std::iter::once(&0).chain(ends).enumerate() {
-            let model = if end == 0 { &none } else { model };
-            let bank = Features::new(self.device, model, &mut &self.bank, end)?.unit();
-            let test = Features::new(self.device, model, &mut &*self.test, end)?.unit();
+            let bank = self.features(model, &self.bank, end)?;
+            let test = self.features(model, self.test, end)?;
             let shape = net.shape(end)?;
             rows.push(Row {
                 end,
@@ -74,7 +85,7 @@ impl<D: Device> Judge<'_, D> {
         let end = net.features_end();
         let train = Features::new(self.device, model, &mut &*self.train, end)?;
         let mut test = Features::new(self.device, model, &mut &*self.test, end)?;
-        let bank = Features::new(self.device, model, &mut &self.bank, end)?.unit();
+        let bank = self.features(model, &self.bank, end)?;
         let nearest = test.clone().unit().cross_si(self.device, &bank)?.value();
         let linear =
             train.linear_accuracy(self.device, &test, self.classes, self.epochs, self.seed)?;

@@ -6,6 +6,7 @@
 
 #[path = "../common/bar.rs"]
 mod bar;
+#[path = "../common/confusion.rs"]
 mod confusion;
 #[path = "../common/device.rs"]
 mod device;

@@ -2,12 +2,16 @@
 
 mod args;
 mod cells;
+#[path = "../common/chart.rs"]
+mod chart;
 #[path = "../common/classes.rs"]
 mod classes;
 #[path = "../common/device.rs"]
 mod device;
 #[path = "../common/digest.rs"]
 mod digest;
+#[path = "../common/html.rs"]
+mod html;
 #[path = "../common/judge.rs"]
 mod judge;
 #[path = "../common/learning.rs"]
@@ -25,6 +29,8 @@ mod seconds;
 mod settings;
 #[path = "../common/stop.rs"]
 mod stop;
+#[path = "../common/text.rs"]
+mod text;
 #[path = "../common/warn.rs"]
 mod warn;
 mod watch;
@@ -95,8 +101,7 @@ fn reproduce(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             }
         }
     }
-    page::write(&args.out, &results.records)?;
-    plot::write(&args.out, &results.records, args)?;
+    page::write(&args.out, &results.records, args)?;
     match failed {
         0 => Ok(()),
         failed => Err(format!("{failed} of {runs} runs failed").into()),
@@ -138,6 +143,5 @@ fn attempt(
     let ours = if run.0.table == 8 { 100.0 - head } else { head };
     writeln!(out, "  {measure} {ours:.2} %, paper {paper}; {cpu:.1} CPU s")?;
     out.flush()?;
-    page::write(&args.out, &results.records)?;
-    plot::write(&args.out, &results.records, args)
+    page::write(&args.out, &results.records, args)
 }

@@ -3,20 +3,33 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use sepal::models::file::{self, FileError};
+use maud::{PreEscaped, html};
+use pulldown_cmark::html::push_html;
+use pulldown_cmark::{Options, Parser};
 
+use crate::args::Args;
 use crate::cells::{Cell, STRATEGIES, Scale, all, name};
 use crate::program::Failure;
 use crate::results::Record;
+use crate::{html, plot, text};
 
-/// Writes `results.md`, whole or not at all.
-pub fn write(folder: &Path, records: &[Record]) -> Result<(), Failure> {
-    let path = folder.join("results.md");
-    let text = page(records);
-    Ok(file::replace(&path, |out| {
-        let io = |error| FileError::Io { path: path.clone(), doing: "writing", error };
-        out.write_all(text.as_bytes()).map_err(io)
-    })?)
+/// Writes `results.md`, the plots, and `results.html`, which has all of them.
+pub fn write(folder: &Path, records: &[Record], args: &Args) -> Result<(), Failure> {
+    let tables = page(records);
+    text::write(&folder.join("results.md"), &tables)?;
+    let plots = plot::plots(records, args)?;
+    for (file, svg) in &plots {
+        text::write(&folder.join(file), svg)?;
+    }
+    let (title, tables) = tables.trim_start_matches("# ").split_once('\n').unwrap_or_default();
+    let mut body = String::new();
+    push_html(&mut body, Parser::new_ext(tables, Options::ENABLE_TABLES));
+    let body = html! {
+        (PreEscaped(body))
+        h2 { "Plots" }
+        @for (_, svg) in &plots { (PreEscaped(svg)) }
+    };
+    Ok(text::write(&folder.join("results.html"), &html::page(title, &body))?)
 }
 
 /// Mean and deviation of the runs' numbers: `sqrt(sum (x - m)^2 / (n - 1))`, where there are two.

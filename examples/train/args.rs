@@ -164,6 +164,11 @@ pub struct Args {
     #[arg(long, requires = "save")]
     pub resume: bool,
 
+    /// Write DIR/report.html: SI, learning curves, maps of each block's features, the confusion matrix,
+    /// nearest neighbours as pictures, memory and time, in one page that needs no other file
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+
     /// Leave out the control, a net whose blocks stay random
     #[arg(long)]
     pub no_control: bool,

@@ -3,8 +3,12 @@
 //! Without arguments it trains LeNet on 2,000 bundled images of Fashion-MNIST.
 
 mod args;
+#[path = "../common/chart.rs"]
+mod chart;
 #[path = "../common/classes.rs"]
 mod classes;
+#[path = "../common/confusion.rs"]
+mod confusion;
 mod data;
 #[path = "../common/device.rs"]
 mod device;
@@ -12,12 +16,15 @@ mod device;
 mod digest;
 #[path = "../common/gpu.rs"]
 mod gpu;
+#[path = "../common/html.rs"]
+mod html;
 #[path = "../common/judge.rs"]
 mod judge;
 #[path = "../common/learning.rs"]
 mod learning;
 #[path = "../common/model.rs"]
 mod model;
+mod page;
 #[path = "../common/positive.rs"]
 mod positive;
 #[path = "../common/program.rs"]
@@ -28,6 +35,8 @@ mod report;
 mod seconds;
 #[path = "../common/stop.rs"]
 mod stop;
+#[path = "../common/text.rs"]
+mod text;
 #[path = "../common/warn.rs"]
 mod warn;
 
@@ -62,6 +71,15 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         // Found out now rather than after the training.
         file::check_writable(path)?;
     }
+    let report = match &args.report {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+            let path = folder.join("report.html");
+            file::check_writable(&path)?;
+            Some(path)
+        }
+        None => None,
+    };
     let (train, test, held_out) = sets(args)?;
     check(args, &train)?;
 
@@ -124,7 +142,7 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     let began = cpu_time::ProcessTime::now();
     let done = fit_on(&mut fit, args, device, &chosen, &train, &budget, &mut progress);
     let cpu = began.elapsed().as_secs_f64();
-    let costs = progress.finish()?;
+    let (costs, passes) = progress.finish()?;
     done?;
 
     let judge = judge::Judge {
@@ -156,6 +174,19 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;
+    if let Some(path) = &report {
+        let page = page::Page {
+            args,
+            cpu,
+            rows: &rows,
+            costs: &costs,
+            passes: &passes,
+            accuracy: &accuracy,
+            judge: &judge,
+            model: &model,
+        };
+        text::write(path, &page.text()?)?;
+    }
     if args.json {
         writeln!(
             out,

@@ -35,6 +35,20 @@ pub struct Cost {
     pub epochs: u16,
 }
 
+/// A pass over the data.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    /// What the stage is called.
+    pub stage: String,
+    /// It counts from 1.
+    pub epoch: u32,
+    /// Means over the pass's steps.
+    pub loss: f64,
+    pub score: f64,
+    /// SI of held-out images after it, where there are some.
+    pub held_out: Option<f32>,
+}
+
 /// Watches a run.
 pub struct Progress<'a, D> {
     pub net: Net<'a>,
@@ -43,6 +57,11 @@ pub struct Progress<'a, D> {
     /// Images that no stage trains on, for early stopping.
     pub held_out: Option<(Dataset, &'a D)>,
     costs: Vec<Cost>,
+    passes: Vec<Pass>,
+    /// Of the steps since the last pass: how many, and sums of loss and score.
+    sums: (u32, f64, f64),
+    /// SI of held-out images after the pass that ends.
+    judged: Option<f32>,
     out: &'a mut dyn Write,
     /// Why the output cannot be written: the run ends.
     broken: Option<io::Error>,
@@ -61,6 +80,9 @@ impl<'a, D> Progress<'a, D> {
             checkpoints: None,
             held_out: None,
             costs: Vec::new(),
+            passes: Vec::new(),
+            sums: (0, 0.0, 0.0),
+            judged: None,
             out,
             broken: None,
             bar: ProgressBar::hidden(),
@@ -71,13 +93,13 @@ impl<'a, D> Progress<'a, D> {
         }
     }
 
-    /// What the stages took.
+    /// What the stages took, and how each pass went.
     ///
     /// # Errors
     /// The output could not be written.
-    pub fn finish(self) -> io::Result<Vec<Cost>> {
+    pub fn finish(self) -> io::Result<(Vec<Cost>, Vec<Pass>)> {
         self.bar.finish_and_clear();
-        self.broken.map_or(Ok(self.costs), Err)
+        self.broken.map_or(Ok((self.costs, self.passes)), Err)
     }
 
     /// A line for people, above the bar where there is one.
@@ -117,6 +139,7 @@ impl<'a, D> Progress<'a, D> {
         };
         self.bytes = bytes;
         self.epoch = done.checked_div(steps).unwrap_or(0);
+        self.sums = (0, 0.0, 0.0);
         self.stage = format!("layers {}..{} by {what}", stage.first, stage.last);
         let total = u64::from(steps) * u64::from(stage.recipe.epochs);
         if self.json {
@@ -178,9 +201,19 @@ impl<D: Device> Watch for Progress<'_, D> {
             Event::Step(&Step::Trained { score, rate, epoch_ends }) => {
                 self.bar.inc(1);
                 self.bar.set_message(format!("loss {:.4} rate {rate:.1e}", score.value));
+                let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
+                let (steps, loss, shares) = self.sums;
+                self.sums = (steps + 1, loss + f64::from(score.value), shares + share);
                 if epoch_ends {
                     self.epoch += 1;
-                    let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
+                    let (steps, loss, shares) = std::mem::take(&mut self.sums);
+                    self.passes.push(Pass {
+                        stage: self.stage.clone(),
+                        epoch: self.epoch,
+                        loss: loss / f64::from(steps),
+                        score: shares / f64::from(steps),
+                        held_out: self.judged.take(),
+                    });
                     if self.json {
                         self.emit(&json!({"event": "epoch", "epoch": self.epoch,
                             "batch_loss": score.value, "batch_score": share,
@@ -233,6 +266,7 @@ impl<D: Device> Watch for Progress<'_, D> {
         let features = Features::new(*device, &model, &mut &*held_out, last)?.unit();
         let si = features.si(*device)?.value().map(|si| si as f32);
         if let Some(si) = si {
+            self.judged = Some(si);
             self.line(&format!("{}: held-out SI {:.1} %", self.stage, si * 100.0));
         }
         Ok(si)

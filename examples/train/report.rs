@@ -7,7 +7,8 @@ use serde_json::json;
 use crate::judge::{Accuracy, Row};
 use crate::progress::Cost;
 
-fn percent(share: Option<f64>) -> String {
+/// A share as people read it.
+pub fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "-".to_owned(), |share| format!("{:.1}", share * 100.0))
 }
 

@@ -25,6 +25,8 @@ pub mod fit;
 pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;
+#[cfg(feature = "std")]
+mod pca;
 pub mod recipe;
 pub mod simcnn;
 mod table;

@@ -66,8 +66,12 @@ fn a_cell_is_run_once() {
         let plot = std::fs::read_to_string(folder.0.join("out").join(name)).unwrap();
         assert!(plot.starts_with("<svg") && plot.contains("Fashion-MNIST, lenet"), "{name}");
     }
+    let page = std::fs::read_to_string(folder.0.join("out/results.html")).unwrap();
+    assert!(page.contains("<td>Fashion-MNIST, lenet, forward SI</td>"), "{page}");
+    assert!(page.contains(&format!("<td>{head}</td>")), "{page}");
+    assert_eq!(page.matches("<svg").count(), 3);
     let left = std::fs::read_dir(&out).unwrap().count();
-    assert_eq!(left, 5, "a checkpoint is left");
+    assert_eq!(left, 6, "a checkpoint is left");
 
     assert!(run("reproduce", &args).good().contains("done before"));
     assert_eq!(records(&out).len(), 1);
