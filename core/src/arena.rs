@@ -261,7 +261,7 @@ impl<'a> Arena<'a> {
     pub fn view<T: Element>(&self, slot: Slot) -> Result<&[T], ArenaError> {
         let (first, past) = self.range::<T>(slot)?;
         let bytes: &[u8] = bytemuck::cast_slice(self.words);
-        cast(bytes.get(first..past).unwrap_or_default(), slot)
+        cast(bytes.get(first..past).unwrap_or_default(), slot.at)
     }
 
     /// A slot to write.
@@ -271,7 +271,7 @@ impl<'a> Arena<'a> {
     pub fn view_mut<T: Element>(&mut self, slot: Slot) -> Result<&mut [T], ArenaError> {
         let (first, past) = self.range::<T>(slot)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(self.words);
-        cast_mut(bytes.get_mut(first..past).unwrap_or_default(), slot)
+        cast_mut(bytes.get_mut(first..past).unwrap_or_default(), slot.at)
     }
 
     /// Several slots at once, of types that each [`Lease`] is then asked for.
@@ -295,8 +295,11 @@ impl<'a> Arena<'a> {
         }
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(self.words);
         let parts = bytes.get_disjoint_mut(ranges).map_err(|_| ArenaError::Overlap)?;
-        let mut slots = slots.into_iter();
-        Ok(parts.map(|bytes| Lease { slot: slots.next().unwrap_or(Slot::EMPTY), bytes }))
+        let mut slots = slots.iter();
+        Ok(parts.map(|bytes| {
+            let (at, dtype) = slots.next().map_or((0, Dtype::F32), |slot| (slot.at, slot.dtype));
+            Lease { at, dtype, bytes }
+        }))
     }
 
     fn range<T: Element>(&self, slot: Slot) -> Result<(usize, usize), ArenaError> {
@@ -317,7 +320,9 @@ impl<'a> Arena<'a> {
 /// One of several slots borrowed together.
 #[derive(Debug)]
 pub struct Lease<'a> {
-    slot: Slot,
+    /// The slot's first byte.
+    at: usize,
+    dtype: Dtype,
     bytes: &'a mut [u8],
 }
 
@@ -327,15 +332,15 @@ impl<'a> Lease<'a> {
     /// # Errors
     /// A slot of another type, or misaligned.
     pub fn get<T: Element>(self) -> Result<&'a mut [T], ArenaError> {
-        if self.slot.dtype != T::DTYPE && !self.slot.is_empty() {
-            return Err(ArenaError::Dtype { slot: self.slot.dtype, asked: T::DTYPE });
+        if self.dtype != T::DTYPE && !self.bytes.is_empty() {
+            return Err(ArenaError::Dtype { slot: self.dtype, asked: T::DTYPE });
         }
-        cast_mut(self.bytes, self.slot)
+        cast_mut(self.bytes, self.at)
     }
 
     /// The type of its elements.
     pub const fn dtype(&self) -> Dtype {
-        self.slot.dtype
+        self.dtype
     }
 
     /// The slot's bytes.
@@ -344,18 +349,18 @@ impl<'a> Lease<'a> {
     }
 }
 
-fn cast<T: Element>(bytes: &[u8], slot: Slot) -> Result<&[T], ArenaError> {
+fn cast<T: Element>(bytes: &[u8], at: usize) -> Result<&[T], ArenaError> {
     if bytes.is_empty() {
         return Ok(&[]);
     }
-    bytemuck::try_cast_slice(bytes).map_err(|_| ArenaError::Misaligned { at: slot.at })
+    bytemuck::try_cast_slice(bytes).map_err(|_| ArenaError::Misaligned { at })
 }
 
-fn cast_mut<T: Element>(bytes: &mut [u8], slot: Slot) -> Result<&mut [T], ArenaError> {
+fn cast_mut<T: Element>(bytes: &mut [u8], at: usize) -> Result<&mut [T], ArenaError> {
     if bytes.is_empty() {
         return Ok(&mut []);
     }
-    bytemuck::try_cast_slice_mut(bytes).map_err(|_| ArenaError::Misaligned { at: slot.at })
+    bytemuck::try_cast_slice_mut(bytes).map_err(|_| ArenaError::Misaligned { at })
 }
 
 #[cfg(test)]

@@ -109,22 +109,18 @@ impl<'m> Inference<'m> {
         Ok(Self { net, first: 0, last, pass, bytes: true, plan })
     }
 
+    /// What the backend for small cores runs.
+    pub(crate) const fn micro_ops(&self) -> Result<crate::micro::Ops<'m>, PlanError> {
+        let chain = tri!(self.net.chain(self.first, self.last));
+        Ok(crate::micro::Ops::new(chain, self.plan.walk(self.plan.input().shape.n), self.pass))
+    }
+
     /// Where [`run_slot`](Self::run_slot) leaves the output on the backend for small cores.
-    pub(crate) const fn micro_output(&self) -> Slot {
-        let chain = match self.net.chain(self.first, self.last) {
-            Ok(chain) => chain,
-            Err(_) => return Slot::EMPTY,
-        };
-        let mut walk = self.plan.walk(self.plan.input().shape.n);
-        let mut i = 0;
-        while i < chain.len() {
-            let x = walk.x();
-            if let Some(needs) = crate::micro::needs(&chain, i, x.shape, x.dtype, self.pass) {
-                walk.step(needs);
-            }
-            i += 1;
-        }
-        walk.x()
+    ///
+    /// # Errors
+    /// None for a plan for that backend.
+    pub(crate) const fn micro_output(&self) -> Result<Slot, PlanError> {
+        tri!(self.micro_ops()).output()
     }
 
     /// The plan for layers `first..last` on any backend. `bytes` says whether raw samples are

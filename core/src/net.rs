@@ -2,7 +2,7 @@
 //! model file, or something grown at run time.
 
 use crate::arena::Dtype;
-use crate::layer::{Layer, Role};
+use crate::layer::{Layer, Role, Tensors};
 use crate::plan::{Chain, PlanError, tri};
 use crate::shape::Shape;
 
@@ -400,17 +400,31 @@ impl<'m> Weights<'m> {
     /// The parameters of layer `layer` of `net`, in the order of [`Role::ALL`]; empty where it
     /// has none or they are not stored.
     pub fn layer(&self, net: &Net<'_>, layer: usize) -> [Stored<'m>; 4] {
-        let mut stored = [Stored::EMPTY; 4];
+        let lengths = net.shape(layer).ok().and_then(|x| net.layers.get(layer)?.tensors(x));
+        self.find(layer, lengths.unwrap_or_default(), &|layer| net.params(layer).ok())
+    }
+
+    /// The parameters of layer `layer`, which have these lengths. `before` says how many numbers lie
+    /// before those of a layer.
+    pub(crate) fn find(
+        &self,
+        layer: usize,
+        lengths: Tensors,
+        before: &impl Fn(usize) -> Option<usize>,
+    ) -> [Stored<'m>; 4] {
         match *self {
-            Self::Flat(numbers) => return flat(net, 0, numbers, layer),
+            Self::Flat(numbers) => flat(numbers, before(layer), lengths),
             Self::Patched { under, patches } => {
                 let covers = |p: &&Patch<'_>| (p.first.into()..p.last.into()).contains(&layer);
-                return match patches.iter().find(covers) {
-                    Some(patch) => flat(net, patch.first.into(), patch.numbers, layer),
-                    None => under.layer(net, layer),
+                let Some(patch) = patches.iter().find(covers) else {
+                    return under.find(layer, lengths, before);
                 };
+                let (first, at) = (before(patch.first.into()), before(layer));
+                let at = at.zip(first).and_then(|(at, first)| at.checked_sub(first));
+                flat(patch.numbers, at, lengths)
             }
             Self::File { records, .. } => {
+                let mut stored = [Stored::EMPTY; 4];
                 let first = records.partition_point(|r| usize::from(r.layer) < layer);
                 let own = records.iter().skip(first).take_while(|r| usize::from(r.layer) == layer);
                 for record in own {
@@ -418,24 +432,18 @@ impl<'m> Weights<'m> {
                         *stored = self.record(record);
                     }
                 }
+                stored
             }
         }
-        stored
     }
 }
 
-/// The parameters of `layer` among `numbers`, which begin with those of layer `first`.
-fn flat<'m>(net: &Net<'_>, first: usize, numbers: &'m [f32], layer: usize) -> [Stored<'m>; 4] {
+/// Parameters of these lengths, which begin at number `at`.
+fn flat(numbers: &[f32], at: Option<usize>, lengths: Tensors) -> [Stored<'_>; 4] {
     let mut stored = [Stored::EMPTY; 4];
-    let (Ok(before), Ok(at), Ok(shape)) = (net.params(first), net.params(layer), net.shape(layer))
-    else {
-        return stored;
-    };
-    let tensors = net.layers.get(layer).and_then(|l| l.tensors(shape));
-    let mut rest = numbers.get(at.saturating_sub(before)..).unwrap_or_default();
+    let mut rest = at.and_then(|at| numbers.get(at..)).unwrap_or_default();
     for (stored, role) in stored.iter_mut().zip(Role::ALL) {
-        let len = tensors.unwrap_or_default().len(role) as usize;
-        let Some((head, tail)) = rest.split_at_checked(len) else { break };
+        let Some((head, tail)) = rest.split_at_checked(lengths.len(role) as usize) else { break };
         stored.bytes = bytemuck::cast_slice(head);
         rest = tail;
     }

@@ -45,6 +45,11 @@ pub enum PlanError {
         /// The size.
         size: u32,
     },
+    /// A layer that the backend for small cores has no kernel for.
+    Kernel {
+        /// The layer.
+        layer: usize,
+    },
     /// More batches in flight than 2, or none.
     Queue {
         /// How many.
@@ -61,6 +66,7 @@ impl core::fmt::Display for PlanError {
                 write!(f, "layers {first}..{last} of a net of {layers}")
             }
             Self::Batch { size } => write!(f, "a batch of {size} samples"),
+            Self::Kernel { layer } => write!(f, "layer {layer} has no kernel for small cores"),
             Self::Queue { batches } => write!(f, "{batches} batches in flight, expected 1 or 2"),
         }
     }

@@ -117,12 +117,7 @@ impl Backend for Reference<'_> {
     fn widen(&mut self, raw: Slot, norm: &Normalisation, x: Slot) -> Result<(), Error> {
         let shape = x.shape;
         if raw.dtype == Dtype::U8 {
-            let [raw, x] = self.arena.lease([raw, x])?;
-            let (raw, x) = (raw.get::<u8>()?, x.get::<f32>()?);
-            for (c, raw, x) in planes(shape, raw, x) {
-                let (factor, summand) = norm.affine(c, shape.c as usize, true);
-                x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = f32::from(raw) * factor + summand);
-            }
+            widen(&mut self.arena, raw, norm, x)?;
         } else {
             if raw.at != x.at {
                 self.copy(raw, x)?;
@@ -235,6 +230,26 @@ impl Backend for Reference<'_> {
         }
         Ok(())
     }
+}
+
+/// Turns bytes into the net's input.
+///
+/// # Errors
+/// A slot past the arena's end.
+pub(crate) fn widen(
+    arena: &mut Arena<'_>,
+    raw: Slot,
+    norm: &Normalisation,
+    x: Slot,
+) -> Result<(), Error> {
+    let shape = x.shape;
+    let [raw, x] = arena.lease([raw, x])?;
+    let (raw, x) = (raw.get::<u8>()?, x.get::<f32>()?);
+    for (c, raw, x) in planes(shape, raw, x) {
+        let (factor, summand) = norm.affine(c, shape.c as usize, true);
+        x.iter_mut().zip(raw).for_each(|(x, &raw)| *x = f32::from(raw) * factor + summand);
+    }
+    Ok(())
 }
 
 /// Copies memory of one length; false where the lengths differ, as those of a slot in a layout

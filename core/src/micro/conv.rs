@@ -99,7 +99,7 @@ impl<X: Copy> Geometry<X> {
     }
 
     /// What the sums of row `p` begin with: where what lies outside counts, with the products of the
-    /// kernels' rows that lie above or below the image, which [`tile`](Self::tile) leaves out.
+    /// kernels' rows that lie above or below the image, which a [`Tile`] leaves out.
     #[inline(always)]
     fn start<N: Numbers<X = X>>(
         &self,
@@ -133,40 +133,66 @@ impl<X: Copy> Geometry<X> {
         start
     }
 
-    /// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with
-    /// `start`. `x` holds the channels of the filters' group. Places past the row's end are sums of
-    /// what is there.
-    #[inline(never)]
-    fn tile<N: Numbers<X = X>, const TWO: bool>(
-        &self,
-        x: &[X],
-        w: [&[N::W]; 2],
-        start: [N::Sum; 2],
-        (p, q): (usize, usize),
-    ) -> [[N::Sum; TILE]; 2] {
+    /// Rows of the image below the places from `q` on of row `p`. `x` holds the channels of the
+    /// filters' group.
+    #[inline(always)]
+    fn rows<'a>(&'a self, x: &'a [X], (p, q): (usize, usize)) -> Rows<'a, X> {
         let (kernel, step) = (self.conv.kernel, self.conv.stride);
         let (top, above) = (p * usize::from(step.0), usize::from(self.conv.pad.0));
         // Rows of the kernel that lie in the image.
         let first = above.saturating_sub(top);
         let past = (self.height + above).saturating_sub(top).min(kernel.0.into());
-        let rows = Rows {
+        Rows {
             geometry: self,
             x,
             top: (top + first).saturating_sub(above),
             first,
             past: past.max(first),
             left: (q * usize::from(step.1)).wrapping_sub(self.conv.pad.1.into()),
-        };
-        match (step.1, kernel) {
-            (1, (..=5, 5)) => rows.fixed::<N, TWO, 5>(w, start),
-            (1, (..=5, 3)) => rows.fixed::<N, TWO, 3>(w, start),
-            _ => {
-                let ([w, v], [one, other]) = (w, start);
-                let one = rows.any::<N>(w, one);
-                [one, if TWO { rows.any::<N>(v, other) } else { one }]
-            }
         }
     }
+}
+
+/// Sums of places `q .. q + TILE` of row `p` of two filters, or of the first, which begin with
+/// `start`. `x` holds the channels of the filters' group. Places past the row's end are sums of
+/// what is there.
+pub(super) type Tile<N> = fn(
+    &Geometry<<N as Numbers>::X>,
+    x: &[<N as Numbers>::X],
+    w: [&[<N as Numbers>::W]; 2],
+    start: [<N as Numbers>::Sum; 2],
+    (usize, usize),
+) -> [[<N as Numbers>::Sum; TILE]; 2];
+
+/// Whether [`fixed`] computes a convolution whose kernel has `columns`.
+pub(super) const fn is_fixed(conv: &Conv2d, columns: u8) -> bool {
+    conv.stride.1 == 1 && conv.kernel.0 as usize <= HEIGHT && conv.kernel.1 == columns
+}
+
+/// A [`Tile`] of kernels of `S` columns that move by one.
+#[inline(never)]
+pub(super) fn fixed<N: Numbers, const TWO: bool, const S: usize>(
+    geometry: &Geometry<N::X>,
+    x: &[N::X],
+    w: [&[N::W]; 2],
+    start: [N::Sum; 2],
+    place: (usize, usize),
+) -> [[N::Sum; TILE]; 2] {
+    geometry.rows(x, place).fixed::<N, TWO, S>(w, start)
+}
+
+/// A [`Tile`] of kernels of any width and step.
+#[inline(never)]
+pub(super) fn any<N: Numbers, const TWO: bool>(
+    geometry: &Geometry<N::X>,
+    x: &[N::X],
+    [w, v]: [&[N::W]; 2],
+    [one, other]: [N::Sum; 2],
+    place: (usize, usize),
+) -> [[N::Sum; TILE]; 2] {
+    let rows = geometry.rows(x, place);
+    let one = rows.any::<N>(w, one);
+    [one, if TWO { rows.any::<N>(v, other) } else { one }]
 }
 
 impl Geometry<f32> {
@@ -367,16 +393,15 @@ pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
 /// Computes the planes of two filters, or of the first, of one sample. Windows of `pool` rows and
 /// columns lie side by side over the sums.
 #[inline(never)]
-pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
-    geometry: &Geometry<N::X>,
+pub(super) fn planes<N: Numbers, C: Filter<N>>(
+    (geometry, tile): (&Geometry<N::X>, Tile<N>),
     (pool, out): ((usize, usize), (usize, usize)),
     x: &[N::X],
     w: [&[N::W]; 2],
-    filters: [&C; 2],
+    (filters, count): ([&C; 2], usize),
     write: Write<'_, N::Sum>,
 ) {
     let [one, other] = filters;
-    let count = if TWO { 2 } else { 1 };
     let start = [one.start(), other.start()];
     let (high, wide) = (pool.0.max(1), pool.1.max(1));
     // Whole windows of a tile.
@@ -388,7 +413,7 @@ pub(super) fn planes<N: Numbers, C: Filter<N>, const TWO: bool>(
             for r in 0..high {
                 let place = (p * high + r, q * wide);
                 let start = geometry.start::<N>(start, w, place.0);
-                let mut sums = geometry.tile::<N, TWO>(x, w, start, place);
+                let mut sums = tile(geometry, x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
                     settle(filter, sums, best, won, (r, wide));

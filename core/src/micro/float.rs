@@ -1,11 +1,12 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
-use super::conv::{Filter, Floats, Geometry, pieces, planes};
+use super::conv::{Filter, Floats, Geometry, Tile, any, fixed, is_fixed, pieces, planes};
 use super::group::{Group, Kind, TILE};
+use super::op::{Kernel, Op};
 use super::{Parameters, ROWS};
+use crate::arena::Lease;
 use crate::error::Error;
-use crate::layer::{Activation, BatchNorm, Conv2d, Dense};
-use crate::shape::Shape;
+use crate::layer::{Activation, BatchNorm, Conv2d};
 
 /// One filter's or unit's bias, norm and activation.
 #[derive(Clone, Copy)]
@@ -20,11 +21,12 @@ impl<'m> Channel<'m> {
     #[inline(never)]
     fn new(group: &Group<'m>, p: &Parameters<'_>, k: usize) -> Self {
         let norm = |norm: &BatchNorm| {
-            let [gamma, beta, mean, variance] = p.norm.map(|stored| stored.number(k));
+            let [gamma, beta, mean, variance] = p.norm.each_ref().map(|stored| stored.number(k));
             let scale = gamma.unwrap_or(1.0) * norm.inverse(variance.unwrap_or(0.0));
             [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
         };
-        let bias = p.bias.number(k).unwrap_or(0.0);
+        let [_, bias, ..] = &p.own;
+        let bias = bias.number(k).unwrap_or(0.0);
         Self { bias, norm: group.norm.map(norm), activation: group.activation }
     }
 
@@ -59,56 +61,74 @@ impl Filter<Floats> for Channel<'_> {
     }
 }
 
-/// Where a group reads and writes.
-pub(super) struct Tensors<'a> {
-    pub x: &'a [f32],
-    pub y: &'a mut [f32],
-    /// The place in its window that each y came from, for training; else empty.
-    pub winners: &'a mut [u8],
-    /// [`ROWS`] rows of weights, where they are stored in another type.
-    pub scratch: &'a mut [f32],
+/// The kernel of a convolution whose weights may be `narrow`.
+pub(super) const fn conv_kernel(l: &Conv2d, narrow: bool) -> Kernel {
+    if narrow { by_filters::<true>(l) } else { by_filters::<false>(l) }
 }
 
-/// A convolution or a dense layer, with what stands behind it.
-///
-/// # Errors
-/// Weights that cannot be read.
-pub(super) fn run(
-    group: &Group<'_>,
-    shapes: (Shape, Shape),
-    p: &Parameters<'_>,
-    t: Tensors<'_>,
-) -> Result<(), Error> {
-    match group.kind {
-        Kind::Conv(l) => conv(group, *l, shapes, p, t),
-        Kind::Dense(l) => dense(group, *l, shapes.0, p, t),
-        Kind::Other(_) => Ok(()),
+const fn by_filters<const NARROW: bool>(l: &Conv2d) -> Kernel {
+    match l.filters.checked_div(l.groups) {
+        Some(filters) if filters % 2 == 0 => by_columns::<NARROW, false>(l),
+        _ => by_columns::<NARROW, true>(l),
     }
 }
 
-fn conv(
-    group: &Group<'_>,
-    l: Conv2d,
-    (x_shape, out): (Shape, Shape),
+const fn by_columns<const NARROW: bool, const ODD: bool>(l: &Conv2d) -> Kernel {
+    if is_fixed(l, 5) {
+        conv_fixed::<NARROW, ODD, 5>
+    } else if is_fixed(l, 3) {
+        conv_fixed::<NARROW, ODD, 3>
+    } else {
+        conv_any::<NARROW, ODD>
+    }
+}
+
+type Memory<'a> = [Lease<'a>; 4];
+
+/// A convolution with kernels of `S` columns; an `ODD` number of filters has one without a partner.
+fn conv_fixed<const NARROW: bool, const ODD: bool, const S: usize>(
+    op: &Op<'_>,
     p: &Parameters<'_>,
-    t: Tensors<'_>,
+    memory: Memory<'_>,
 ) -> Result<(), Error> {
-    let geometry = Geometry::new(l, x_shape, 0.0);
+    let two: Tile<Floats> = fixed::<Floats, true, S>;
+    conv(op, p, memory, [if ODD { fixed::<Floats, false, S> } else { two }, two], rows::<NARROW>())
+}
+
+fn conv_any<const NARROW: bool, const ODD: bool>(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    memory: Memory<'_>,
+) -> Result<(), Error> {
+    let two: Tile<Floats> = any::<Floats, true>;
+    conv(op, p, memory, [if ODD { any::<Floats, false> } else { two }, two], rows::<NARROW>())
+}
+
+/// A convolution with what stands behind it, computed by a tile of one filter and a tile of two.
+#[inline(never)]
+fn conv(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [x, y, winners, scratch]: Memory<'_>,
+    tiles: [Tile<Floats>; 2],
+    rows: Rows,
+) -> Result<(), Error> {
+    let Kind::Conv(l) = op.group.kind else { return Ok(()) };
+    let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
+    let mut winners = winners.get::<u8>()?;
+    let (geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
     let plane = out.plane().max(1) as usize;
-    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
-    let pool = (usize::from(pool.0), usize::from(pool.1));
-    let sizes = (pool, (out.h as usize, out.w as usize));
-    let mut winners = t.winners;
-    let samples = pieces(t.x, geometry.sample);
-    for (x, y) in samples.zip(t.y.chunks_exact_mut((plane * l.filters as usize).max(1))) {
+    let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
+    let samples = pieces(x, geometry.sample);
+    for (x, y) in samples.zip(y.chunks_exact_mut((plane * l.filters as usize).max(1))) {
         let groups = y.chunks_exact_mut((plane * geometry.filters).max(1));
         let firsts = (0..).step_by(geometry.filters.max(1));
         for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {
             for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
-                let one = Channel::new(group, p, k);
+                let one = Channel::new(&op.group, p, k);
                 let two = y.len() > plane;
-                let [w, v] = p.rows(k, geometry.filter, two, t.scratch)?;
+                let w = rows(p, (k, geometry.filter), two, scratch)?;
                 let mut write = |k: usize, at: usize, sums: &[f32], places: &[u8]| {
                     let at = k * plane + at;
                     let y = y.get_mut(at..at + sums.len()).unwrap_or_default();
@@ -116,37 +136,68 @@ fn conv(
                     let won = won.get_mut(at..at + places.len()).unwrap_or_default();
                     won.iter_mut().zip(places).for_each(|(won, place)| *won = *place);
                 };
-                let other = Channel::new(group, p, k + 1);
-                let (w, filters) = ([w, v], [&one, &other]);
-                if two {
-                    planes::<Floats, _, true>(&geometry, sizes, x, w, filters, &mut write);
-                } else {
-                    planes::<Floats, _, false>(&geometry, sizes, x, w, filters, &mut write);
-                }
+                let other = Channel::new(&op.group, p, k + 1);
+                let [tile_of_one, tile_of_two] = tiles;
+                let (tile, count) = if two { (tile_of_two, 2) } else { (tile_of_one, 1) };
+                let filters = ([&one, &other], count);
+                planes::<Floats, _>((&geometry, tile), sizes, x, w, filters, &mut write);
             }
         }
     }
     Ok(())
 }
 
+/// What reads two rows of weights, of which each has a length, from row `k` on; the first twice where
+/// there are no two.
+type Rows = for<'s> fn(
+    &'s Parameters<'_>,
+    (usize, usize),
+    two: bool,
+    scratch: &'s mut [f32],
+) -> Result<[&'s [f32]; ROWS], Error>;
+
+/// Weights that are not narrow lie where they are, and need no code that widens them.
+const fn rows<const NARROW: bool>() -> Rows {
+    if NARROW {
+        |p, at, two, scratch| p.widened_rows(at, two, scratch)
+    } else {
+        |p, at, two, _| p.rows(at, two)
+    }
+}
+
+/// The kernel of a dense layer whose weights may be `narrow`.
+pub(super) const fn dense_kernel(narrow: bool) -> Kernel {
+    if narrow { dense_in::<true> } else { dense_in::<false> }
+}
+
+fn dense_in<const NARROW: bool>(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    memory: Memory<'_>,
+) -> Result<(), Error> {
+    dense(op, p, memory, rows::<NARROW>())
+}
+
 /// Terms after which partial sums join the total, and partial sums: those of the reference.
 const RUN: usize = 1024;
 const LANES: usize = 8;
 
+/// A dense layer with what stands behind it.
+#[inline(never)]
 fn dense(
-    group: &Group<'_>,
-    l: Dense,
-    x_shape: Shape,
+    op: &Op<'_>,
     p: &Parameters<'_>,
-    t: Tensors<'_>,
+    [x, y, _, scratch]: Memory<'_>,
+    rows: Rows,
 ) -> Result<(), Error> {
-    let features = x_shape.sample().unwrap_or(0).max(1) as usize;
-    let samples = pieces(t.x, features);
-    for (x, y) in samples.zip(t.y.chunks_exact_mut((l.units as usize).max(1))) {
+    let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
+    let features = op.x.shape.sample().unwrap_or(0).max(1) as usize;
+    let units = op.y.shape.c.max(1) as usize;
+    for (x, y) in pieces(x, features).zip(y.chunks_exact_mut(units)) {
         for (k, y) in (0..).step_by(ROWS).zip(y.chunks_mut(ROWS)) {
-            let w = p.rows(k, features, y.len() > 1, t.scratch)?;
+            let w = rows(p, (k, features), y.len() > 1, scratch)?;
             for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {
-                let channel = Channel::new(group, p, k);
+                let channel = Channel::new(&op.group, p, k);
                 *y = channel.bias + sum;
                 channel.finish(core::slice::from_mut(y));
             }

@@ -1,7 +1,9 @@
 //! Which layers run together.
 
 use crate::arena::Dtype;
-use crate::layer::{Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise};
+use crate::layer::{
+    Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise, RELU, Tensors,
+};
 use crate::plan::Chain;
 use crate::shape::Shape;
 
@@ -37,20 +39,23 @@ pub(super) enum Kind<'m> {
 }
 
 impl<'m> Group<'m> {
+    /// No layers.
+    pub const NONE: Self = Self {
+        first: 0,
+        len: 0,
+        kind: Kind::Other(&RELU),
+        norm: None,
+        activation: None,
+        pool: None,
+        quantise: None,
+        reads: None,
+        writes: false,
+    };
+
     /// The group that begins at layer `at`, which reads bytes in the steps of `reads`.
-    const fn at(chain: &Chain<'m>, at: usize, reads: Option<&'m Quantise>) -> Option<Self> {
+    pub const fn at(chain: &Chain<'m>, at: usize, reads: Option<&'m Quantise>) -> Option<Self> {
         let Some(layer) = chain.get(at) else { return None };
-        let mut group = Self {
-            first: at,
-            len: 1,
-            kind: Kind::Other(layer),
-            norm: None,
-            activation: None,
-            pool: None,
-            quantise: None,
-            reads,
-            writes: false,
-        };
+        let mut group = Self { first: at, len: 1, kind: Kind::Other(layer), reads, ..Self::NONE };
         match layer {
             Layer::Conv2d(conv) => group.kind = Kind::Conv(conv),
             Layer::Dense(dense) => group.kind = Kind::Dense(dense),
@@ -111,11 +116,16 @@ impl<'m> Group<'m> {
             if at < first {
                 return Some(group);
             }
-            reads = match group.quantise {
-                Some(quantise) if group.writes => Some(quantise),
-                None if group.writes => reads,
-                _ => None,
-            };
+            reads = group.next_reads();
+        }
+    }
+
+    /// In which steps the next group reads bytes.
+    pub const fn next_reads(&self) -> Option<&'m Quantise> {
+        match self.quantise {
+            Some(quantise) if self.writes => Some(quantise),
+            None if self.writes => self.reads,
+            _ => None,
         }
     }
 
@@ -125,19 +135,78 @@ impl<'m> Group<'m> {
         computes && self.reads.is_some() && matches!(pass, Pass::Narrow)
     }
 
-    /// The shape of what the convolution or dense layer itself gives, and of what the group gives.
-    pub const fn shapes(&self, chain: &Chain<'_>, x: Shape) -> Option<(Shape, Shape)> {
-        let (mut own, mut shape, mut i) = (x, x, 0);
+    /// The type of what it writes.
+    const fn written(&self, pass: Pass) -> Dtype {
+        if self.writes && matches!(pass, Pass::Narrow) { Dtype::U8 } else { Dtype::F32 }
+    }
+
+    /// Rows and columns of a window of the pool.
+    pub fn windows(&self) -> (usize, usize) {
+        let pool = self.pool.map_or((1, 1), |pool| pool.window.kernel);
+        (pool.0.into(), pool.1.into())
+    }
+
+    /// The shape of what the group gives.
+    pub const fn output(&self, chain: &Chain<'_>, x: Shape) -> Option<Shape> {
+        let (mut shape, mut i) = (x, 0);
         while i < self.len {
             let Some(layer) = chain.get(self.first + i) else { return None };
             let Some(out) = layer.output(shape) else { return None };
             shape = out;
-            if i == 0 {
-                own = out;
-            }
             i += 1;
         }
-        Some((own, shape))
+        Some(shape)
+    }
+
+    /// The lengths of the parameters of its first layer, and of the norm behind that.
+    pub const fn lengths(&self, chain: &Chain<'_>, x: Shape) -> Option<[Tensors; 2]> {
+        let Some(layer) = chain.get(self.first) else { return None };
+        let Some(own) = layer.tensors(x) else { return None };
+        let Some(norm) = self.norm else { return Some([own, Tensors::NONE]) };
+        let Some(between) = layer.output(x) else { return None };
+        match norm.tensors(between) {
+            Some(norm) => Some([own, norm]),
+            None => None,
+        }
+    }
+
+    /// What it asks of the planner for an input `x` of type `dtype`.
+    pub const fn needs(
+        &self,
+        chain: &Chain<'_>,
+        x: Shape,
+        dtype: Dtype,
+        pass: Pass,
+    ) -> Option<Needs> {
+        let Some(layer) = chain.get(self.first) else { return None };
+        let written = self.written(pass);
+        let Some(needs) = layer.needs(x, pass) else { return None };
+        match self.kind {
+            Kind::Other(Layer::Quantise(_)) => {
+                // Raw bytes are the steps themselves.
+                let stays = written as u8 == dtype as u8;
+                let forward_scratch = 0;
+                Some(Needs { dtype: written, in_place: stays, forward_scratch, ..needs })
+            }
+            Kind::Other(_) => Some(Needs { dtype, ..needs }),
+            Kind::Conv(_) | Kind::Dense(_) => {
+                let Some(out) = self.output(chain, x) else { return None };
+                let Some(tensors) = layer.tensors(x) else { return None };
+                let rows = match self.kind {
+                    Kind::Conv(conv) => conv.filters,
+                    Kind::Dense(dense) => dense.units,
+                    Kind::Other(_) => 1,
+                };
+                // Weights in a narrow type are widened some rows at a time.
+                let widens = matches!(pass, Pass::Narrow) && !self.is_integer(pass);
+                let row = match (tensors.weight).checked_div(rows) {
+                    Some(row) if widens => row as usize,
+                    _ => 0,
+                };
+                let forward_scratch = row.saturating_mul(super::ROWS * size_of::<f32>());
+                Some(Needs { out, dtype: written, forward_scratch, ..needs })
+            }
+        }
     }
 }
 
@@ -188,37 +257,11 @@ pub(crate) const fn needs(
         return layer.needs(x, pass);
     }
     let Some(group) = Group::of(chain, at) else { return None };
-    let written = if group.writes && matches!(pass, Pass::Narrow) { Dtype::U8 } else { Dtype::F32 };
     if at > group.first {
         // The first layer of the group has done it.
         let done = Needs::moving(x);
+        let dtype = group.written(pass);
         return Some(Needs { dtype, in_place: true, view: true, gradient_in_place: true, ..done });
     }
-    let Some(needs) = layer.needs(x, pass) else { return None };
-    match group.kind {
-        Kind::Other(Layer::Quantise(_)) => {
-            // Raw bytes are the steps themselves.
-            let stays = written as u8 == dtype as u8;
-            let forward_scratch = 0;
-            Some(Needs { dtype: written, in_place: stays, forward_scratch, ..needs })
-        }
-        Kind::Other(_) => Some(Needs { dtype, ..needs }),
-        Kind::Conv(_) | Kind::Dense(_) => {
-            let Some((_, out)) = group.shapes(chain, x) else { return None };
-            let Some(tensors) = layer.tensors(x) else { return None };
-            let rows = match group.kind {
-                Kind::Conv(conv) => conv.filters,
-                Kind::Dense(dense) => dense.units,
-                Kind::Other(_) => 1,
-            };
-            // Weights in a narrow type are widened some rows at a time.
-            let widens = matches!(pass, Pass::Narrow) && !group.is_integer(pass);
-            let row = match (tensors.weight).checked_div(rows) {
-                Some(row) if widens => row as usize,
-                _ => 0,
-            };
-            let forward_scratch = row.saturating_mul(super::ROWS * size_of::<f32>());
-            Some(Needs { out, dtype: written, forward_scratch, ..needs })
-        }
-    }
+    group.needs(chain, x, dtype, pass)
 }

@@ -10,12 +10,13 @@
 //! floating-point unit is needed but to set up each filter. ReLU is a bound of the code.
 
 use super::Parameters;
-use super::conv::{Bytes, Filter, Geometry, Numbers, pieces, planes};
-use super::group::{Group, TILE};
+use super::conv::{Bytes, Filter, Geometry, Numbers, Tile, any, fixed, is_fixed, pieces, planes};
+use super::group::{Group, Kind, TILE};
+use super::op::{Kernel, Op};
+use crate::arena::{Dtype, Lease};
 use crate::error::Error;
-use crate::layer::{Activation, Conv2d, Dense, Quantise};
+use crate::layer::{Activation, Conv2d, Quantise};
 use crate::net::Stored;
-use crate::shape::Shape;
 
 /// Units that are summed side by side.
 const UNITS: usize = 4;
@@ -44,8 +45,9 @@ impl Channel {
         rows: usize,
         sum: i32,
     ) -> Self {
-        let scale = reads.scale * scale(&p.weight, k, rows).unwrap_or(0.0);
-        let start = libm::roundf(p.bias.number(k).unwrap_or(0.0) / scale);
+        let [weight, bias, ..] = &p.own;
+        let scale = reads.scale * scale(weight, k, rows).unwrap_or(0.0);
+        let start = libm::roundf(bias.number(k).unwrap_or(0.0) / scale);
         // A cast saturates, and takes NaN for 0.
         let start = (start as i32).wrapping_sub(i32::from(reads.zero).wrapping_mul(sum));
         let steps = group.quantise.copied().unwrap_or(Quantise { scale: 1.0, zero: 0 });
@@ -58,7 +60,7 @@ impl Channel {
             }
             _ => (0, 255),
         };
-        let (factor, shift) = fixed(scale / steps.scale);
+        let (factor, shift) = fixed_point(scale / steps.scale);
         Self { start, scale, factor, shift, zero, low, high }
     }
 
@@ -86,7 +88,7 @@ impl Channel {
 }
 
 /// `quotient`, which is not negative, as `factor / 2^shift` with a factor of up to 31 bits.
-fn fixed(quotient: f32) -> (i32, u32) {
+fn fixed_point(quotient: f32) -> (i32, u32) {
     let bits = quotient.to_bits();
     // quotient = mantissa / 2^(150 - exponent), the mantissa of 24 bits.
     let (mantissa, exponent) = (bits & 0x7f_ffff | 0x80_0000, bits >> 23 & 0xff);
@@ -107,12 +109,16 @@ impl Filter<Bytes> for Channel {
 }
 
 /// What a group writes.
-pub(super) enum Out<'a> {
+enum Out<'a> {
     Codes(&'a mut [u8]),
     Values(&'a mut [f32]),
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    fn new(y: Lease<'a>) -> Result<Self, Error> {
+        Ok(if y.dtype() == Dtype::U8 { Self::Codes(y.get()?) } else { Self::Values(y.get()?) })
+    }
+
     /// Writes what sums count, from place `at` on.
     fn write(&mut self, at: usize, channel: &Channel, group: &Group<'_>, sums: &[i32]) {
         let places = at..at + sums.len();
@@ -130,34 +136,56 @@ impl Out<'_> {
     }
 }
 
-/// A convolution of bytes, with what stands behind it.
-///
-/// # Errors
-/// Weights that are not i8.
-pub(super) fn conv(
-    group: &Group<'_>,
-    l: Conv2d,
-    (x_shape, out): (Shape, Shape),
+/// The kernel of a convolution.
+pub(super) const fn conv_kernel(l: &Conv2d) -> Kernel {
+    if is_fixed(l, 5) {
+        conv_fixed::<5>
+    } else if is_fixed(l, 3) {
+        conv_fixed::<3>
+    } else {
+        conv_any
+    }
+}
+
+type Memory<'a> = [Lease<'a>; 4];
+
+fn conv_fixed<const S: usize>(
+    op: &Op<'_>,
     p: &Parameters<'_>,
-    x: &[u8],
-    mut y: Out<'_>,
+    memory: Memory<'_>,
 ) -> Result<(), Error> {
-    let (reads, weights) = setup(group, p)?;
-    let geometry = Geometry::new(l, x_shape, reads.zero);
+    conv(op, p, memory, fixed::<Bytes, false, S>)
+}
+
+fn conv_any(op: &Op<'_>, p: &Parameters<'_>, memory: Memory<'_>) -> Result<(), Error> {
+    conv(op, p, memory, any::<Bytes, false>)
+}
+
+/// A convolution of bytes, with what stands behind it.
+#[inline(never)]
+fn conv(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [x, y, ..]: Memory<'_>,
+    tile: Tile<Bytes>,
+) -> Result<(), Error> {
+    let Kind::Conv(l) = op.group.kind else { return Ok(()) };
+    let (x, mut y) = (&*x.get()?, Out::new(y)?);
+    let (reads, weights) = setup(&op.group, p)?;
+    let (geometry, out) = (Geometry::new(*l, op.x.shape, reads.zero), op.y.shape);
     let filters = l.filters.max(1) as usize;
     let plane = out.plane().max(1) as usize;
-    let pool = group.pool.map_or((1, 1), |pool| pool.window.kernel);
-    let pool = (usize::from(pool.0), usize::from(pool.1));
-    let sizes = (pool, (out.h as usize, out.w as usize));
+    let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
     let mut first = 0;
     for x in pieces(x, geometry.sample) {
         for (k, w) in pieces(weights, geometry.filter).enumerate() {
             let x = pieces(x, geometry.group).nth(k / geometry.filters.max(1)).unwrap_or_default();
-            let channel = &Channel::new(group, (reads, p), k, filters, total(reads, w));
+            let channel = &Channel::new(&op.group, (reads, p), k, filters, total(reads, w));
             let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
-                y.write(first + at, channel, group, sums);
+                y.write(first + at, channel, &op.group, sums);
             };
-            planes::<Bytes, _, false>(&geometry, sizes, x, [w; 2], [channel; 2], &mut write);
+            let one = ([channel; 2], 1);
+            planes::<Bytes, _>((&geometry, tile), sizes, x, [w; 2], one, &mut write);
             first += plane;
         }
     }
@@ -168,25 +196,20 @@ pub(super) fn conv(
 ///
 /// # Errors
 /// Weights that are not i8.
-pub(super) fn dense(
-    group: &Group<'_>,
-    l: Dense,
-    x_shape: Shape,
-    p: &Parameters<'_>,
-    x: &[u8],
-    mut y: Out<'_>,
-) -> Result<(), Error> {
-    let (reads, weights) = setup(group, p)?;
-    let features = x_shape.sample().unwrap_or(0).max(1) as usize;
-    let units = l.units.max(1) as usize;
+#[inline(never)]
+pub(super) fn dense(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    let (x, mut y) = (&*x.get()?, Out::new(y)?);
+    let (reads, weights) = setup(&op.group, p)?;
+    let features = op.x.shape.sample().unwrap_or(0).max(1) as usize;
+    let units = op.y.shape.c.max(1) as usize;
     let mut at = 0;
     for x in pieces(x, features) {
         for (w, k) in weights.chunks((features * UNITS).max(1)).zip((0..).step_by(UNITS)) {
             let mut rows = pieces(w, features);
             let w = [(); UNITS].map(|()| rows.next().unwrap_or_default());
             for ((sum, w), k) in products(x, w).into_iter().zip(w).zip(k..units) {
-                let channel = Channel::new(group, (reads, p), k, units, total(reads, w));
-                y.write(at, &channel, group, &[channel.start.wrapping_add(sum)]);
+                let channel = Channel::new(&op.group, (reads, p), k, units, total(reads, w));
+                y.write(at, &channel, &op.group, &[channel.start.wrapping_add(sum)]);
                 at += 1;
             }
         }
@@ -196,7 +219,8 @@ pub(super) fn dense(
 
 /// The steps of what is read, and the weights.
 fn setup<'a>(group: &Group<'a>, p: &Parameters<'a>) -> Result<(&'a Quantise, &'a [i8]), Error> {
-    match (group.reads, p.weight.as_i8()) {
+    let [weight, ..] = &p.own;
+    match (group.reads, weight.as_i8()) {
         (Some(reads), Some(weights)) => Ok((reads, weights)),
         _ => Err(Error::Unsupported("weights that are not i8 behind activations that are bytes")),
     }

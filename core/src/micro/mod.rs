@@ -27,24 +27,30 @@ mod conv;
 mod float;
 mod group;
 mod integer;
+mod op;
+mod program;
+mod single;
 mod tune;
 
-use crate::arena::{ArenaError, Dtype, Lease, Slot, Word};
+use crate::arena::{ArenaError, Dtype, Slot, Word};
 use crate::backend::{
-    Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, Param, eval_calls,
+    Backend, Bank, Call, Device, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Param,
 };
 use crate::error::Error;
 use crate::layer::{self, Layer, Needs, Pass, Role};
 use crate::loss::Score;
 use crate::neighbour::{Nearest, Pair};
-use crate::net::{Net, Normalisation, Stored};
+use crate::net::{Model, Net, Normalisation, Stored};
 use crate::optim::Rule;
 use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
 use crate::reference::{self, Reference};
 use crate::stage::Objective;
-use group::{Group, Kind};
+use group::Kind;
+use op::Op;
 
 pub(crate) use group::needs;
+pub(crate) use op::Ops;
+pub use program::{Program, operations};
 pub use tune::{Embeddings, Tuning, TuningPlan};
 
 /// Rows of weights that are read side by side.
@@ -146,8 +152,7 @@ pub(crate) const fn input_type(net: &Net<'_>, pass: Pass) -> Dtype {
 /// Parameters of a group: of its first layer, and of the norm behind it.
 struct Parameters<'m> {
     layer: usize,
-    weight: Stored<'m>,
-    bias: Stored<'m>,
+    own: [Stored<'m>; 4],
     norm: [Stored<'m>; 4],
 }
 
@@ -158,10 +163,10 @@ impl<'m> Parameters<'m> {
     /// Other lengths.
     fn new(
         layer: usize,
-        stored: &[[Stored<'m>; 4]; 2],
-        lengths: [layer::Tensors; 2],
+        [own, norm]: [[Stored<'m>; 4]; 2],
+        lengths: &[layer::Tensors; 2],
     ) -> Result<Self, Error> {
-        for ((stored, lengths), layer) in stored.iter().zip(lengths).zip(layer..) {
+        for ((stored, lengths), layer) in [&own, &norm].into_iter().zip(lengths).zip(layer..) {
             for (role, stored) in Role::ALL.into_iter().zip(stored) {
                 let (expected, got) = (lengths.len(role) as usize, stored.len());
                 if got != expected {
@@ -169,208 +174,89 @@ impl<'m> Parameters<'m> {
                 }
             }
         }
-        let [[weight, bias, ..], norm] = *stored;
-        Ok(Self { layer, weight, bias, norm })
+        Ok(Self { layer, own, norm })
     }
 
-    /// Those that lie in the arena, in the order of [`slots`].
+    /// Those of a layer alone, widened into `scratch` where they must be.
     ///
     /// # Errors
-    /// Other lengths.
-    fn of(
-        layer: usize,
-        leases: [Lease<'m>; 6],
-        lengths: [layer::Tensors; 2],
-    ) -> Result<Self, Error> {
-        let [weight, bias, gamma, beta, mean, variance] =
-            leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });
-        let own = [weight, bias, Stored::EMPTY, Stored::EMPTY];
-        Self::new(layer, &[own, [gamma, beta, mean, variance]], lengths)
+    /// Those of a type that cannot be read.
+    fn numbers<'s>(&'s self, op: &Op<'_>, scratch: &'s mut [f32]) -> Result<[&'s [f32]; 4], Error> {
+        let [lengths, _] = op.lengths;
+        reference::stored(self.layer, lengths, self.own, scratch)
     }
 
-    /// Rows `k` and `k + 1` of `len` weights, widened into `scratch` where they must be; the first
-    /// twice where there are no `two`.
+    /// Rows `k` and `k + 1` of `len` weights; the first twice where there are no `two`.
+    ///
+    /// # Errors
+    /// Weights that are not aligned f32.
+    fn rows(&self, (k, len): (usize, usize), two: bool) -> Result<[&[f32]; ROWS], Error> {
+        let wrong = Error::Weights { layer: self.layer, expected: len, got: 0 };
+        let [weight, ..] = &self.own;
+        let all = weight.as_f32().ok_or(wrong)?;
+        let row = |k: usize| all.get(k * len..(k + 1) * len).ok_or(wrong);
+        Ok([row(k)?, row(if two { k + 1 } else { k })?])
+    }
+
+    /// As [`rows`](Self::rows), widened into `scratch` where they must be.
     ///
     /// # Errors
     /// Weights of a type that cannot be read, or that no scratch was planned for.
-    fn rows<'s>(
-        &self,
-        k: usize,
-        len: usize,
+    fn widened_rows<'s>(
+        &'s self,
+        (k, len): (usize, usize),
         two: bool,
         scratch: &'s mut [f32],
-    ) -> Result<[&'s [f32]; ROWS], Error>
-    where
-        'm: 's,
-    {
-        let next = if two { k + 1 } else { k };
-        let wrong = Error::Weights { layer: self.layer, expected: len, got: 0 };
-        if let Some(all) = self.weight.as_f32() {
-            let row = |k: usize| all.get(k * len..(k + 1) * len).ok_or(wrong);
-            return Ok([row(k)?, row(next)?]);
+    ) -> Result<[&'s [f32]; ROWS], Error> {
+        let [weight, ..] = &self.own;
+        if weight.as_f32().is_some() {
+            return self.rows((k, len), two);
         }
-        let rows = self.weight.len() / len.max(1);
+        let next = if two { k + 1 } else { k };
+        let rows = weight.len() / len.max(1);
         let (needed, given) = (ROWS * len * size_of::<f32>(), size_of_val(scratch));
         let few = ArenaError::OutOfMemory { needed, given };
         let (one, other) = scratch.split_at_mut_checked(len).ok_or(few)?;
         let other = other.get_mut(..len).ok_or(few)?;
         for (k, row) in [(k, &mut *one), (next, &mut *other)] {
-            if !self.weight.row(k, rows).widen(row) {
-                return Err(wrong);
+            if !weight.row(k, rows).widen(row) {
+                return Err(Error::Weights { layer: self.layer, expected: len, got: 0 });
             }
         }
         Ok([one, other])
     }
 }
 
-/// A convolution or dense layer that is to run once the walk has reached the last layer behind it.
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    group: Group<'a>,
-    /// Its first layer's.
-    call: Call<'a>,
-    norm: Option<Param<'a>>,
-    /// Layers that are still to come.
-    left: usize,
-}
-
 impl<const ALL: bool> Micro<'_, ALL> {
-    /// Runs a group from its first layer's input to its last one's output. An image in which no group
-    /// computes in integers, or none in f32, is one without the other's kernels.
+    /// Runs frozen layers of a model, of which the chain's first is layer `first`.
     #[inline(never)]
-    fn run<const INTEGER: bool>(&mut self, chain: &Chain<'_>, run: &Run<'_>) -> Result<(), Error> {
-        let Run { group, call, norm, .. } = run;
-        let shape = call.place.x.shape;
-        let impossible = PlanError::Shape { layer: call.index, input: shape };
-        let tensors = call.layer.tensors(shape).ok_or(impossible)?;
-        let (own, _) = group.shapes(chain, shape).ok_or(impossible)?;
-        let lengths = match group.norm {
-            Some(norm) => [tensors, norm.tensors(own).ok_or(impossible)?],
-            None => [tensors, layer::Tensors::NONE],
-        };
-        let (place, scratch) = (&call.place, numbers(call.place.scratch));
-        let arena = self.reference.arena();
-        match (&call.param, norm) {
-            (Param::Model { layer, tensors }, norm) => {
-                let norm = match norm {
-                    Some(Param::Model { tensors, .. }) => *tensors,
-                    _ => [Stored::EMPTY; 4],
-                };
-                let p = Parameters::new(*layer, &[*tensors, norm], lengths)?;
-                let leases = arena.lease([place.x, place.y, scratch])?;
-                compute::<INTEGER>(group, &p, place, leases)
-            }
-            (Param::Ram(w), norm) if ALL => {
-                let n = match norm {
-                    Some(Param::Ram(n)) => n,
-                    _ => &ParamSlots::NONE,
-                };
-                let [w, b, gamma, beta, mean, variance] = slots(w, n);
-                let [x, y, scratch, w, b, gamma, beta, mean, variance] =
-                    arena.lease([place.x, place.y, scratch, w, b, gamma, beta, mean, variance])?;
-                let own = [w, b, gamma, beta, mean, variance];
-                let p = Parameters::of(call.index, own, lengths)?;
-                compute::<INTEGER>(group, &p, place, [x, y, scratch])
-            }
-            _ => Err(in_arena()),
+    fn frozen(&mut self, op: &Op<'_>, model: &Model<'_>, first: usize) -> Result<(), Error> {
+        let layer = first + op.group.first;
+        let own = model.weights.layer(&model.net, layer);
+        if ALL && op.kernel.is_none() {
+            return self.reference.forward(&op.call(Param::Model { layer, tensors: own }));
         }
+        let norm = match op.group.norm {
+            Some(_) => model.weights.layer(&model.net, layer + 1),
+            None => [Stored::EMPTY; 4],
+        };
+        op.run(self.reference.arena(), layer, [own, norm])
     }
 
-    /// Runs a layer that is a group of its own.
+    /// Runs layers with parameters in the arena.
     #[inline(never)]
-    fn single(&mut self, call: &Call<'_>) -> Result<(), Error> {
-        use layer::Activation::{LeakyRelu, Relu, Relu6};
-        let Call { layer, place, param, .. } = call;
-        let shape = place.x.shape;
-        let Param::Model { tensors, layer: index } = param else {
-            return if ALL { self.reference.forward(call) } else { Err(in_arena()) };
-        };
-        match layer {
-            Layer::Flatten(_) | Layer::Dropout(_) => return Ok(()),
-            Layer::Quantise(steps) => return self.quantise(*steps, place),
-            Layer::BatchNorm(_)
-            | Layer::Activation(Relu | Relu6 | LeakyRelu { .. })
-            | Layer::MaxPool(_)
-            | Layer::AvgPool(_)
-            | Layer::GlobalAvgPool(_)
-            | Layer::Standardise(_)
-            | Layer::L2Normalise(_) => {}
-            _ if ALL => return self.reference.forward(call),
-            _ => return Err(Error::Unsupported("this layer")),
+    fn trained(&mut self, op: &Op<'_>, slots: &[ParamSlots; 2]) -> Result<(), Error> {
+        if let Kind::Other(_) = op.group.kind {
+            let [own, _] = slots;
+            return self.reference.forward(&op.call(Param::Ram(*own)));
         }
-        let x = if place.x.at == place.y.at { Slot::EMPTY } else { place.x };
-        let slots = [x, place.y, place.saved, numbers(place.scratch)];
-        let [x, y, saved, scratch] = self.reference.arena().lease(slots)?;
-        let lengths = layer.tensors(shape).unwrap_or(layer::Tensors::NONE);
-        let [w, b, mean, variance] = reference::stored(*index, lengths, *tensors, scratch.get()?)?;
-        let (x, y) = (&*x.get::<f32>()?, y.get::<f32>()?);
-        match layer {
-            Layer::BatchNorm(l) => l.forward_eval(shape, w, b, mean, variance, y),
-            Layer::Activation(l) => l.forward_piecewise(y),
-            Layer::MaxPool(l) => l.forward(shape, x, y, None),
-            Layer::AvgPool(l) => l.forward(shape, x, y),
-            Layer::GlobalAvgPool(l) => l.forward(shape, x, y),
-            Layer::Standardise(l) => l.forward(shape, mean, variance, y),
-            Layer::L2Normalise(l) => l.forward(shape, y, saved.get()?),
-            _ => {}
-        }
-        Ok(())
+        op.run_trained(self.reference.arena(), op.group.first, slots)
     }
-
-    /// Numbers in steps, as numbers or as the steps' bytes. Raw bytes are that already.
-    fn quantise(&mut self, steps: layer::Quantise, place: &plan::Place) -> Result<(), Error> {
-        let arena = self.reference.arena();
-        match (place.x.dtype, place.y.dtype) {
-            (Dtype::F32, Dtype::F32) => steps.forward(arena.view_mut::<f32>(place.y)?),
-            (Dtype::F32, _) => {
-                let [x, y] = arena.lease([place.x, place.y])?;
-                let (x, y) = (x.get::<f32>()?, y.get::<u8>()?);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = steps.code(*x));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-const fn in_arena() -> Error {
-    Error::Unsupported("frozen layers of which the parameters are in the arena")
 }
 
 /// Scratch as numbers.
 const fn numbers(scratch: Slot) -> Slot {
     Slot::vector(scratch.at, (scratch.bytes() / size_of::<f32>()) as u32, Dtype::F32)
-}
-
-/// The slots of a layer's parameters and of those of the norm behind it, as [`Parameters::of`] takes
-/// them.
-const fn slots(own: &ParamSlots, norm: &ParamSlots) -> [Slot; 6] {
-    [own.weight, own.bias, norm.weight, norm.bias, norm.mean, norm.variance]
-}
-
-/// Runs a convolution or a dense layer with what stands behind it.
-fn compute<const INTEGER: bool>(
-    group: &Group<'_>,
-    p: &Parameters<'_>,
-    place: &plan::Place,
-    [x, y, scratch]: [Lease<'_>; 3],
-) -> Result<(), Error> {
-    let shapes = (place.x.shape, place.y.shape);
-    if INTEGER {
-        let x = &*x.get()?;
-        let y = match place.y.dtype {
-            Dtype::U8 => integer::Out::Codes(y.get()?),
-            _ => integer::Out::Values(y.get()?),
-        };
-        return match group.kind {
-            Kind::Conv(l) => integer::conv(group, *l, shapes, p, x, y),
-            Kind::Dense(l) => integer::dense(group, *l, shapes.0, p, x, y),
-            Kind::Other(_) => Ok(()),
-        };
-    }
-    let (x, y) = (&*x.get()?, y.get()?);
-    let t = float::Tensors { x, y, winners: &mut [], scratch: scratch.get()? };
-    float::run(group, shapes, p, t)
 }
 
 /// The backend for small cores as a device.
@@ -472,32 +358,26 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
-        let mut run: Option<Run<'_>> = None;
-        eval_calls(self, block, |micro, call| {
-            let now = match &mut run {
-                Some(now) => now,
-                None => {
-                    let (layer, input) = (call.index, call.place.x.shape);
-                    let group = Group::of(&block.chain, layer);
-                    let group = group.ok_or(PlanError::Shape { layer, input })?;
-                    if let Kind::Other(_) = group.kind {
-                        return micro.single(call);
-                    }
-                    run.insert(Run { group, call: *call, norm: None, left: group.len })
+        let mut ops = Ops::new(block.chain, block.plan.walk(block.n), block.pass);
+        match block.params {
+            EvalParams::Model { model, first } => {
+                while let Some(op) = ops.next()? {
+                    self.frozen(&op, &model, first)?;
                 }
-            };
-            now.left -= 1;
-            if let (Layer::BatchNorm(_), Some(_)) = (call.layer, now.group.norm) {
-                now.norm = Some(call.param);
             }
-            if now.left == 0 {
-                match now.group.is_integer(block.pass) {
-                    true => micro.run::<true>(&block.chain, now),
-                    false => micro.run::<false>(&block.chain, now),
-                }?;
-                run = None;
+            EvalParams::Ram(plan) if ALL => {
+                let mut params = plan.walk();
+                while let Some(op) = ops.next()? {
+                    let [own, norm] = op.lengths;
+                    self.trained(&op, &[params.step(own)?, params.step(norm)?])?;
+                }
             }
-            Ok(())
-        })
+            EvalParams::Ram(_) => {
+                return Err(Error::Unsupported(
+                    "frozen layers of which the parameters are in the arena",
+                ));
+            }
+        }
+        Ok(ops.x())
     }
 }

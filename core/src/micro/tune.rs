@@ -20,7 +20,7 @@ use crate::arena::{ArenaError, Dtype, Lease, Slot};
 use crate::backend::{Backend, HostMut};
 use crate::error::Error;
 use crate::infer::Inference;
-use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Pass, Role, Tensors};
+use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Pass, Role};
 use crate::loss::{self, Score};
 use crate::neighbour::{Nearest, Pair, Rows, distance2};
 use crate::net::{Model, Net};
@@ -29,9 +29,10 @@ use crate::shape::Shape;
 use crate::source::{Batch, Draw, Source};
 use crate::stage::{Cut, Loss, Objective, Stage};
 
+use super::Micro;
 use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
-use super::{Micro, Parameters, float, slots};
+use super::op::{Op, kernel};
 
 /// How embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,14 +157,14 @@ impl<'m> TuningPlan<'m> {
         }
         let prefix = tri!(Inference::micro_to(net, first, 1, narrow));
         let shape = tri!(net.shape(first));
-        let Some((_, out)) = group.shapes(&chain, shape) else {
+        let Some(out) = group.output(&chain, shape) else {
             return Err(PlanError::Shape { layer: first, input: shape });
         };
         let Some(features) = out.sample() else { return Err(PlanError::Overflow { layer: first }) };
 
         // Beside the input the output, the places that won, the gradient, and room in which the
         // gradient's partner lies while distances are made.
-        let x = prefix.micro_output();
+        let x = tri!(prefix.micro_output());
         let own = x.at + x.bytes();
         let y = Slot::new(tri!(plan::past(Slot { at: x.at, ..x })), out, Dtype::F32);
         let won = Slot::vector(tri!(plan::past(y)), features, Dtype::U8);
@@ -203,13 +204,12 @@ pub struct Tuning<'m> {
     idle: u32,
 }
 
-/// The parameters of a block's group.
+/// A block's group, and its parameters.
 #[derive(Clone, Copy)]
 struct Own<'m> {
-    group: Group<'m>,
-    /// Of the layer that it begins with, and of the norm behind it.
+    op: Op<'m>,
+    /// Where the parameters lie of the layer that it begins with, and of the norm behind it.
     slots: [ParamSlots; 2],
-    lengths: [Tensors; 2],
 }
 
 impl<'m> Tuning<'m> {
@@ -305,17 +305,14 @@ impl<'m> Tuning<'m> {
         let (chain, shape) = (self.net.chain(first, self.stage.last.into())?, self.plan.x.shape);
         let impossible = PlanError::Shape { layer: first, input: shape };
         let group = block(&chain).ok_or(impossible)?;
-        let (own, _) = group.shapes(&chain, shape).ok_or(impossible)?;
-        let layer = chain.get(0).ok_or(impossible)?;
+        let lengths = group.lengths(&chain, shape).ok_or(impossible)?;
         let mut walk = self.plan.params.walk();
-        let tensors = layer.tensors(shape).ok_or(impossible)?;
-        let slots = walk.step(tensors)?;
-        let Some(norm) = group.norm else {
-            let none = (ParamSlots::NONE, Tensors::NONE);
-            return Ok(Own { group, slots: [slots, none.0], lengths: [tensors, none.1] });
-        };
-        let norm = norm.tensors(own).ok_or(impossible)?;
-        Ok(Own { group, slots: [slots, walk.step(norm)?], lengths: [tensors, norm] })
+        let [own, norm] = lengths;
+        let slots = [walk.step(own)?, walk.step(norm)?];
+        let TuningPlan { x, y, won, .. } = self.plan;
+        let kernel = kernel(&group, Pass::Eval, y.dtype);
+        let op = Op { group, x, y, saved: won, lengths, kernel, ..Op::NONE };
+        Ok(Own { op, slots })
     }
 
     /// Runs the frozen blocks and the block on sample `index` of the source; gives its label.
@@ -333,23 +330,19 @@ impl<'m> Tuning<'m> {
             };
             Ok(source.read(&[index], draw, Batch::U8(raw), core::slice::from_mut(&mut label))?)
         })?;
-        let Own { group, slots: [w, n], lengths } = self.own()?;
-        let TuningPlan { x, y, won, .. } = self.plan;
-        let [w, b, gamma, beta, mean, variance] = slots(&w, &n);
-        let [xs, ys, won, w, b, gamma, beta, mean, variance] =
-            backend.reference.arena().lease([x, y, won, w, b, gamma, beta, mean, variance])?;
-        let own = [w, b, gamma, beta, mean, variance];
-        let p = Parameters::of(self.stage.first.into(), own, lengths)?;
-        let (xs, ys, won) = (xs.get::<f32>()?, ys.get::<f32>()?, won.get::<u8>()?);
-        won.fill(0);
-        let t = float::Tensors { x: xs, y: &mut *ys, winners: &mut *won, scratch: &mut [] };
-        float::run(&group, (x.shape, y.shape), &p, t)?;
+        let Own { op, slots } = self.own()?;
+        let TuningPlan { y, won, .. } = self.plan;
+        let arena = backend.reference.arena();
+        arena.view_mut::<u8>(won)?.fill(0);
+        op.run_trained(arena, self.stage.first.into(), &slots)?;
+        let [ys, won] = arena.lease([y, won])?;
+        let (ys, won) = (&*ys.get::<f32>()?, won.get::<u8>()?);
         if !ys.iter().all(|y| y.is_finite()) {
             let (layer, update) = (self.stage.first, self.updates);
             return Err(Error::Diverged { stage: 0, layer, update });
         }
         // No gradient passes where the activation is flat, whatever becomes of the output.
-        let top = match group.activation {
+        let top = match op.group.activation {
             Some(Activation::Relu) => f32::INFINITY,
             Some(Activation::Relu6) => 6.0,
             _ => return Ok(label),
@@ -676,7 +669,7 @@ impl<'m> Tuning<'m> {
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
     fn backward<const ALL: bool>(&self, backend: &mut Micro<'_, ALL>) -> Result<(), Error> {
-        let Own { group, slots: [w, n], .. } = self.own()?;
+        let Own { op: Op { group, .. }, slots: [w, n] } = self.own()?;
         let TuningPlan { x, y, won, dy, .. } = self.plan;
         let [xs, ys, won, dys, dw, db, gamma, variance] = backend
             .reference

@@ -7,18 +7,18 @@ use core::hint::black_box;
 
 use cortex_m_rt::entry;
 use sepal_core::arena::Word;
-use sepal_core::infer::Inference;
-use sepal_core::micro::Micro;
-use sepal_core::net::{Model, Weights};
+use sepal_core::micro::{Program, operations};
+use sepal_core::net::Weights;
 use sepal_firmware::board;
 use sepal_firmware::flash::{self, CLASSES};
 use sepal_models::lenet::LENET5;
 
-const PLAN: Inference<'static> = match Inference::micro(LENET5, 1, false) {
-    Ok(plan) => plan,
+const OPERATIONS: usize = operations(&LENET5, LENET5.layers.len(), false);
+static PROGRAM: Program<'static, OPERATIONS> = match Program::new(LENET5, false) {
+    Ok(program) => program,
     Err(_) => panic!("the layers do not fit each other"),
 };
-const WORDS: usize = Word::count(PLAN.bytes());
+const WORDS: usize = Word::count(PROGRAM.bytes());
 
 #[entry]
 fn main() -> ! {
@@ -27,9 +27,8 @@ fn main() -> ! {
 }
 
 fn infer(memory: &mut [Word]) -> Option<[f32; CLASSES]> {
-    let model = Model { net: LENET5, weights: Weights::Flat(flash::weights()) };
     let mut logits = [0.0; CLASSES];
     let fill = |image: &mut [u8]| image.fill(black_box(0));
-    PLAN.run(&mut Micro::<false>::new(memory), &model, 1, fill, &mut logits).ok()?;
+    PROGRAM.run(memory, &Weights::Flat(flash::weights()), fill, &mut logits).ok()?;
     Some(black_box(logits))
 }

@@ -1,0 +1,107 @@
+//! Layers that are groups of their own.
+
+use super::Parameters;
+use super::group::Kind;
+use super::op::{Kernel, Op};
+use crate::arena::{Dtype, Lease};
+use crate::error::Error;
+use crate::layer::Activation::{LeakyRelu, Relu, Relu6};
+use crate::layer::Layer;
+
+/// The kernel of a layer that writes numbers or bytes.
+pub(super) const fn kernel(layer: &Layer, writes: Dtype) -> Option<Kernel> {
+    Some(match layer {
+        Layer::Quantise(_) if matches!(writes, Dtype::U8) => codes,
+        Layer::Quantise(_) => steps,
+        Layer::BatchNorm(_) => batch_norm,
+        Layer::Activation(Relu | Relu6 | LeakyRelu { .. }) => activation,
+        Layer::MaxPool(_) => max_pool,
+        Layer::AvgPool(_) => avg_pool,
+        Layer::GlobalAvgPool(_) => global_avg_pool,
+        Layer::Standardise(_) => standardise,
+        Layer::L2Normalise(_) => l2_normalise,
+        _ => return None,
+    })
+}
+
+type Memory<'a> = [Lease<'a>; 4];
+
+fn activation(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::Activation(l)) = op.group.kind {
+        l.forward_piecewise(y.get::<f32>()?);
+    }
+    Ok(())
+}
+
+/// Numbers in steps, as numbers.
+fn steps(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::Quantise(l)) = op.group.kind {
+        l.forward(y.get::<f32>()?);
+    }
+    Ok(())
+}
+
+/// Numbers in steps, as the steps' bytes.
+fn codes(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::Quantise(l)) = op.group.kind {
+        let (x, y) = (x.get::<f32>()?, y.get::<u8>()?);
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = l.code(*x));
+    }
+    Ok(())
+}
+
+fn max_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::MaxPool(l)) = op.group.kind {
+        l.forward::<f32>(op.x.shape, x.get()?, y.get()?, None);
+    }
+    Ok(())
+}
+
+fn avg_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::AvgPool(l)) = op.group.kind {
+        l.forward::<f32>(op.x.shape, x.get()?, y.get()?);
+    }
+    Ok(())
+}
+
+fn global_avg_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    if let Kind::Other(Layer::GlobalAvgPool(l)) = op.group.kind {
+        l.forward::<f32>(op.x.shape, x.get()?, y.get()?);
+    }
+    Ok(())
+}
+
+fn l2_normalise(
+    op: &Op<'_>,
+    _: &Parameters<'_>,
+    [_, y, saved, _]: Memory<'_>,
+) -> Result<(), Error> {
+    if let Kind::Other(Layer::L2Normalise(l)) = op.group.kind {
+        l.forward::<f32>(op.x.shape, y.get()?, saved.get()?);
+    }
+    Ok(())
+}
+
+fn batch_norm(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [_, y, _, scratch]: Memory<'_>,
+) -> Result<(), Error> {
+    if let Kind::Other(Layer::BatchNorm(l)) = op.group.kind {
+        let [weight, bias, mean, variance] = p.numbers(op, scratch.get()?)?;
+        l.forward_eval(op.x.shape, weight, bias, mean, variance, y.get()?);
+    }
+    Ok(())
+}
+
+fn standardise(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [_, y, _, scratch]: Memory<'_>,
+) -> Result<(), Error> {
+    if let Kind::Other(Layer::Standardise(l)) = op.group.kind {
+        let [_, _, mean, variance] = p.numbers(op, scratch.get()?)?;
+        l.forward(op.x.shape, mean, variance, y.get()?);
+    }
+    Ok(())
+}
