@@ -282,24 +282,9 @@ impl<'a> Arena<'a> {
         &mut self,
         slots: [Slot; N],
     ) -> Result<[Lease<'_>; N], ArenaError> {
-        let given = self.bytes();
-        let mut ranges = [(); N].map(|()| given..given);
-        for (range, slot) in ranges.iter_mut().zip(slots) {
-            if !slot.is_empty() {
-                let past = slot.at.saturating_add(slot.bytes());
-                if past > given {
-                    return Err(ArenaError::OutOfMemory { needed: past, given });
-                }
-                *range = slot.at..past;
-            }
-        }
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(self.words);
-        let parts = bytes.get_disjoint_mut(ranges).map_err(|_| ArenaError::Overlap)?;
-        let mut slots = slots.iter();
-        Ok(parts.map(|bytes| {
-            let (at, dtype) = slots.next().map_or((0, Dtype::F32), |slot| (slot.at, slot.dtype));
-            Lease { at, dtype, bytes }
-        }))
+        let mut leases = slots.map(|Slot { at, dtype, .. }| Lease { at, dtype, bytes: &mut [] });
+        cut(bytemuck::cast_slice_mut(self.words), &slots, &mut leases)?;
+        Ok(leases)
     }
 
     fn range<T: Element>(&self, slot: Slot) -> Result<(usize, usize), ArenaError> {
@@ -347,6 +332,34 @@ impl<'a> Lease<'a> {
     pub fn bytes(self) -> &'a mut [u8] {
         self.bytes
     }
+}
+
+/// Gives each lease its slot's bytes.
+///
+/// # Errors
+/// As [`Arena::lease`].
+#[inline(never)]
+fn cut<'a>(
+    bytes: &'a mut [u8],
+    slots: &[Slot],
+    leases: &mut [Lease<'a>],
+) -> Result<(), ArenaError> {
+    let (given, mut rest, mut done) = (bytes.len(), bytes, 0);
+    // From the lowest up; one that has its bytes is not empty any more.
+    for _ in slots {
+        let open = slots
+            .iter()
+            .zip(&mut *leases)
+            .filter(|(slot, lease)| lease.bytes.is_empty() && !slot.is_empty());
+        let Some((slot, lease)) = open.min_by_key(|(slot, _)| slot.at) else { break };
+        let (len, before) = (slot.bytes(), slot.at.checked_sub(done).ok_or(ArenaError::Overlap)?);
+        let needed = slot.at.saturating_add(len);
+        let many = ArenaError::OutOfMemory { needed, given };
+        let (_, above) = rest.split_at_mut_checked(before).ok_or(many)?;
+        (lease.bytes, rest) = above.split_at_mut_checked(len).ok_or(many)?;
+        done = needed;
+    }
+    Ok(())
 }
 
 fn cast<T: Element>(bytes: &[u8], at: usize) -> Result<&[T], ArenaError> {

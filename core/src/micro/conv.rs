@@ -438,31 +438,8 @@ fn settle<N: Numbers, C: Filter<N>>(
     (r, wide): (usize, usize),
 ) {
     filter.each(sums);
-    match wide {
-        1 => fold::<N, C, 1>(sums, best, won, r),
-        2 => fold::<N, C, 2>(sums, best, won, r),
-        _ => {
-            for ((sums, best), won) in sums.chunks(wide.max(1)).zip(best).zip(won) {
-                for (&sum, place) in sums.iter().zip(r * wide..) {
-                    if place == 0 || C::beats(sum, *best) {
-                        (*best, *won) = (sum, place as u8);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Row `r` of windows of `W` columns.
-#[inline(always)]
-fn fold<N: Numbers, C: Filter<N>, const W: usize>(
-    sums: &[N::Sum; TILE],
-    best: &mut [N::Sum; TILE],
-    won: &mut [u8; TILE],
-    r: usize,
-) {
-    for ((sums, best), won) in sums.as_chunks::<W>().0.iter().zip(best).zip(won) {
-        for (&sum, place) in sums.iter().zip(r * W..) {
+    for ((sums, best), won) in sums.chunks(wide.max(1)).zip(best).zip(won) {
+        for (&sum, place) in sums.iter().zip(r * wide..) {
             if place == 0 || C::beats(sum, *best) {
                 (*best, *won) = (sum, place as u8);
             }

@@ -1,12 +1,13 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
 use super::conv::{Filter, Floats, Geometry, Tile, any, fixed, is_fixed, pieces, planes};
-use super::group::{Group, Kind, TILE};
+use super::group::{Kind, TILE};
 use super::op::{Kernel, Op};
 use super::{Parameters, ROWS};
 use crate::arena::Lease;
 use crate::error::Error;
 use crate::layer::{Activation, BatchNorm, Conv2d};
+use crate::net::Stored;
 
 /// One filter's or unit's bias, norm and activation.
 #[derive(Clone, Copy)]
@@ -17,21 +18,27 @@ struct Channel<'m> {
     activation: Option<&'m Activation>,
 }
 
+/// The mean, the scale and the shift of one channel of a norm with these parameters.
+pub(super) type Norm = fn(&BatchNorm, &[Stored<'_>; 4], usize) -> [f32; 3];
+
+#[inline(never)]
+pub(super) fn norm(l: &BatchNorm, stored: &[Stored<'_>; 4], k: usize) -> [f32; 3] {
+    let [gamma, beta, mean, variance] = stored.each_ref().map(|stored| stored.number(k));
+    let scale = gamma.unwrap_or(1.0) * l.inverse(variance.unwrap_or(0.0));
+    [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
+}
+
 impl<'m> Channel<'m> {
     #[inline(never)]
-    fn new(group: &Group<'m>, p: &Parameters<'_>, k: usize) -> Self {
-        let norm = |norm: &BatchNorm| {
-            let [gamma, beta, mean, variance] = p.norm.each_ref().map(|stored| stored.number(k));
-            let scale = gamma.unwrap_or(1.0) * norm.inverse(variance.unwrap_or(0.0));
-            [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
-        };
+    fn new(op: &Op<'m>, p: &Parameters<'_>, k: usize) -> Self {
         let [_, bias, ..] = &p.own;
-        let bias = bias.number(k).unwrap_or(0.0);
-        Self { bias, norm: group.norm.map(norm), activation: group.activation }
+        let norm = op.norm.zip(op.group.norm).map(|(norm, l)| norm(l, &p.norm, k));
+        let activation = op.group.activation;
+        Self { bias: bias.number(k).unwrap_or(0.0), norm, activation }
     }
 
     /// The norm and the activation of sums.
-    #[inline(always)]
+    #[inline(never)]
     fn finish(&self, sums: &mut [f32]) {
         if let Some([mean, scale, shift]) = self.norm {
             sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
@@ -126,7 +133,7 @@ fn conv(
         for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {
             for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
-                let one = Channel::new(&op.group, p, k);
+                let one = Channel::new(op, p, k);
                 let two = y.len() > plane;
                 let w = rows(p, (k, geometry.filter), two, scratch)?;
                 let mut write = |k: usize, at: usize, sums: &[f32], places: &[u8]| {
@@ -136,7 +143,7 @@ fn conv(
                     let won = won.get_mut(at..at + places.len()).unwrap_or_default();
                     won.iter_mut().zip(places).for_each(|(won, place)| *won = *place);
                 };
-                let other = Channel::new(&op.group, p, k + 1);
+                let other = Channel::new(op, p, k + 1);
                 let [tile_of_one, tile_of_two] = tiles;
                 let (tile, count) = if two { (tile_of_two, 2) } else { (tile_of_one, 1) };
                 let filters = ([&one, &other], count);
@@ -197,7 +204,7 @@ fn dense(
         for (k, y) in (0..).step_by(ROWS).zip(y.chunks_mut(ROWS)) {
             let w = rows(p, (k, features), y.len() > 1, scratch)?;
             for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {
-                let channel = Channel::new(&op.group, p, k);
+                let channel = Channel::new(op, p, k);
                 *y = channel.bias + sum;
                 channel.finish(core::slice::from_mut(y));
             }

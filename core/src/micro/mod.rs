@@ -149,6 +149,21 @@ pub(crate) const fn input_type(net: &Net<'_>, pass: Pass) -> Dtype {
     if matches!(pass, Pass::Narrow) { Dtype::U8 } else { Dtype::F32 }
 }
 
+/// Checks that a layer's parameters have these lengths.
+///
+/// # Errors
+/// Where one has another.
+#[inline(never)]
+fn check(layer: usize, stored: &[Stored<'_>; 4], lengths: &layer::Tensors) -> Result<(), Error> {
+    for (role, stored) in Role::ALL.into_iter().zip(stored) {
+        let (expected, got) = (lengths.len(role) as usize, stored.len());
+        if got != expected {
+            return Err(Error::Weights { layer, expected, got });
+        }
+    }
+    Ok(())
+}
+
 /// Parameters of a group: of its first layer, and of the norm behind it.
 struct Parameters<'m> {
     layer: usize,
@@ -166,14 +181,9 @@ impl<'m> Parameters<'m> {
         [own, norm]: [[Stored<'m>; 4]; 2],
         lengths: &[layer::Tensors; 2],
     ) -> Result<Self, Error> {
-        for ((stored, lengths), layer) in [&own, &norm].into_iter().zip(lengths).zip(layer..) {
-            for (role, stored) in Role::ALL.into_iter().zip(stored) {
-                let (expected, got) = (lengths.len(role) as usize, stored.len());
-                if got != expected {
-                    return Err(Error::Weights { layer, expected, got });
-                }
-            }
-        }
+        let [of_own, of_norm] = lengths;
+        check(layer, &own, of_own)?;
+        check(layer + 1, &norm, of_norm)?;
         Ok(Self { layer, own, norm })
     }
 

@@ -1,5 +1,6 @@
 //! Groups of layers with all that is to be known to run them: planned, shaped, their kernels chosen.
 
+use super::float::Norm;
 use super::group::{Group, Kind};
 use super::{Parameters, float, integer, numbers, single};
 use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot};
@@ -28,6 +29,8 @@ pub(super) struct Op<'m> {
     pub before: usize,
     /// None where there is no kernel for small cores.
     pub kernel: Option<Kernel>,
+    /// What prepares the norm, where there is one: it takes a square root.
+    pub norm: Option<Norm>,
 }
 
 impl<'m> Op<'m> {
@@ -41,7 +44,20 @@ impl<'m> Op<'m> {
         lengths: [Tensors::NONE; 2],
         before: 0,
         kernel: None,
+        norm: None,
     };
+
+    /// A group that reads, writes, keeps what it keeps, and has scratch, in these slots.
+    pub const fn new(
+        group: Group<'m>,
+        [x, y, saved, scratch]: [Slot; 4],
+        lengths: [Tensors; 2],
+        pass: Pass,
+    ) -> Self {
+        let kernel = kernel(&group, pass, y.dtype);
+        let norm: Option<Norm> = if group.norm.is_some() { Some(float::norm) } else { None };
+        Self { group, x, y, saved, scratch, lengths, before: 0, kernel, norm }
+    }
 
     /// x (unless the group works in place), y, what is saved, and scratch.
     fn memory<'a>(&self, arena: &'a mut Arena<'_>) -> Result<[Lease<'a>; 4], ArenaError> {
@@ -182,22 +198,13 @@ impl<'m> Ops<'m> {
             return Err(impossible);
         };
         let place = self.walk.step(needs);
-        let op = Op {
-            group,
-            x: place.x,
-            y: place.y,
-            saved: place.saved,
-            scratch: place.scratch,
-            lengths,
-            before: self.before,
-            kernel: kernel(&group, self.pass, place.y.dtype),
-        };
-        Ok((op, group.len))
+        let op = Op::new(group, [place.x, place.y, place.saved, place.scratch], lengths, self.pass);
+        Ok((Op { before: self.before, ..op }, group.len))
     }
 }
 
 /// The kernel of a group that writes numbers or bytes.
-pub(super) const fn kernel(group: &Group<'_>, pass: Pass, writes: Dtype) -> Option<Kernel> {
+const fn kernel(group: &Group<'_>, pass: Pass, writes: Dtype) -> Option<Kernel> {
     let narrow = matches!(pass, Pass::Narrow);
     match group.kind {
         Kind::Conv(l) if group.is_integer(pass) => Some(integer::conv_kernel(l)),

@@ -4,6 +4,7 @@ use super::op::Op;
 use crate::arena::{Arena, ArenaError, Dtype, Slot, Word};
 use crate::error::Error;
 use crate::infer::Inference;
+use crate::layer::Tensors;
 use crate::net::{Net, Normalisation, Stored, Weights};
 use crate::plan::{PlanError, tri};
 use crate::reference;
@@ -145,15 +146,16 @@ impl<'m, const N: usize> Program<'m, N> {
             reference::widen(arena, self.raw, &self.normalisation, self.x)?;
         }
         for op in &self.ops {
-            let [own, norm] = op.lengths;
-            let layer = op.group.first;
             let before = |layer| self.before(layer);
-            let stored = weights.find(layer, own, &before);
-            let behind = match op.group.norm {
-                Some(_) => weights.find(layer + 1, norm, &before),
-                None => [Stored::EMPTY; 4],
-            };
-            op.run(arena, layer, [stored, behind])?;
+            let mut stored = [[Stored::EMPTY; 4]; 2];
+            for ((stored, lengths), layer) in
+                stored.iter_mut().zip(op.lengths).zip(op.group.first..)
+            {
+                if lengths != Tensors::NONE {
+                    *stored = weights.find(layer, lengths, &before);
+                }
+            }
+            op.run(arena, op.group.first, stored)?;
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ use crate::stage::{Cut, Loss, Objective, Stage};
 use super::Micro;
 use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
-use super::op::{Op, kernel};
+use super::op::Op;
 
 /// How embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -310,9 +310,7 @@ impl<'m> Tuning<'m> {
         let [own, norm] = lengths;
         let slots = [walk.step(own)?, walk.step(norm)?];
         let TuningPlan { x, y, won, .. } = self.plan;
-        let kernel = kernel(&group, Pass::Eval, y.dtype);
-        let op = Op { group, x, y, saved: won, lengths, kernel, ..Op::NONE };
-        Ok(Own { op, slots })
+        Ok(Own { op: Op::new(group, [x, y, won, Slot::EMPTY], lengths, Pass::Eval), slots })
     }
 
     /// Runs the frozen blocks and the block on sample `index` of the source; gives its label.
