@@ -406,6 +406,7 @@ impl<'m> Weights<'m> {
 
     /// The parameters of layer `layer`, which have these lengths. `before` says how many numbers lie
     /// before those of a layer.
+    #[inline(never)]
     pub(crate) fn find(
         &self,
         layer: usize,

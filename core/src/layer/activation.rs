@@ -59,20 +59,20 @@ impl Activation {
     /// this one links no transcendental function. The others leave `y` as it is.
     #[inline]
     pub(crate) fn forward_piecewise<T: Real>(self, y: &mut [T]) {
-        match self {
-            Self::Relu => y.iter_mut().for_each(|y| *y = relu(*y)),
-            Self::Relu6 => {
-                let six = T::from_f32(6.0);
-                for y in y {
-                    let low = relu(*y);
-                    *y = if low >= six { six } else { low };
-                }
+        // What numbers up to 0 are multiplied by, where they do not become 0, and the highest.
+        let (slope, top) = match self {
+            Self::Relu => (None, T::INFINITY),
+            Self::Relu6 => (None, T::from_f32(6.0)),
+            Self::LeakyRelu { slope } => (Some(T::from_f32(slope)), T::INFINITY),
+            Self::Tanh => return,
+        };
+        for y in y {
+            // Comparisons with NaN are false, which keeps it.
+            if *y <= T::ZERO {
+                *y = slope.map_or(T::ZERO, |slope| slope * *y);
+            } else if *y >= top {
+                *y = top;
             }
-            Self::LeakyRelu { slope } => {
-                let slope = T::from_f32(slope);
-                y.iter_mut().for_each(|y| *y = if *y <= T::ZERO { slope * *y } else { *y });
-            }
-            Self::Tanh => {}
         }
     }
 
@@ -95,11 +95,6 @@ impl Activation {
             Self::Tanh => pairs.for_each(|(y, g)| *g *= T::ONE - *y * *y),
         }
     }
-}
-
-/// A comparison with NaN is false, which keeps it.
-fn relu<T: Real>(x: T) -> T {
-    if x <= T::ZERO { T::ZERO } else { x }
 }
 
 #[cfg(test)]

@@ -438,8 +438,26 @@ fn settle<N: Numbers, C: Filter<N>>(
     (r, wide): (usize, usize),
 ) {
     filter.each(sums);
-    for ((sums, best), won) in sums.chunks(wide.max(1)).zip(best).zip(won) {
-        for (&sum, place) in sums.iter().zip(r * wide..) {
+    if wide == 2 {
+        // Nets' pools as a rule, in a third of the instructions.
+        fold::<N, C>(sums.as_chunks::<2>().0.iter().map(|sums| &sums[..]), best, won, r * 2);
+    } else {
+        fold::<N, C>(sums.chunks(wide.max(1)), best, won, r * wide);
+    }
+}
+
+/// Sums of windows' rows, whose first place is `first`.
+#[inline(always)]
+fn fold<'s, N: Numbers, C: Filter<N>>(
+    rows: impl Iterator<Item = &'s [N::Sum]>,
+    best: &mut [N::Sum; TILE],
+    won: &mut [u8; TILE],
+    first: usize,
+) where
+    N::Sum: 's,
+{
+    for ((sums, best), won) in rows.zip(best).zip(won) {
+        for (&sum, place) in sums.iter().zip(first..) {
             if place == 0 || C::beats(sum, *best) {
                 (*best, *won) = (sum, place as u8);
             }

@@ -85,6 +85,7 @@ impl<'m> Op<'m> {
     ///
     /// # Errors
     /// Parameters of other lengths or types, a slot past the arena's end.
+    #[inline(never)]
     pub fn run(
         &self,
         arena: &mut Arena<'_>,
