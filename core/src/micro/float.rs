@@ -31,8 +31,8 @@ pub(super) fn norm(l: &BatchNorm, stored: &[Stored<'_>; 4], k: usize) -> [f32; 3
 impl<'m> Channel<'m> {
     #[inline(never)]
     fn new(op: &Op<'m>, p: &Parameters<'_>, k: usize) -> Self {
-        let [_, bias, ..] = &p.own;
-        let norm = op.norm.zip(op.group.norm).map(|(norm, l)| norm(l, &p.norm, k));
+        let [_, bias, ..] = p.own;
+        let norm = op.norm.zip(op.group.norm).map(|(norm, l)| norm(l, p.norm, k));
         let activation = op.group.activation;
         Self { bias: bias.number(k).unwrap_or(0.0), norm, activation }
     }

@@ -45,7 +45,7 @@ impl Channel {
         rows: usize,
         sum: i32,
     ) -> Self {
-        let [weight, bias, ..] = &p.own;
+        let [weight, bias, ..] = p.own;
         let scale = reads.scale * scale(weight, k, rows).unwrap_or(0.0);
         let start = libm::roundf(bias.number(k).unwrap_or(0.0) / scale);
         // A cast saturates, and takes NaN for 0.
@@ -219,7 +219,7 @@ pub(super) fn dense(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> 
 
 /// The steps of what is read, and the weights.
 fn setup<'a>(group: &Group<'a>, p: &Parameters<'a>) -> Result<(&'a Quantise, &'a [i8]), Error> {
-    let [weight, ..] = &p.own;
+    let [weight, ..] = p.own;
     match (group.reads, weight.as_i8()) {
         (Some(reads), Some(weights)) => Ok((reads, weights)),
         _ => Err(Error::Unsupported("weights that are not i8 behind activations that are bytes")),

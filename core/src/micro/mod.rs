@@ -167,8 +167,8 @@ fn check(layer: usize, stored: &[Stored<'_>; 4], lengths: &layer::Tensors) -> Re
 /// Parameters of a group: of its first layer, and of the norm behind it.
 struct Parameters<'m> {
     layer: usize,
-    own: [Stored<'m>; 4],
-    norm: [Stored<'m>; 4],
+    own: &'m [Stored<'m>; 4],
+    norm: &'m [Stored<'m>; 4],
 }
 
 impl<'m> Parameters<'m> {
@@ -178,12 +178,12 @@ impl<'m> Parameters<'m> {
     /// Other lengths.
     fn new(
         layer: usize,
-        [own, norm]: [[Stored<'m>; 4]; 2],
+        [own, norm]: &'m [[Stored<'m>; 4]; 2],
         lengths: &[layer::Tensors; 2],
     ) -> Result<Self, Error> {
         let [of_own, of_norm] = lengths;
-        check(layer, &own, of_own)?;
-        check(layer + 1, &norm, of_norm)?;
+        check(layer, own, of_own)?;
+        check(layer + 1, norm, of_norm)?;
         Ok(Self { layer, own, norm })
     }
 
@@ -193,7 +193,7 @@ impl<'m> Parameters<'m> {
     /// Those of a type that cannot be read.
     fn numbers<'s>(&'s self, op: &Op<'_>, scratch: &'s mut [f32]) -> Result<[&'s [f32]; 4], Error> {
         let [lengths, _] = op.lengths;
-        reference::stored(self.layer, lengths, self.own, scratch)
+        reference::stored(self.layer, lengths, *self.own, scratch)
     }
 
     /// Rows `k` and `k + 1` of `len` weights; the first twice where there are no `two`.
@@ -202,7 +202,7 @@ impl<'m> Parameters<'m> {
     /// Weights that are not aligned f32.
     fn rows(&self, (k, len): (usize, usize), two: bool) -> Result<[&[f32]; ROWS], Error> {
         let wrong = Error::Weights { layer: self.layer, expected: len, got: 0 };
-        let [weight, ..] = &self.own;
+        let [weight, ..] = self.own;
         let all = weight.as_f32().ok_or(wrong)?;
         let row = |k: usize| all.get(k * len..(k + 1) * len).ok_or(wrong);
         Ok([row(k)?, row(if two { k + 1 } else { k })?])
@@ -218,7 +218,7 @@ impl<'m> Parameters<'m> {
         two: bool,
         scratch: &'s mut [f32],
     ) -> Result<[&'s [f32]; ROWS], Error> {
-        let [weight, ..] = &self.own;
+        let [weight, ..] = self.own;
         if weight.as_f32().is_some() {
             return self.rows((k, len), two);
         }
@@ -250,7 +250,7 @@ impl<const ALL: bool> Micro<'_, ALL> {
             Some(_) => model.weights.layer(&model.net, layer + 1),
             None => [Stored::EMPTY; 4],
         };
-        op.run(self.reference.arena(), layer, [own, norm])
+        op.run(self.reference.arena(), layer, &[own, norm])
     }
 
     /// Runs layers with parameters in the arena.

@@ -90,7 +90,7 @@ impl<'m> Op<'m> {
         &self,
         arena: &mut Arena<'_>,
         layer: usize,
-        stored: [[Stored<'_>; 4]; 2],
+        stored: &[[Stored<'_>; 4]; 2],
     ) -> Result<(), Error> {
         let p = Parameters::new(layer, stored, &self.lengths)?;
         let kernel = self.kernel.ok_or(UNKNOWN)?;
@@ -122,7 +122,8 @@ impl<'m> Op<'m> {
         let [weight, bias, gamma, beta, mean, variance] =
             leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });
         let own = [weight, bias, Stored::EMPTY, Stored::EMPTY];
-        let p = Parameters::new(layer, [own, [gamma, beta, mean, variance]], &self.lengths)?;
+        let stored = [own, [gamma, beta, mean, variance]];
+        let p = Parameters::new(layer, &stored, &self.lengths)?;
         let kernel = self.kernel.ok_or(UNKNOWN)?;
         kernel(self, &p, [x, y, saved, scratch])
     }

@@ -155,7 +155,7 @@ impl<'m, const N: usize> Program<'m, N> {
                     *stored = weights.find(layer, lengths, &before);
                 }
             }
-            op.run(arena, op.group.first, stored)?;
+            op.run(arena, op.group.first, &stored)?;
         }
         Ok(())
     }

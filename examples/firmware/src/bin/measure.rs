@@ -8,7 +8,7 @@ use sepal_core::arena::Word;
 use sepal_core::format::{Counts, File, counts};
 use sepal_core::infer::Inference;
 use sepal_core::layer::{Flatten, L2Normalise, Layer, RELU};
-use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
+use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
 use sepal_core::net::{Model, Net, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
@@ -24,9 +24,10 @@ use sepal_models::lenet::LENET5;
 /// What the largest row needs.
 const WORDS: usize = Word::count(64 * 1024);
 const REFERENCE: Inference<'static> = plan(Inference::reference(LENET5, 1));
-const MICRO: Inference<'static> = plan(Inference::micro(LENET5, 1, false));
+const OPERATIONS: usize = operations(&LENET5, LENET5.layers.len(), false);
+static PROGRAM: Program<'static, OPERATIONS> = plan(Program::new(LENET5, false));
 
-const fn plan(made: Result<Inference<'static>, PlanError>) -> Inference<'static> {
+const fn plan<T: Copy>(made: Result<T, PlanError>) -> T {
     match made {
         Ok(plan) => plan,
         Err(_) => panic!("the layers do not fit each other"),
@@ -60,8 +61,14 @@ fn rows(memory: &mut [Word]) -> Option<()> {
     })?;
     same(&logits, sample.logits)?;
 
-    row("lenet5-micro-f32", macs, MICRO.bytes(), memory, |words| {
-        MICRO.run(&mut Micro::<false>::new(words), &model, 1, fill, &mut logits).ok()
+    row("lenet5-program-f32", macs, PROGRAM.bytes(), memory, |words| {
+        PROGRAM.run(words, &model.weights, fill, &mut logits).ok()
+    })?;
+    same(&logits, sample.logits)?;
+
+    let micro = Inference::micro(LENET5, 1, false).ok()?;
+    row("lenet5-micro-f32", macs, micro.bytes(), memory, |words| {
+        micro.run(&mut Micro::<false>::new(words), &model, 1, fill, &mut logits).ok()
     })?;
     same(&logits, sample.logits)?;
 
