@@ -96,7 +96,8 @@ impl Rows {
         (input, past)
     }
 
-    /// Rows of an input plane and the rows of an output plane that they touch.
+    /// Rows of an input plane and the rows of an output plane that they touch. No stride is 0: said
+    /// here too, where a compiler that inlines little must see it.
     pub(crate) fn pairs<'a, X, Y>(
         &self,
         x: &'a [X],
@@ -104,10 +105,10 @@ impl Rows {
     ) -> impl Iterator<Item = (impl Iterator<Item = &'a X>, impl Iterator<Item = &'a Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
-        let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride);
+        let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride.max(1));
         let y = y.chunks_exact(self.y_width).skip(self.down.out).take(self.down.count);
         x.zip(y).map(move |(x, y)| {
-            let x = x.get(first..past).unwrap_or_default().iter().step_by(stride);
+            let x = x.get(first..past).unwrap_or_default().iter().step_by(stride.max(1));
             (x, y.get(out..out + count).unwrap_or_default().iter())
         })
     }
@@ -120,10 +121,10 @@ impl Rows {
     ) -> impl Iterator<Item = (impl Iterator<Item = &'a X>, impl Iterator<Item = &'a mut Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
-        let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride);
+        let x = x.chunks_exact(self.x_width).skip(self.down.input).step_by(self.down.stride.max(1));
         let y = y.chunks_exact_mut(self.y_width).skip(self.down.out).take(self.down.count);
         x.zip(y).map(move |(x, y)| {
-            let x = x.get(first..past).unwrap_or_default().iter().step_by(stride);
+            let x = x.get(first..past).unwrap_or_default().iter().step_by(stride.max(1));
             (x, y.get_mut(out..out + count).unwrap_or_default().iter_mut())
         })
     }
@@ -136,10 +137,11 @@ impl Rows {
     ) -> impl Iterator<Item = (impl Iterator<Item = &'a mut X>, impl Iterator<Item = &'a Y>)> {
         let (first, past) = self.x_columns();
         let (out, count, stride) = (self.across.out, self.across.count, self.across.stride);
-        let x = x.chunks_exact_mut(self.x_width).skip(self.down.input).step_by(self.down.stride);
+        let x =
+            x.chunks_exact_mut(self.x_width).skip(self.down.input).step_by(self.down.stride.max(1));
         let y = y.chunks_exact(self.y_width).skip(self.down.out).take(self.down.count);
         x.zip(y).map(move |(x, y)| {
-            let x = x.get_mut(first..past).unwrap_or_default().iter_mut().step_by(stride);
+            let x = x.get_mut(first..past).unwrap_or_default().iter_mut().step_by(stride.max(1));
             (x, y.get(out..out + count).unwrap_or_default().iter())
         })
     }

@@ -153,7 +153,7 @@ impl<'m> Ops<'m> {
     /// # Errors
     /// A layer that cannot take its input.
     pub const fn output(mut self) -> Result<Slot, PlanError> {
-        while let Some(_) = tri!(self.next()) {}
+        while tri!(self.next()).is_some() {}
         Ok(self.x())
     }
 
