@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use sepal::layer::Layer;
 use sepal::models::data::Dataset;
 use sepal::models::width::scaled;
-use sepal::models::{alexnet, lenet, simcnn, vdcnn, vgg};
+use sepal::models::{alexnet, gesture, lenet, simcnn, vdcnn, vgg};
 use sepal::net::{Input, Net, Normalisation};
 use sepal::source::Source;
 
@@ -15,6 +15,8 @@ pub enum Model {
     Lenet,
     /// The same without padding and norm, with biases
     Lenet5,
+    /// Three convolutions over time, for gestures, with batch norm, dense 32-classes
+    Gesture,
     /// Six 3x3 convolutions of 16 to 64 filters with batch norm and one dense layer
     Vgg6,
     /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
@@ -58,6 +60,7 @@ impl Model {
         match self {
             Self::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
             Self::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
+            Self::Gesture => scaled(gesture::gesture_layers(classes), width).to_vec(),
             Self::Vgg6 => scaled(vgg::vgg6_layers(classes), width).to_vec(),
             Self::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
             Self::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
@@ -76,6 +79,7 @@ impl Model {
         match self {
             Self::Lenet => lenet::lenet(layers, input),
             Self::Lenet5 => lenet::lenet5(layers, input),
+            Self::Gesture => gesture::gesture(layers, input),
             Self::Vgg6 => vgg::vgg6(layers, input),
             Self::Vgg16 => vgg::vgg16(layers, input),
             Self::Vgg19 => vgg::vgg19(layers, input),

@@ -21,10 +21,15 @@ use crate::seconds::seconds;
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// Folder of a data set: IDX (gzip or not), CIFAR binary, AG's News or DBPedia, or class folders
-    /// of images
+    /// Folder of a data set: IDX (gzip or not), CIFAR binary, AG's News or DBPedia, gestures
+    /// (magic_wand.csv), or class folders of images
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+
+    /// The person to test on and not to train on, of recordings of several [default: the first by
+    /// name of those with the most classes]
+    #[arg(long, value_name = "PERSON", requires = "data")]
+    pub leave_out: Option<String>,
 
     /// File of little-endian u16 indices: the order in which training images are taken
     #[arg(long, value_name = "FILE")]

@@ -213,7 +213,7 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
 
 /// The images to train on, to test on, and to hold out.
 fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
-    let split = data::open(args.data.as_deref())?;
+    let split = data::open(args.data.as_deref(), args.leave_out.as_deref())?;
     let order = match &args.order {
         Some(path) => data::order(path, split.train.len())?,
         None => (0..split.train.len()).collect(),

@@ -22,6 +22,7 @@ pub mod features;
 pub mod file;
 #[cfg(feature = "std")]
 pub mod fit;
+pub mod gesture;
 pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;

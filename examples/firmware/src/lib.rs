@@ -1,9 +1,15 @@
 //! What the images share: the board, the data in flash, inference, and a handler of panics.
 #![no_std]
 
+// What is shared with programs of the host calls the library by its own name.
+extern crate sepal_core as sepal;
+
 pub mod board;
+pub mod case;
 pub mod flash;
 pub mod psram;
+#[path = "../../common/user.rs"]
+pub mod user;
 
 use core::hint::black_box;
 

@@ -8,7 +8,7 @@ use embedded_storage::nor_flash::{
 /// Where QEMU's mps2-an386 has it, outside of everything that is loaded.
 const START: *mut u8 = 0x2100_0000 as *mut u8;
 /// What is used of it.
-pub const BYTES: usize = 256 * 1024;
+pub const BYTES: usize = 2 << 20;
 
 /// The flash. There is one.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 //! | CIFAR-10, CIFAR-100 | [`cifar`] | the binary version |
 //! | tables | [`csv`] | CSV, classes or numbers to predict |
 //! | AG's News, DBPedia | [`text`] | CSV of classes and texts, as characters |
+//! | recordings of motion | [`motion`] | CSV, a line for each reading |
 //! | NumPy arrays | [`npy`] | NPY 1.0 and 2.0 |
 //! | class folders of PNG or JPEG | `folder` (feature `images`) | |
 //!
@@ -37,6 +38,7 @@ mod error;
 pub mod folder;
 pub mod idx;
 mod input;
+pub mod motion;
 pub mod npy;
 mod open;
 pub mod text;

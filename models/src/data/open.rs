@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sepal_core::shape::Shape;
 
 use super::input::Input;
-use super::{DataError, Dataset, cifar, csv, idx, owned, text};
+use super::{DataError, Dataset, cifar, csv, idx, motion, owned, text};
 use crate::vdcnn::LENGTH;
 
 /// The classes of Fashion-MNIST, in the order of their labels.
@@ -58,11 +58,13 @@ pub struct Images {
 
 /// What a folder does not say by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct Options<'a> {
     /// Which labels of CIFAR-100 count.
     pub cifar100: cifar::Label,
     /// The size and channels of images in class folders.
     pub images: Images,
+    /// The person that is the test set, of recordings of several; see [`motion::load`].
+    pub left_out: Option<&'a str>,
 }
 
 /// Opens the data set in a folder, whichever of these it is.
@@ -74,6 +76,7 @@ pub struct Options {
 /// | `train.bin`, `test.bin` | CIFAR-100, fine labels |
 /// | `optdigits.tra`, `optdigits.tes` | optical digits of UCI, as 1x8x8 images |
 /// | `train.csv`, `test.csv`, `classes.txt` | AG's News, DBPedia and relatives, the first 1,024 characters of a text |
+/// | `magic_wand.csv` | gestures of several persons, [one left out](motion::load) |
 /// | `train` or `Train`, and `test`, `Test` or `TestA`, each with class folders | images (feature `images`) |
 ///
 /// The folders `cifar-10-batches-bin`, `cifar-100-binary`, `optdigits`, `ag_news_csv` and
@@ -88,13 +91,21 @@ pub fn open(path: impl AsRef<Path>) -> Result<Split, DataError> {
 /// [`open`], with a choice where there is one.
 ///
 /// # Errors
-/// Those of [`open`].
-pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Split, DataError> {
+/// Those of [`open`], and a person to be left out of a set that has no persons.
+pub fn open_with(path: impl AsRef<Path>, options: Options<'_>) -> Result<Split, DataError> {
     let path = path.as_ref();
     let metadata =
         path.metadata().map_err(|error| DataError::io(path, "could not be opened", error))?;
     if !metadata.is_dir() {
         return Err(DataError::content(path, "file type", "a file", "a data set's folder"));
+    }
+    let motion = path.join("magic_wand.csv");
+    if motion.is_file() {
+        return motion::load(&motion, options.left_out);
+    }
+    if let Some(person) = options.left_out {
+        let found = format!("no persons, of whom `{person}` could be left out");
+        return Err(DataError::content(path, "folder", found, "magic_wand.csv"));
     }
     for below in
         ["", "cifar-10-batches-bin", "cifar-100-binary", "optdigits", "ag_news_csv", "dbpedia_csv"]
@@ -110,12 +121,12 @@ pub fn open_with(path: impl AsRef<Path>, options: Options) -> Result<Split, Data
         "no data set known by its files",
         "train-images-idx3-ubyte[.gz] (MNIST, Fashion-MNIST), data_batch_1.bin (CIFAR-10), \
          train.bin (CIFAR-100), optdigits.tra, classes.txt beside train.csv (AG's News, DBPedia), \
-         or class folders in train/ and test/ \
+         magic_wand.csv, or class folders in train/ and test/ \
          (feature `images`)",
     ))
 }
 
-fn recognise(folder: &Path, options: Options) -> Result<Option<Split>, DataError> {
+fn recognise(folder: &Path, options: Options<'_>) -> Result<Option<Split>, DataError> {
     if find(folder, "train-images", 3).is_some() {
         return mnist(folder).map(Some);
     }
@@ -350,6 +361,23 @@ mod tests {
         assert_eq!(split.train.shape(), Shape::new(1, 1, 8, 8));
         folder.file("optdigits.tes", (row(10)).as_bytes());
         says(&open(folder.path()).unwrap_err(), &["optdigits.tes", "row 1", "`10`"]);
+    }
+
+    #[test]
+    fn motion_of_persons() {
+        let folder = Folder::new();
+        let recording =
+            |name: &str| (0..40).map(|t| format!("{name},{t},0,0,1\n")).collect::<String>();
+        let table = "label,person,recording,t,x,y,z\n".to_owned()
+            + &recording("up,ann,0")
+            + &recording("up,bob,0")
+            + &recording("up,bob,1");
+        let asked = Options { left_out: Some("bob"), ..Options::default() };
+        let error = open_with(folder.path(), asked).unwrap_err();
+        says(&error, &["no persons", "`bob`", "magic_wand.csv"]);
+        folder.file("magic_wand.csv", table.as_bytes());
+        assert_eq!(open(folder.path()).unwrap().test.len(), 1);
+        assert_eq!(open_with(folder.path(), asked).unwrap().test.len(), 2);
     }
 
     #[test]
