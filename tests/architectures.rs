@@ -12,6 +12,7 @@ use sepal::models::data::{Dataset, Samples};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::Fit;
+use sepal::models::gesture::{gesture, gesture_layers};
 use sepal::models::lenet::{lenet, lenet_layers, lenet5, lenet5_layers};
 use sepal::models::recipe;
 use sepal::models::simcnn::*;
@@ -194,6 +195,12 @@ impl Source for Moved {
 fn lenets() {
     check(lenet(&scaled(lenet_layers(CLASSES), 50), image(1, 14)));
     check(lenet5(&scaled(lenet5_layers(CLASSES), 50), image(3, 16)));
+}
+
+#[test]
+fn gestures() {
+    let shape = Shape::new(1, 3, 1, 16);
+    check(gesture(&scaled(gesture_layers(CLASSES), 50), Input { shape, ..image(3, 16) }));
 }
 
 #[test]

@@ -547,6 +547,60 @@ fn finetune_learns_a_user() {
     run("finetune", &[&bytes]).refused(&["computes in f32"]);
 }
 
+/// A table of recordings of three persons who wave and shake, each in a way of their own.
+fn recordings() -> String {
+    let mut table = "label,person,recording,t,x,y,z\n".to_owned();
+    for (p, person) in ["ann", "bob", "cid"].iter().enumerate() {
+        for recording in 0..24 {
+            let (label, speed) = if recording % 2 == 0 { ("wave", 0.15) } else { ("shake", 0.9) };
+            for t in 0..60 {
+                let phase = f64::from(recording) + speed * f64::from(t);
+                let (x, y) = (phase.sin() * (1.0 + 0.2 * p as f64), 0.1 * phase.cos());
+                table += &format!("{label},{person},{recording},{t},{x:.2},{y:.2},1\n");
+            }
+        }
+    }
+    table
+}
+
+#[test]
+fn a_person_is_left_out_and_met_later() {
+    let folder = Folder::new("persons");
+    folder.file("magic_wand.csv", recordings());
+    let (data, path, cases) = (folder.path(""), folder.path("model.sepal"), folder.path("cases"));
+    let set = ["--data", &data, "--leave-out", "bob"];
+    let few = ["--model", "gesture", "--batch", "16", "--epochs", "4", "--head-epochs", "20"];
+    let text = run("train", &[&set[..], &few, &["--save", &path, "--no-control"]].concat()).good();
+    assert!(text.contains("48 training and 24 test images"), "{text}");
+    let accuracy = json(&run("evaluate", &[&[&path[..], "--json"], &set[..]].concat()).good());
+    assert_eq!((&accuracy["samples"], accuracy["accuracy"].as_f64()), (&24.into(), Some(1.0)));
+
+    std::fs::create_dir(&cases).unwrap();
+    let own =
+        ["--shown", "5", "--batch", "4", "--updates", "3", "--head-updates", "30", "--seeds", "2"];
+    let args = [&[&path[..], "--shift", "rotate", "--cases", &cases], &own[..]].concat();
+    let text = run("finetune", &[&args[..], &set, &["--json"]].concat()).good();
+    for (seed, line) in text.lines().map(json).enumerate() {
+        documented("finetune", &line);
+        assert_eq!((&line["tested"], &line["held_out"]), (&14.into(), &2.into()));
+        assert!(line["head"].as_f64().unwrap() > line["before"].as_f64().unwrap(), "{line}");
+        // 19 words, then 24 labels and samples.
+        let user = std::fs::read(Path::new(&cases).join(format!("{seed}.user"))).unwrap();
+        assert_eq!(user.len(), 19 * 4 + 24 * (2 + 3 * 128));
+    }
+    // Without a shift the samples are as they are.
+    let plain = run("finetune", &[&[&path[..]], &own[..], &set].concat()).good();
+    let before = plain.lines().find(|line| line.starts_with("before")).unwrap();
+    assert!(before.contains("100.0"), "{plain}");
+
+    let other = ["--data", &data[..], "--leave-out", "ann"];
+    run("finetune", &[&[&path[..]], &own[..], &other].concat()).warned(&["all but `ann`"]);
+    let nobody = ["--data", &data[..], "--leave-out", "eve"];
+    run("train", &[&nobody[..], &few].concat()).refused(&["`eve`", "ann, bob, cid"]);
+    run("finetune", &[&[&path[..], "--shown", "12"], &set[..]].concat()).refused(&["all samples"]);
+    run("finetune", &[&path]).refused(&["the bundled images", "1x3x1x128"]);
+}
+
 #[test]
 fn quantise_writes_a_net_of_bytes_and_says_what_it_costs() {
     let folder = Folder::new("quantise");

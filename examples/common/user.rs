@@ -177,7 +177,8 @@ impl<'m> Plan<'m> {
             let parameters = net.params(last)?.saturating_sub(net.params(first)?);
             let (first, last) = (first as u16, last as u16);
             let stage = Stage { first, last, calibrate: false, cut: Cut::Whole, recipe };
-            let plan = TuningPlan::new(net, &stage, Embeddings::F32, narrow);
+            // Half precision: LeNet-5's second block, its samples aside, then fits 64 kB with the stack.
+            let plan = TuningPlan::new(net, &stage, Embeddings::F16, narrow);
             Ok::<_, Refused>(Tuned {
                 stage,
                 plan: plan.map_err(Refused::Plan)?,

@@ -1,7 +1,7 @@
 //! Measures a trained model on a data set.
 //!
 //! ```text
-//! evaluate MODEL [--data DIR] [--train] [--threads N] [--cuda[=DEVICE]] [--json]
+//! evaluate MODEL [--data DIR [--leave-out PERSON]] [--train] [--threads N] [--cuda[=DEVICE]] [--json]
 //! ```
 
 #[path = "../common/bar.rs"]
@@ -18,6 +18,8 @@ mod names;
 mod program;
 #[path = "../common/sample.rs"]
 mod sample;
+#[path = "../common/set.rs"]
+mod set;
 #[path = "../common/warn.rs"]
 mod warn;
 
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sepal::backend::Device;
-use sepal::models::data::{self, Dataset};
+use sepal::models::data::Dataset;
 use sepal::models::features::Features;
 use sepal::models::file::Loaded;
 use sepal::net::Model;
@@ -36,6 +38,7 @@ use serde_json::json;
 use confusion::Confusion;
 use program::Failure;
 use sample::sample;
+use set::Set;
 use warn::warn;
 
 /// Measures a trained model on a data set: accuracy, balanced accuracy, recall and precision of
@@ -46,10 +49,8 @@ struct Args {
     /// The model file
     model: PathBuf,
 
-    /// Folder of a data set: IDX (gzip or not), CIFAR binary, class folders of images, or labelled
-    /// texts (train.csv, test.csv and classes.txt)
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
 
     /// Measure on the training set instead of on the test set
     #[arg(long)]
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let loaded = Loaded::open(&args.model)?;
     let names = names::names(&loaded)?;
-    let split = args.data.as_ref().map_or_else(|| Ok(data::bundled()), data::open)?;
+    let split = args.set.open()?;
     let set = if args.train { split.train } else { split.test };
     let model = loaded.model();
     check_fit(args, &model, &names, &set)?;
@@ -99,11 +100,6 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-/// How messages name the data.
-fn data_name(args: &Args) -> String {
-    args.data.as_ref().map_or_else(|| "bundled data".to_owned(), |d| d.display().to_string())
-}
-
 /// Whether the model can judge the set.
 fn check_fit(
     args: &Args,
@@ -111,7 +107,7 @@ fn check_fit(
     names: &[String],
     set: &Dataset,
 ) -> Result<(), Failure> {
-    let (file, data) = (args.model.display(), data_name(args));
+    let (file, data) = (args.model.display(), args.set.name());
     let (found, expected) = (set.shape(), model.net.input.shape);
     if found != expected {
         let (found, expected) = (sample(found), sample(expected));
@@ -173,7 +169,7 @@ fn print_json(
         })
         .collect();
     let rows: Vec<_> = confusion.rows().collect();
-    let report = json!({"model": args.model, "data": args.data, "set": set_name(args),
+    let report = json!({"model": args.model, "data": args.set.data, "set": set_name(args),
         "samples": confusion.total(), "accuracy": confusion.accuracy(),
         "balanced_accuracy": confusion.balanced_accuracy(), "classes": classes,
         "confusion": rows});
@@ -190,7 +186,7 @@ fn print_text(
     confusion: &Confusion,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
-    let (set, data) = (set_name(args), data_name(args));
+    let (set, data) = (set_name(args), args.set.name());
     writeln!(out, "{}, {set} set of {data}: {} samples", args.model.display(), confusion.total())?;
     writeln!(out, "accuracy {} %", percent(confusion.accuracy()))?;
     writeln!(out, "balanced accuracy {} %", percent(confusion.balanced_accuracy()))?;

@@ -1,7 +1,8 @@
 //! Fine-tunes a trained model for a new user as a device does it: the same code, the same memory.
 //!
 //! ```text
-//! finetune MODEL [--data DIR] [--shift invert|rotate | --leave-out PERSON] [--shown N] [--seeds N] [--json]
+//! finetune MODEL [--data DIR [--leave-out PERSON]] [--shift none|invert|rotate] [--shown N] [--seeds N]
+//!     [--cases DIR] [--json]
 //! ```
 
 #[path = "../common/digest.rs"]
@@ -10,6 +11,8 @@ mod digest;
 mod positive;
 #[path = "../common/program.rs"]
 mod program;
+#[path = "../common/set.rs"]
+mod set;
 #[path = "../common/user.rs"]
 mod user;
 #[path = "../common/warn.rs"]
@@ -21,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use sepal::arena::Word;
-use sepal::models::data::{self, Dataset, Options, Samples, Split};
+use sepal::models::data::{Dataset, Samples, Split};
 use sepal::models::file::Loaded;
 use sepal::net::Model;
 use sepal::reservoir::{Class, Entry, Memory, State};
@@ -31,31 +34,26 @@ use serde_json::json;
 
 use positive::positive;
 use program::Failure;
+use set::Set;
 use user::{Outcome, Plan, Room, Settings};
 
 /// Fine-tunes a model for a new user whose samples are not those that it was trained on: a block by
 /// separation, then the last layer by cross-entropy, beside the last layer alone. A fifth of what the
-/// user shows is held out, and judges the tuned block. The user is one with images of another kind
-/// (--shift), or a person that the model has not met (--leave-out).
+/// user shows is held out, and judges the tuned block. The user shows some of the last 10,000 training
+/// samples, and is tested on the test set; with --leave-out it is that person, who is tested on what
+/// they do not show.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
     /// The model file; the layers that are tuned compute in f32
     model: PathBuf,
 
-    /// Folder of the data set, of which the user shows some of the last 10,000 training images
-    /// [default: the bundled images of Fashion-MNIST]
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
 
     /// What is different with this user [default: invert, with --leave-out none]
     #[arg(long, value_enum)]
     shift: Option<Shift>,
-
-    /// The person who is the user, of recordings of several (magic_wand.csv): those of them that are
-    /// not shown are tested
-    #[arg(long, value_name = "PERSON", requires = "data")]
-    leave_out: Option<String>,
 
     /// Samples of each class that the user shows
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -162,18 +160,16 @@ type Labelled = Vec<(Vec<u8>, u16)>;
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let loaded = Loaded::open(&args.model)?;
     let model = loaded.model();
-    let options = Options { left_out: args.leave_out.as_deref(), ..Options::default() };
-    let split = match &args.data {
-        Some(folder) => data::open_with(folder, options)?,
-        None => data::bundled(),
-    };
+    let split = args.set.open()?;
     let shape = model.net.input.shape;
     for set in [&split.train, &split.test] {
         if set.shape() != shape {
-            return Err(format!("the model takes samples of {shape}, got {}", set.shape()).into());
+            let (data, found, file) = (args.set.name(), set.shape(), args.model.display());
+            let expected = format!("expected {shape} as {file} takes");
+            return Err(format!("{data}: samples of {found}, {expected}").into());
         }
     }
-    if let Some(person) = &args.leave_out
+    if let Some(person) = &args.set.leave_out
         && loaded.file()?.provenance().is_none_or(|p| p.data != digest::digest(&split.train))
     {
         let file = args.model.display();
@@ -246,12 +242,12 @@ fn user(
     let shape = net.input.shape;
     let classes = split.train.names().len();
     let size = shape.sample().unwrap_or(0) as usize;
-    let usual = if args.leave_out.is_some() { Shift::None } else { Shift::Invert };
+    let usual = if args.set.leave_out.is_some() { Shift::None } else { Shift::Invert };
     let shift = args.shift.unwrap_or(usual).of(shape)?;
     let shifted = |samples: Labelled| -> Labelled {
         samples.into_iter().map(|(sample, label)| (shift(sample), label)).collect()
     };
-    let (shown, tested) = match args.leave_out {
+    let (shown, tested) = match args.set.leave_out {
         Some(_) => {
             let (shown, mut rest) = drawn(&split.test, split.test.len(), args.shown, seed)?;
             rest.truncate(args.tested as usize);

@@ -1,7 +1,7 @@
 //! Makes a trained model ready for a device: norms folded, weights and activations in bytes.
 //!
 //! ```text
-//! quantise MODEL OUT [--to int8|f16|f32] [--data DIR] [--floats BLOCK,BLOCK] [--json]
+//! quantise MODEL OUT [--to int8|f16|f32] [--data DIR [--leave-out PERSON]] [--floats BLOCK,BLOCK] [--json]
 //! ```
 
 #[path = "../common/device.rs"]
@@ -10,6 +10,8 @@ mod device;
 mod program;
 #[path = "../common/sample.rs"]
 mod sample;
+#[path = "../common/set.rs"]
+mod set;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,7 +24,7 @@ use sepal::format::{Meta, Storage};
 use sepal::infer::Inference;
 use sepal::layer::Layer;
 use sepal::micro::{Micro, OnMicro};
-use sepal::models::data::{self, Dataset};
+use sepal::models::data::Dataset;
 use sepal::models::export::{self, Export, Settings};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -34,6 +36,7 @@ use serde_json::{Value, json};
 
 use program::Failure;
 use sample::sample;
+use set::Set;
 
 /// Makes a trained model ready for a device, and says what that costs in accuracy: batch norm and
 /// standardisation are folded into weights; with int8, weights and activations become bytes, in
@@ -51,9 +54,8 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Form::Int8)]
     to: Form,
 
-    /// Folder of the data set that the model was trained on, as `train` takes it
-    #[arg(long, value_name = "DIR")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    set: Set,
 
     /// Training samples to measure activations on, the first ones
     #[arg(long, value_name = "N", default_value_t = 1000)]
@@ -187,9 +189,8 @@ fn logits<D: Device>(device: &D, model: &Model<'_>, test: &Dataset) -> Result<Fe
 
 /// The samples to measure activations on, and those to measure accuracy on.
 fn sets(args: &Args, loaded: &Loaded) -> Result<(Dataset, Dataset), Failure> {
-    let split = args.data.as_ref().map_or_else(|| Ok(data::bundled()), data::open)?;
-    let data =
-        args.data.as_ref().map_or_else(|| "bundled data".to_owned(), |d| d.display().to_string());
+    let split = args.set.open()?;
+    let data = args.set.name();
     let (found, expected) = (split.test.shape(), loaded.model().net.input.shape);
     if found != expected {
         let (found, expected, file) = (sample(found), sample(expected), args.model.display());

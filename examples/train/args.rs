@@ -15,21 +15,15 @@ use crate::learning::{Chosen, Learning, Optimiser, Readout, Way};
 use crate::model::Model;
 use crate::positive::positive;
 use crate::seconds::seconds;
+use crate::set::Set;
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
 /// learnt. Without options: LeNet on 2,000 bundled images of Fashion-MNIST.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// Folder of a data set: IDX (gzip or not), CIFAR binary, AG's News or DBPedia, gestures
-    /// (magic_wand.csv), or class folders of images
-    #[arg(long, value_name = "DIR")]
-    pub data: Option<PathBuf>,
-
-    /// The person to test on and not to train on, of recordings of several [default: the first by
-    /// name of those with the most classes]
-    #[arg(long, value_name = "PERSON", requires = "data")]
-    pub leave_out: Option<String>,
+    #[command(flatten)]
+    pub set: Set,
 
     /// File of little-endian u16 indices: the order in which training images are taken
     #[arg(long, value_name = "FILE")]

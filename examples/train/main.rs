@@ -9,7 +9,6 @@ mod chart;
 mod classes;
 #[path = "../common/confusion.rs"]
 mod confusion;
-mod data;
 #[path = "../common/device.rs"]
 mod device;
 #[path = "../common/digest.rs"]
@@ -24,6 +23,7 @@ mod judge;
 mod learning;
 #[path = "../common/model.rs"]
 mod model;
+mod order;
 mod page;
 #[path = "../common/positive.rs"]
 mod positive;
@@ -33,6 +33,8 @@ mod progress;
 mod report;
 #[path = "../common/seconds.rs"]
 mod seconds;
+#[path = "../common/set.rs"]
+mod set;
 #[path = "../common/stop.rs"]
 mod stop;
 #[path = "../common/text.rs"]
@@ -213,9 +215,9 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
 
 /// The images to train on, to test on, and to hold out.
 fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
-    let split = data::open(args.data.as_deref(), args.leave_out.as_deref())?;
+    let split = args.set.open()?;
     let order = match &args.order {
-        Some(path) => data::order(path, split.train.len())?,
+        Some(path) => order::order(path, split.train.len())?,
         None => (0..split.train.len()).collect(),
     };
     let (order, test) = match args.dev {
@@ -251,7 +253,7 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
 
 /// Refuses images that the net cannot be trained on.
 fn check(args: &Args, train: &Dataset) -> Result<(), Failure> {
-    let name = args.data.as_ref().map_or("the bundled images".into(), |p| p.display().to_string());
+    let name = args.set.name();
     classes::check(&name, train)?;
     if train.len() < args.batch {
         let len = train.len();

@@ -1,14 +1,6 @@
-//! The data sets of the command line.
+//! The order of samples that a command line names.
 
 use std::path::Path;
-
-use sepal::models::data::{self, Options, Split};
-
-/// The set in `path`, without a person where one is named, or the bundled one.
-pub fn open(path: Option<&Path>, left_out: Option<&str>) -> Result<Split, data::DataError> {
-    let options = Options { left_out, ..Options::default() };
-    path.map_or_else(|| Ok(data::bundled()), |path| data::open_with(path, options))
-}
 
 /// Reads an order: little-endian u16 indices into a training set of `len` images.
 pub fn order(path: &Path, len: u32) -> Result<Vec<u32>, String> {
