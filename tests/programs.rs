@@ -567,7 +567,7 @@ fn recordings() -> String {
 fn a_person_is_left_out_and_met_later() {
     let folder = Folder::new("persons");
     folder.file("magic_wand.csv", recordings());
-    let (data, path, cases) = (folder.path(""), folder.path("model.sepal"), folder.path("cases"));
+    let (data, path) = (folder.path(""), folder.path("model.sepal"));
     let set = ["--data", &data, "--leave-out", "bob"];
     let few = ["--model", "gesture", "--batch", "16", "--epochs", "4", "--head-epochs", "20"];
     let text = run("train", &[&set[..], &few, &["--save", &path, "--no-control"]].concat()).good();
@@ -575,23 +575,41 @@ fn a_person_is_left_out_and_met_later() {
     let accuracy = json(&run("evaluate", &[&[&path[..], "--json"], &set[..]].concat()).good());
     assert_eq!((&accuracy["samples"], accuracy["accuracy"].as_f64()), (&24.into(), Some(1.0)));
 
-    std::fs::create_dir(&cases).unwrap();
-    let own =
-        ["--shown", "5", "--batch", "4", "--updates", "3", "--head-updates", "30", "--seeds", "2"];
-    let args = [&[&path[..], "--shift", "rotate", "--cases", &cases], &own[..]].concat();
-    let text = run("finetune", &[&args[..], &set, &["--json"]].concat()).good();
-    for (seed, line) in text.lines().map(json).enumerate() {
-        documented("finetune", &line);
+    // Four shown of each class are trained on: all of them in each update.
+    let own = ["--shown", "5", "--batch", "8", "--updates", "3", "--head-updates", "60"];
+    let shown = |shift: &str| {
+        let cases = folder.path(shift);
+        std::fs::create_dir(&cases).unwrap();
+        let args = [&path[..], "--shift", shift, "--cases", &cases, "--seeds", "2", "--json"];
+        let text = run("finetune", &[&args[..], &own, &set].concat()).good();
+        let lines: Vec<Value> = text.lines().map(json).collect();
+        let users = [0, 1].map(|seed| std::fs::read(format!("{cases}/{seed}.user")).unwrap());
+        (lines, users)
+    };
+    let ((lines, turned), (_, plain)) = (shown("invert"), shown("none"));
+    for line in &lines {
+        documented("finetune", line);
         assert_eq!((&line["tested"], &line["held_out"]), (&14.into(), &2.into()));
         assert!(line["head"].as_f64().unwrap() > line["before"].as_f64().unwrap(), "{line}");
-        // 19 words, then 24 labels and samples.
-        let user = std::fs::read(Path::new(&cases).join(format!("{seed}.user"))).unwrap();
-        assert_eq!(user.len(), 19 * 4 + 24 * (2 + 3 * 128));
     }
-    // Without a shift the samples are as they are.
-    let plain = run("finetune", &[&[&path[..]], &own[..], &set].concat()).good();
-    let before = plain.lines().find(|line| line.starts_with("before")).unwrap();
-    assert!(before.contains("100.0"), "{plain}");
+    // 19 words and 24 labels, then the samples: each channel points the other way.
+    let at = 19 * 4 + 24 * 2;
+    for (user, plain) in turned.iter().zip(&plain) {
+        assert_eq!(user.len(), at + 24 * 3 * 128);
+        assert!(user[at..].iter().zip(&plain[at..]).all(|(a, b)| a ^ b == 255));
+    }
+    // The first two axes change places, one of them around the byte of rest.
+    let (_, turned) = shown("rotate");
+    for (user, plain) in turned[0][at..].chunks(3 * 128).zip(plain[0][at..].chunks(3 * 128)) {
+        for t in 0..128 {
+            assert_eq!(u32::from(user[t]) + u32::from(plain[128 + t]), 256);
+            assert_eq!((user[128 + t], user[256 + t]), (plain[t], plain[256 + t]));
+        }
+    }
+    // Whom the others are like is known before.
+    let table = run("finetune", &[&[&path[..]], &own[..], &set].concat()).good();
+    let before = table.lines().find(|line| line.starts_with("before")).unwrap();
+    assert!(before.contains("100.0"), "{table}");
 
     let other = ["--data", &data[..], "--leave-out", "ann"];
     run("finetune", &[&[&path[..]], &own[..], &other].concat()).warned(&["all but `ann`"]);
