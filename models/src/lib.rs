@@ -5,6 +5,8 @@
 //! | `std` (default) | `data`: IDX, CIFAR, CSV and NPY files, augmentation, class-balanced batches; the host's trainer and its caches | csv, flate2, half, sysinfo, tempfile |
 //! | `bundled` (default) | 3,000 images of Fashion-MNIST inside the program | 1.3 MB of program |
 //! | `images` | folders of PNG and JPEG images | image |
+//! | `onnx` | nets from and for other libraries, as ONNX | prost |
+//! | `safetensors` | the same as safetensors with PyTorch's names | safetensors |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
@@ -23,9 +25,13 @@ pub mod file;
 #[cfg(feature = "std")]
 pub mod fit;
 pub mod gesture;
+#[cfg(any(feature = "onnx", feature = "safetensors"))]
+pub mod imported;
 pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 #[cfg(feature = "std")]
 mod pca;
 pub mod recipe;

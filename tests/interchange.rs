@@ -1,0 +1,6 @@
+//! Nets from and for other libraries: what they compute there is what they compute here.
+
+#[path = "interchange/node.rs"]
+mod node;
+#[path = "interchange/vectors.rs"]
+mod vectors;
