@@ -92,11 +92,7 @@ impl Piece {
 
 impl Imported {
     /// Joins `pieces`, whose parameters have the right lengths.
-    pub(crate) fn new(
-        input: Input,
-        pieces: Vec<Piece>,
-        ending: Ending,
-    ) -> Result<Self, PlanError> {
+    pub(crate) fn new(input: Input, pieces: Vec<Piece>, ending: Ending) -> Result<Self, PlanError> {
         let layers: Vec<Layer> = pieces.iter().map(|piece| piece.layer).collect();
         if u16::try_from(layers.len()).is_err() {
             return Err(PlanError::Overflow { layer: layers.len() });

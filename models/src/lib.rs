@@ -35,6 +35,8 @@ pub mod onnx;
 #[cfg(feature = "std")]
 mod pca;
 pub mod recipe;
+#[cfg(feature = "safetensors")]
+pub mod safetensors;
 pub mod simcnn;
 mod table;
 pub mod vdcnn;

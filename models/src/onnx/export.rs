@@ -35,10 +35,8 @@ pub fn write(model: &Model<'_>) -> Result<Vec<u8>, OnnxError> {
         let x = net.shape(at)?;
         let tensors = layer.tensors(x).unwrap_or_default();
         let mut numbers: [Vec<f32>; 4] = Default::default();
-        for ((role, stored), numbers) in Role::ALL
-            .into_iter()
-            .zip(model.weights.layer(&net, at))
-            .zip(&mut numbers)
+        for ((role, stored), numbers) in
+            Role::ALL.into_iter().zip(model.weights.layer(&net, at)).zip(&mut numbers)
         {
             numbers.resize(tensors.len(role) as usize, 0.0);
             if !numbers.is_empty() && !stored.widen(numbers) {
@@ -174,9 +172,8 @@ impl Writer {
                     ("running_mean", mean),
                     ("running_var", variance),
                 ];
-                let tensor = |(role, n): (&str, Vec<f32>)| {
-                    self.tensor(format!("{at}.{role}"), &[x.c], &n)
-                };
+                let tensor =
+                    |(role, n): (&str, Vec<f32>)| self.tensor(format!("{at}.{role}"), &[x.c], &n);
                 let constants = all.map(tensor).to_vec();
                 let attributes = vec![float("epsilon", eps), float("momentum", 1.0 - momentum)];
                 self.node(name, "BatchNormalization", constants, attributes);

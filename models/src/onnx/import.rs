@@ -64,7 +64,10 @@ fn import(bytes: &[u8], sample: Option<Shape>) -> Result<Imported, OnnxError> {
 enum Value<'a> {
     Constant(Constant<'a>),
     /// What the first `version` changes make of the input.
-    Activation { dims: Vec<usize>, version: usize },
+    Activation {
+        dims: Vec<usize>,
+        version: usize,
+    },
     /// What a node that is not supported gives.
     Unknown,
 }
@@ -154,8 +157,8 @@ impl<'a> Walk<'a> {
             return Err(OnnxError::Graph { reason });
         };
         let dims = input_dims(input, sample)?;
-        let shape = shape(&dims).map_err(|reason| {
-            OnnxError::Graph { reason: format!("input `{}`: {reason}", input.name) }
+        let shape = shape(&dims).map_err(|reason| OnnxError::Graph {
+            reason: format!("input `{}`: {reason}", input.name),
         })?;
         self.values.insert(&input.name, Value::Activation { dims, version: 0 });
         Ok(shape)
@@ -234,7 +237,9 @@ impl<'a> Walk<'a> {
     fn outputs(&self, node: &Node) -> Result<(), Stop> {
         let others = node.output.iter().skip(1).filter(|name| !name.is_empty());
         match { others }.find(|name| self.read.contains(name.as_str())) {
-            Some(name) => Err(format!("its output `{name}` is read, expected its first alone").into()),
+            Some(name) => {
+                Err(format!("its output `{name}` is read, expected its first alone").into())
+            }
             None => Ok(()),
         }
     }
@@ -255,10 +260,14 @@ impl<'a> Walk<'a> {
         if let Some(tensor) = self.initializers.get(name.as_str()) {
             return Ok(Some(Value::Constant(Constant::stored(name, tensor)?)));
         }
-        Err(broken(node, name, match self.given.contains(name.as_str()) {
-            true => "a later node gives it: nodes are out of order, or form a cycle",
-            false => "no input, initialiser or node gives it",
-        }))
+        Err(broken(
+            node,
+            name,
+            match self.given.contains(name.as_str()) {
+                true => "a later node gives it: nodes are out of order, or form a cycle",
+                false => "no input, initialiser or node gives it",
+            },
+        ))
     }
 
     /// The shape of the activation that input `at` is, with its batch.
@@ -316,7 +325,9 @@ impl<'a> Walk<'a> {
         let Some(constant) = self.optional(node, at)? else { return Ok(None) };
         match self.take(node, &constant, 1)?.as_slice() {
             &[number] => Ok(Some(number)),
-            many => Err(format!("`{}` has {} numbers, expected 1", constant.name, many.len()).into()),
+            many => {
+                Err(format!("`{}` has {} numbers, expected 1", constant.name, many.len()).into())
+            }
         }
     }
 
@@ -408,12 +419,17 @@ impl<'a> Walk<'a> {
             &[filters, _, ref kernel @ ..] if weight.dims.len() == dims.len() => (filters, kernel),
             found => {
                 let name = weight.name;
-                return Err(format!("`{name}` has shape {found:?}, expected {} sizes", dims.len()).into());
+                return Err(
+                    format!("`{name}` has shape {found:?}, expected {} sizes", dims.len()).into()
+                );
             }
         };
         let kernel: Vec<i64> = kernel.iter().map(|&k| i64::try_from(k).unwrap_or(0)).collect();
         if let Some(given) = node::ints(node, "kernel_shape").filter(|&given| given != kernel) {
-            return Err(format!("kernel_shape {given:?}, expected that of its weights, {kernel:?}").into());
+            return Err(format!(
+                "kernel_shape {given:?}, expected that of its weights, {kernel:?}"
+            )
+            .into());
         }
         let [rows, columns] = axes(node, &dims, &kernel)?;
         let [rows, columns] = [rows.taps()?, columns.taps()?];
@@ -591,7 +607,9 @@ impl<'a> Walk<'a> {
         };
         let Some(y) = layer.output(shape(dims)?) else {
             let (Window { kernel: (r, s), .. }, size) = (window, dims.get(2..).unwrap_or_default());
-            return Err(format!("a window of {r}x{s} over {size:?} is none that a layer has").into());
+            return Err(
+                format!("a window of {r}x{s} over {size:?} is none that a layer has").into()
+            );
         };
         let mut to = vec![batch(dims), y.c as usize, y.h as usize, y.w as usize];
         if dims.len() == 3 {
@@ -766,7 +784,9 @@ impl<'a> Walk<'a> {
             None => None,
         };
         if at == Some(0) || over != x.sample().map(|sample| sample as usize) {
-            return Err(format!("over axis {axis} of {dims:?}, expected all outputs of a sample").into());
+            return Err(
+                format!("over axis {axis} of {dims:?}, expected all outputs of a sample").into()
+            );
         }
         if let Some(end) = self.end.replace(node) {
             self.refuse(end, "layers follow it, expected it at the end".to_owned());
@@ -779,7 +799,9 @@ impl<'a> Walk<'a> {
         let values = [self.value(node, 0)?, self.value(node, 1)?];
         let (at, constant) = match values {
             [Some(Value::Activation { .. }), Some(Value::Activation { .. })] => {
-                return Err("it joins what two layers give: nets with branches are not supported".into());
+                return Err(
+                    "it joins what two layers give: nets with branches are not supported".into()
+                );
             }
             [Some(Value::Unknown), _] | [_, Some(Value::Unknown)] => return Err(Stop::Behind),
             [Some(Value::Activation { .. }), Some(Value::Constant(constant))] => (0, constant),
@@ -904,7 +926,8 @@ fn broken(node: &Node, value: &str, reason: &'static str) -> OnnxError {
 
 fn branch(node: &Node, at: usize) -> Stop {
     let name = node.input.get(at).map_or("", String::as_str);
-    format!("`{name}` is not what the layer before gives: nets with branches are not supported").into()
+    format!("`{name}` is not what the layer before gives: nets with branches are not supported")
+        .into()
 }
 
 /// The constant of a `Constant` node.
@@ -956,8 +979,7 @@ fn input_dims(input: &ValueInfo, sample: Option<Shape>) -> Result<Vec<usize>, On
     let wrong = |reason: String| OnnxError::Graph { reason: format!("input `{name}`: {reason}") };
     let tensor = input.r#type.as_ref().and_then(|r#type| r#type.tensor_type.as_ref());
     let tensor = tensor.ok_or_else(|| wrong("it is no tensor".to_owned()))?;
-    let numbers =
-        [element::FLOAT, element::DOUBLE, element::FLOAT16, element::BFLOAT16, 0];
+    let numbers = [element::FLOAT, element::DOUBLE, element::FLOAT16, element::BFLOAT16, 0];
     if !numbers.contains(&tensor.elem_type) {
         let found = tensor.elem_type;
         return Err(wrong(format!("elements of type {found}, expected numbers (1, 10, 11, 16)")));
@@ -969,7 +991,8 @@ fn input_dims(input: &ValueInfo, sample: Option<Shape>) -> Result<Vec<usize>, On
     });
     let asked = sample.map(|Shape { c, h, w, .. }| [c, h, w].map(|n| n as usize));
     let Some(found) = found else {
-        let [c, h, w] = asked.ok_or_else(|| wrong("it has no shape, expected to be told".into()))?;
+        let [c, h, w] =
+            asked.ok_or_else(|| wrong("it has no shape, expected to be told".into()))?;
         return Ok(vec![1, c, h, w]);
     };
     let mut rest = found.iter().skip(1);
@@ -994,7 +1017,9 @@ fn input_dims(input: &ValueInfo, sample: Option<Shape>) -> Result<Vec<usize>, On
         return Ok(dims);
     }
     for (at, size) in (1..).zip(rest) {
-        dims.push(size.ok_or_else(|| wrong(format!("size {at} is left open, expected to be told")))?);
+        dims.push(
+            size.ok_or_else(|| wrong(format!("size {at} is left open, expected to be told")))?,
+        );
     }
     Ok(dims)
 }
@@ -1011,7 +1036,9 @@ fn per_channel<'n>(
     let others = from.iter().enumerate().any(|(at, &size)| at + missing != 1 && size != 1);
     let len = numbers.len();
     let whole = !others && (len == channels || len == 1);
-    whole.then(|| (0..channels).map(move |c| f64::from(numbers.get(c % len).copied().unwrap_or(0.0))))
+    whole.then(|| {
+        (0..channels).map(move |c| f64::from(numbers.get(c % len).copied().unwrap_or(0.0)))
+    })
 }
 
 /// Multiplies and shifts what a convolution or a dense layer gives.

@@ -37,8 +37,10 @@ impl<'a> Constant<'a> {
         if tensor.data_location == EXTERNAL {
             return Err(fault(name, "its data lie in another file, expected them in this one"));
         }
-        let dims: Option<Vec<usize>> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
-        let product = |dims: &Vec<usize>| dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d));
+        let dims: Option<Vec<usize>> =
+            tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
+        let product =
+            |dims: &Vec<usize>| dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d));
         match dims.filter(|dims| product(dims).is_some()) {
             Some(dims) => Ok(Self { name, dims, transposed: false, data: Data::Tensor(tensor) }),
             None => Err(fault(name, format!("its shape {:?} is no shape", tensor.dims))),
