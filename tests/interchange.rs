@@ -2,5 +2,7 @@
 
 #[path = "interchange/node.rs"]
 mod node;
+#[path = "interchange/torch.rs"]
+mod torch;
 #[path = "interchange/vectors.rs"]
 mod vectors;

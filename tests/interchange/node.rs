@@ -26,8 +26,8 @@ fn outcome(case: &Case) -> String {
         Err(error) => return format!("refused: {error}"),
     };
     let found = [
-        vectors::run(&OnReference, &net, &case.input),
-        vectors::run(&OnCpu::default(), &net, &case.input),
+        vectors::run(&OnReference, &net, net.ending(), &case.input),
+        vectors::run(&OnCpu::default(), &net, net.ending(), &case.input),
     ];
     match found.iter().all(|found| close(found, &case.output)) {
         true => "passed".to_owned(),

@@ -798,15 +798,19 @@ impl<'a> Walk<'a> {
     fn arithmetic(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
         let values = [self.value(node, 0)?, self.value(node, 1)?];
         let (at, constant) = match values {
-            [Some(Value::Activation { .. }), Some(Value::Activation { .. })] => {
-                return Err(
-                    "it joins what two layers give: nets with branches are not supported".into()
-                );
+            [Some(Value::Constant(_)), Some(Value::Constant(_))] => {
+                return Err("it computes with constants alone".into());
             }
-            [Some(Value::Unknown), _] | [_, Some(Value::Unknown)] => return Err(Stop::Behind),
             [Some(Value::Activation { .. }), Some(Value::Constant(constant))] => (0, constant),
             [Some(Value::Constant(constant)), Some(Value::Activation { .. })] => (1, constant),
-            _ => return Err("it computes with constants alone".into()),
+            [Some(Value::Constant(_)), Some(_)] | [Some(_), Some(Value::Constant(_))] => {
+                return Err(Stop::Behind);
+            }
+            [Some(_), Some(_)] => {
+                let branches = "nets with branches are not supported";
+                return Err(format!("it joins what two nodes give: {branches}").into());
+            }
+            _ => return Err("it has no two inputs".into()),
         };
         let dims = self.activation(node, at)?;
         let numbers = self.take(node, &constant, 1)?;

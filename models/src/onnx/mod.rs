@@ -24,6 +24,8 @@ mod import;
 mod node;
 mod proto;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use sepal_core::plan::PlanError;
 use sepal_core::shape::Shape;

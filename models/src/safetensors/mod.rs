@@ -267,3 +267,143 @@ pub fn write(model: &Model<'_>) -> Result<Vec<u8>, SafetensorsError> {
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(::safetensors::serialize(views?, Some(about))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fit::Fit;
+    use crate::lenet::{LENET, LENET5};
+    use proptest::prelude::*;
+    use sepal_core::layer::Dense;
+    use sepal_core::net::Weights;
+
+    const DENSE: Layer = Layer::Dense(Dense { units: 2, bias: true });
+    const INPUT: Input =
+        Input { shape: Shape::new(1, 3, 1, 1), normalisation: Normalisation::NONE };
+
+    type Named<'a> = (&'a str, Dtype, &'a [usize], Vec<u8>);
+
+    fn file(tensors: &[Named<'_>]) -> Vec<u8> {
+        let views = tensors.iter().map(|(name, dtype, dims, bytes)| {
+            (*name, TensorView::new(*dtype, dims.to_vec(), bytes).unwrap())
+        });
+        ::safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap()
+    }
+
+    fn f32s(numbers: &[f32]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    fn dense(bytes: &[u8]) -> Result<Imported, SafetensorsError> {
+        read(bytes, Net { input: INPUT, layers: &[DENSE], blocks: &[1], features: 0 })
+    }
+
+    #[track_caller]
+    fn refused(bytes: &[u8], parts: &[&str]) {
+        let text = dense(bytes).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
+
+    fn weight() -> Named<'static> {
+        ("fc.weight", Dtype::F32, &[2, 3], f32s(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    }
+
+    fn bias() -> Named<'static> {
+        ("fc.bias", Dtype::F32, &[2], f32s(&[7.0, 8.0]))
+    }
+
+    #[test]
+    fn nets_come_back() {
+        for net in [LENET, LENET5] {
+            let fit = Fit::new(net, 3).unwrap();
+            let back = read(&write(&fit.model()).unwrap(), net).unwrap();
+            assert_eq!(back.model().net, net);
+            let (Weights::Flat(found), Weights::Flat(expected)) =
+                (back.model().weights, fit.model().weights)
+            else {
+                panic!("weights are in memory")
+            };
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn every_type_of_numbers_is_read() {
+        let halves = |bits: u16| bits.to_le_bytes().repeat(6);
+        for (dtype, bytes) in [
+            (Dtype::F32, f32s(&[1.0; 6])),
+            (Dtype::F64, 1f64.to_le_bytes().repeat(6)),
+            (Dtype::F16, halves(0x3c00)),
+            (Dtype::BF16, halves(0x3f80)),
+        ] {
+            let net = dense(&file(&[("fc.weight", dtype, &[2, 3], bytes), bias()])).unwrap();
+            let Weights::Flat(found) = net.model().weights else { panic!("they are in memory") };
+            assert_eq!(found, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 7.0, 8.0]);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        assert!(dense(&file(&[weight(), bias()])).is_ok());
+        let counter = ("fc.num_batches_tracked", Dtype::I64, &[][..], vec![0; 8]);
+        assert!(dense(&file(&[weight(), bias(), counter])).is_ok());
+        refused(&file(&[weight()]), &["fc (Bias)", "not there"]);
+        let other = ("fc.weight", Dtype::F32, &[3, 2][..], f32s(&[1.0; 6]));
+        refused(&file(&[other, bias()]), &["`fc.weight`", "[3, 2], expected [2, 3]"]);
+        let wrong = ("fc.weight", Dtype::F32, &[2, 3][..], f32s(&[1.0, 2.0, f32::NAN, 1., 1., 1.]));
+        refused(&file(&[wrong, bias()]), &["`fc.weight`", "element 2 is NaN"]);
+        let ints = ("fc.weight", Dtype::I32, &[2, 3][..], vec![0; 24]);
+        refused(&file(&[ints, bias()]), &["`fc.weight`", "I32"]);
+        let more = ("head.weight", Dtype::F32, &[1, 2][..], f32s(&[1.0; 2]));
+        refused(&file(&[weight(), bias(), more]), &["1 modules", "head"]);
+        refused(&file(&[]), &["layer 0, dense", "the file has none"]);
+        let odd = ("fc.gamma", Dtype::F32, &[2][..], f32s(&[1.0; 2]));
+        refused(&file(&[weight(), bias(), odd]), &["`fc.gamma`"]);
+        let layer_norm = ("ln.weight", Dtype::F32, &[2][..], f32s(&[1.0; 2]));
+        refused(&file(&[weight(), bias(), layer_norm]), &["`ln.weight`", "[2]"]);
+    }
+
+    #[test]
+    fn headers_are_not_trusted() {
+        let bytes = file(&[weight(), bias()]);
+        for end in 0..bytes.len() {
+            refused(&bytes[..end], &["no safetensors"]);
+        }
+        for length in [0, 1, 1 << 20, 1 << 40, u64::MAX] {
+            let mut absurd = bytes.clone();
+            absurd[..8].copy_from_slice(&length.to_le_bytes());
+            refused(&absurd, &["no safetensors"]);
+        }
+        for at in 0..bytes.len() {
+            for change in [0x01, 0x02, 0x10, 0x80] {
+                let mut changed = bytes.clone();
+                changed[at] ^= change;
+                if let Ok(net) = dense(&changed) {
+                    assert!(net.model().net.check().is_ok());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn architectures_need_their_weights() {
+        let bytes = write(&Fit::new(LENET5, 0).unwrap().model()).unwrap();
+        let shape = LENET5.input.shape;
+        for name in Architecture::NAMES {
+            let read = read_as(&bytes, Architecture::named(name).unwrap(), shape);
+            assert_eq!(read.is_ok(), name == "lenet", "{name}: {read:?}");
+        }
+        // A plane that is smaller than the kernels, and one that the dense layers do not fit.
+        for side in [0, 3, 30] {
+            let shape = Shape::new(1, 1, side, side);
+            assert!(read_as(&bytes, Architecture::LeNet, shape).is_err(), "{side}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_are_weights_or_an_error(bytes: Vec<u8>) {
+            prop_assert!(dense(&bytes).is_err());
+        }
+    }
+}
