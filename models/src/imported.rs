@@ -16,10 +16,11 @@ pub enum Ending {
     LogSoftmax,
 }
 
-/// A net with its weights, cut into blocks: each begins with a convolution or a dense layer, which
-/// the flattening and the dropout directly before it go with.
+/// A net with its weights. Where the file does not say otherwise it is cut into blocks that begin
+/// with a convolution or a dense layer, which the flattening, standardisation and dropout directly
+/// before it go with.
 ///
-/// Features end before the first dense layer. Where there is none, or nothing before it, they end
+/// Features then end before the first dense layer. Where there is none, or nothing before it, they end
 /// before the last block.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Imported {
@@ -108,6 +109,12 @@ impl Imported {
         Ok(this)
     }
 
+    /// The same with the blocks of a net that has as many layers.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn cut_as(self, net: Net<'_>) -> Self {
+        Self { blocks: net.blocks.to_vec(), features: net.features, ..self }
+    }
+
     /// The model.
     pub fn model(&self) -> Model<'_> {
         let Self { input, features, .. } = *self;
@@ -139,12 +146,14 @@ impl Imported {
 /// One past the last layer of each block, and how many blocks give features.
 fn cut(layers: &[Layer]) -> (Vec<u16>, u16) {
     let multiplies = |layer: &Layer| matches!(layer, Layer::Conv2d(_) | Layer::Dense(_));
+    let joins = |layer: &&Layer| {
+        matches!(layer, Layer::Flatten(_) | Layer::Standardise(_) | Layer::Dropout(_))
+    };
     let (mut blocks, mut features): (Vec<u16>, Option<u16>) = (Vec::new(), None);
     let mut multiplied = false;
     for (at, layer) in layers.iter().enumerate().filter(|(_, layer)| multiplies(layer)) {
-        let before = layers.iter().take(at).rev();
-        let along = before.take_while(|l| matches!(l, Layer::Flatten(_) | Layer::Dropout(_)));
-        let first = (at - along.count()) as u16;
+        let along = layers.iter().take(at).rev().take_while(joins).count();
+        let first = (at - along) as u16;
         if multiplied {
             blocks.push(first);
         }

@@ -163,8 +163,10 @@ def input_of(samples, shape):
 
 
 def random(net):
-    """Statistics and affine parts of norms too."""
+    """Weights that let every layer tell samples apart; statistics and affine parts of norms too."""
     for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             for tensor, low, high in (
                 (module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5),

@@ -1075,8 +1075,10 @@ fn scale(piece: &mut Piece, affine: &[(f64, f64)]) -> Result<(), Stop> {
 /// `x * factor + summand` as `(x - mean) / std`.
 fn normalisation(affine: &[(f64, f64)]) -> Normalisation {
     let mut all = Normalisation::NONE;
-    let entries = all.mean.iter_mut().zip(&mut all.std).zip(affine.iter().cycle());
-    for ((mean, std), (factor, summand)) in entries {
+    // One for all channels, or one for each.
+    let entries = if affine.len() == 1 { all.mean.len() } else { affine.len() };
+    let pairs = affine.iter().cycle().take(entries);
+    for ((mean, std), (factor, summand)) in all.mean.iter_mut().zip(&mut all.std).zip(pairs) {
         (*mean, *std) = ((-summand / factor) as f32, (1.0 / factor) as f32);
     }
     all

@@ -116,7 +116,7 @@ impl From<SafeTensorError> for SafetensorsError {
     }
 }
 
-/// Reads the weights of `net`, whose blocks are cut anew.
+/// Reads the weights of `net`.
 ///
 /// [`Standardise`](sepal_core::layer::Standardise) changes nothing where the file has no module for
 /// it: PyTorch has no such layer.
@@ -125,8 +125,9 @@ impl From<SafeTensorError> for SafetensorsError {
 /// A file that is none; tensors that do not fit, are missing, have no layer, or hold what is no
 /// finite number.
 pub fn read(bytes: &[u8], net: Net<'_>) -> Result<Imported, SafetensorsError> {
+    net.check()?;
     let file = SafeTensors::deserialize(bytes)?;
-    assign(&mut Modules::new(&file)?, net.input, net.layers)
+    Ok(assign(&mut Modules::new(&file)?, net.input, net.layers)?.cut_as(net))
 }
 
 /// Reads a net of a known architecture for samples of shape `sample`; how wide its layers are, which
@@ -394,7 +395,7 @@ mod tests {
             assert_eq!(read.is_ok(), name == "lenet", "{name}: {read:?}");
         }
         // A plane that is smaller than the kernels, and one that the dense layers do not fit.
-        for side in [0, 3, 30] {
+        for side in [0, 3, 36] {
             let shape = Shape::new(1, 1, side, side);
             assert!(read_as(&bytes, Architecture::LeNet, shape).is_err(), "{side}");
         }
