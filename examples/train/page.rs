@@ -65,7 +65,7 @@ impl<D: Device> Page<'_, D> {
 
     fn summary(&self) -> Markup {
         let (judge, args) = (self.judge, self.args);
-        let data = args.data.as_ref().map_or("bundled images".into(), |d| d.display().to_string());
+        let data = args.set.name();
         let command: Vec<String> = std::env::args().skip(1).collect();
         let largest = self.costs.iter().map(|cost| cost.bytes).max().unwrap_or(0);
         html! {
