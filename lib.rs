@@ -45,6 +45,8 @@
 //! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
 //! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage |
 //! | `f16` | weights stored and rows searched in half precision | half |
+//! | `onnx` | nets from and for other libraries, as ONNX, `models::onnx` | prost |
+//! | `safetensors` | the same as weights with PyTorch's names, `models::safetensors` | safetensors |
 //! | `download` | fetching the official data sets | ureq with rustls, tar, md-5, sha2 |
 //!
 //! Without default features the crate is `no_std` and never allocates. The minimum supported Rust

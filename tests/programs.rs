@@ -19,6 +19,9 @@ use sepal::models::recipe;
 use sepal::reference::OnReference;
 use serde_json::Value;
 
+#[cfg(all(feature = "onnx", feature = "safetensors"))]
+#[path = "programs/convert.rs"]
+mod convert;
 #[path = "programs/reproduce.rs"]
 mod reproduce;
 

@@ -158,9 +158,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         return Ok(writeln!(out, "{report}")?);
     }
     writeln!(out, "samples of {}", sample(model.net.input.shape))?;
-    let mut block = 0;
+    let mut block = 1;
     for (at, (name, from, y, own)) in rows.iter().enumerate() {
-        if model.net.blocks.get(block).is_some_and(|&end| usize::from(end) == at) {
+        if model.net.blocks.get(block - 1).is_some_and(|&end| usize::from(end) == at) {
             block += 1;
         }
         let shape = sample(*y);

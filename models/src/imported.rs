@@ -1,6 +1,6 @@
 //! Nets that were made elsewhere.
 
-use sepal_core::layer::{Layer, Role, Tensors};
+use sepal_core::layer::Layer;
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::plan::PlanError;
 
@@ -33,7 +33,8 @@ pub struct Imported {
     ending: Ending,
 }
 
-/// A layer with its parameters in the order of [`Role::ALL`], and what it is called where it comes
+/// A layer with its parameters in the order of
+/// [`Role::ALL`](sepal_core::layer::Role::ALL), and what it is called where it comes
 /// from.
 #[derive(Debug)]
 pub(crate) struct Piece {
@@ -53,6 +54,7 @@ pub(crate) enum Element {
 
 impl Element {
     /// Bytes of one.
+    #[cfg(feature = "onnx")]
     pub(crate) const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -80,15 +82,6 @@ pub(crate) fn not_finite(numbers: &[f32]) -> Option<String> {
     let at = numbers.iter().position(|number| !number.is_finite())?;
     let number = numbers.get(at).copied().unwrap_or_default();
     Some(format!("element {at} is {number}, expected a finite number"))
-}
-
-impl Piece {
-    /// Whether it has as many parameters as `tensors` says; else which role has how many.
-    pub(crate) fn differs(&self, tensors: Tensors) -> Option<(Role, usize)> {
-        let mut all = Role::ALL.into_iter().zip(&self.numbers);
-        let found = all.find(|(role, numbers)| numbers.len() != tensors.len(*role) as usize);
-        found.map(|(role, numbers)| (role, numbers.len()))
-    }
 }
 
 impl Imported {

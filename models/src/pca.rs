@@ -40,7 +40,7 @@ fn principal(data: &[f32], rows: usize, dim: usize) -> Option<Vec<[f64; 2]>> {
     let mut values = [0.0; 2];
     for _ in 0..STEPS {
         let before = values;
-        for k in 0..2 {
+        for (k, value) in values.iter_mut().enumerate() {
             let (done, rest) = vectors.split_at_mut(k);
             let Some(vector) = rest.first_mut() else { break };
             let mut next: Vec<f64> =
@@ -49,9 +49,9 @@ fn principal(data: &[f32], rows: usize, dim: usize) -> Option<Vec<[f64; 2]>> {
                 let along = product(&next, done);
                 next.iter_mut().zip(done).for_each(|(x, d)| *x -= along * *d);
             }
-            values[k] = product(&next, &next).sqrt();
-            if values[k] > 0.0 {
-                next.iter_mut().for_each(|x| *x /= values[k]);
+            *value = product(&next, &next).sqrt();
+            if *value > 0.0 {
+                next.iter_mut().for_each(|x| *x /= *value);
             }
             *vector = next;
         }

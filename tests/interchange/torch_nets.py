@@ -99,10 +99,10 @@ class MobileNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False), nn.BatchNorm2d(4)
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
         steps = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
-        self.layers = nn.Sequential(*[Pair(4, 4, step) for step in steps])
-        self.linear = nn.Linear(4, 10)
+        self.layers = nn.Sequential(*[Pair(8, 8, step) for step in steps])
+        self.linear = nn.Linear(8, 10)
 
     def forward(self, x):
         x = self.layers(torch.relu(self.bn1(self.conv1(x))))
@@ -170,7 +170,7 @@ def random(net):
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             for tensor, low, high in (
                 (module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5),
-                (module.weight.data, 0.5, 1.5), (module.bias.data, -0.2, 0.2),
+                (module.weight.data, 0.5, 1.5), (module.bias.data, 0.0, 0.4),
             ):
                 tensor.uniform_(low, high)
     return net.eval()

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use prost::Message;
 use sepal_core::layer::{
     Activation, AvgPool, BatchNorm, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, Layer, MaxPool,
-    RELU, SpaceToDepth, Window,
+    RELU, Role, SpaceToDepth, Window,
 };
 use sepal_core::net::{Input, Normalisation};
 use sepal_core::shape::Shape;
@@ -16,8 +16,8 @@ use super::tensor::{Constant, fault};
 use super::{OPSETS, OnnxError, Unsupported};
 use crate::imported::{Ending, Imported, Piece};
 
-/// Weights that a file may have beside those that it stores, before [`OnnxError::Weights`]:
-/// four times as many numbers as bytes would be f32, and these.
+/// Numbers that the weights of a net may have, before [`OnnxError::Weights`]: these, and one for
+/// each byte of the file.
 const ALLOWANCE: usize = 1 << 20;
 
 /// Reads a net from the bytes of an ONNX file.
@@ -53,7 +53,7 @@ fn import(bytes: &[u8], sample: Option<Shape>) -> Result<Imported, OnnxError> {
     if !OPSETS.contains(&opset) {
         return Err(OnnxError::Version { found: opset });
     }
-    let mut walk = Walk::new(graph, opset, bytes.len() / size_of::<f32>() * 4 + ALLOWANCE)?;
+    let mut walk = Walk::new(graph, opset, bytes.len().saturating_add(ALLOWANCE))?;
     let shape = walk.enter(graph, sample)?;
     graph.node.iter().try_for_each(|node| walk.visit(node))?;
     walk.leave(graph, shape)
@@ -347,10 +347,12 @@ impl<'a> Walk<'a> {
             return Err(format!("samples of {c}x{h}x{w} do not fit it").into());
         }
         let tensors = layer.tensors(x).unwrap_or_default();
-        if let Some((role, found)) = piece.differs(tensors) {
-            let expected = tensors.len(role);
-            let of = format!("expected {expected} for samples of {c}x{h}x{w}");
-            return Err(format!("its {role:?} has {found} numbers, {of}").into());
+        for (role, numbers) in Role::ALL.into_iter().zip(&piece.numbers) {
+            let (found, expected) = (numbers.len(), tensors.len(role));
+            if found != expected as usize {
+                let of = format!("expected {expected} for samples of {c}x{h}x{w}");
+                return Err(format!("its {role:?} has {found} numbers, {of}").into());
+            }
         }
         if let Some(end) = self.end.take() {
             self.refuse(end, "layers follow it, expected it at the end".to_owned());

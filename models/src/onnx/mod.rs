@@ -9,12 +9,11 @@
 //! use sepal_models::{data, features::Features, fit::Fit, lenet::LENET5, onnx};
 //!
 //! # #[cfg(feature = "bundled")] {
-//! let (fit, mut images) = (Fit::new(LENET5, 0)?, data::bundled().test.head(16)?);
-//! let bytes = onnx::write(&fit.model())?;
-//! let back = onnx::read(&bytes)?;
+//! let (fit, images) = (Fit::new(LENET5, 0)?, data::bundled().test.head(16)?);
+//! let back = onnx::read(&onnx::write(&fit.model())?)?;
 //! assert_eq!(back.model().net, LENET5);
-//! let logits = |model| Features::new(&OnReference, model, &mut images, LENET5.layers.len());
-//! assert_eq!([&fit.model(), &back.model()].map(logits)[0].is_ok(), true);
+//! let logits = |model| Features::new(&OnReference, model, &mut &images, LENET5.layers.len());
+//! assert_eq!(logits(&back.model())?, logits(&fit.model())?);
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
