@@ -235,8 +235,8 @@ impl<'a> Walk<'a> {
 
     /// Only the first output of a node is given here.
     fn outputs(&self, node: &Node) -> Result<(), Stop> {
-        let others = node.output.iter().skip(1).filter(|name| !name.is_empty());
-        match { others }.find(|name| self.read.contains(name.as_str())) {
+        let mut others = node.output.iter().skip(1);
+        match others.find(|name| !name.is_empty() && self.read.contains(name.as_str())) {
             Some(name) => {
                 Err(format!("its output `{name}` is read, expected its first alone").into())
             }
@@ -485,11 +485,13 @@ impl<'a> Walk<'a> {
         let mut bias = Vec::new();
         if let Some(constant) = self.optional(node, 2)? {
             let summand = self.take(node, &constant, 1)?;
-            let each = per_channel(&summand, &constant.dims, &to).ok_or_else(|| {
+            if !per_channel(summand.len(), &constant.dims, &to) {
                 let (name, dims) = (constant.name, &constant.dims);
-                format!("`{name}` of shape {dims:?} is not one number for each of {units} units")
-            })?;
-            bias = each.map(|b| (b * beta) as f32).collect();
+                let of = format!("is not one number for each of {units} units");
+                return Err(format!("`{name}` of shape {dims:?} {of}").into());
+            }
+            let each = summand.iter().cycle().take(units);
+            bias = each.map(|&b| (f64::from(b) * beta) as f32).collect();
         }
         self.dense(node, numbers, bias, &dims, to)
     }
@@ -678,7 +680,6 @@ impl<'a> Walk<'a> {
     fn flatten(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
         let dims = self.activation(node, 0)?;
         let axis = node::int(node, "axis").unwrap_or(1);
-        let count = |dims: &[usize]| dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d));
         let cut = match axis == dims.len() as i64 {
             true => Some(dims.len()),
             false => place(axis, dims.len()),
@@ -727,7 +728,6 @@ impl<'a> Walk<'a> {
                 Err(_) => return Err(impossible().into()),
             });
         }
-        let count = |dims: &[usize]| dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d));
         let (Some(all), Some(known)) = (count(&dims), count(&to)) else {
             return Err(impossible().into());
         };
@@ -781,7 +781,7 @@ impl<'a> Walk<'a> {
         let at = place(axis, dims.len());
         let over = match at {
             // Everything from the axis on, together.
-            Some(at) if self.opset < 13 => dims.get(at..).map(|over| over.iter().product()),
+            Some(at) if self.opset < 13 => dims.get(at..).and_then(count),
             Some(at) => dims.get(at).copied(),
             None => None,
         };
@@ -817,10 +817,12 @@ impl<'a> Walk<'a> {
         let dims = self.activation(node, at)?;
         let numbers = self.take(node, &constant, 1)?;
         let channels = shape(&dims)?.c as usize;
-        let each = per_channel(&numbers, &constant.dims, &dims).ok_or_else(|| {
+        if !per_channel(numbers.len(), &constant.dims, &dims) {
             let (name, found) = (constant.name, &constant.dims);
-            format!("`{name}` of shape {found:?} is not one number for each channel of {dims:?}")
-        })?;
+            let of = format!("is not one number for each channel of {dims:?}");
+            return Err(format!("`{name}` of shape {found:?} {of}").into());
+        }
+        let each = numbers.iter().map(|&number| f64::from(number));
         // y = x * factor + summand.
         let affine: Vec<(f64, f64)> = match (node.op_type.as_str(), at) {
             ("Add", _) => each.map(|b| (1.0, b)).collect(),
@@ -843,7 +845,8 @@ impl<'a> Walk<'a> {
         Ok(self.next(dims))
     }
 
-    /// Changes what happens to samples before the first layer.
+    /// Changes what happens to samples before the first layer; `affine` is one for all channels, or
+    /// one for each.
     fn normalise(&mut self, affine: &[(f64, f64)], channels: usize) -> Result<(), Stop> {
         let same = affine.iter().all(|one| Some(one) == affine.first());
         if channels > 4 && !same {
@@ -853,7 +856,7 @@ impl<'a> Walk<'a> {
             return Err("samples change their sign, expected to be divided by deviations".into());
         }
         let before = self.affine.get_or_insert_with(|| vec![(1.0, 0.0); channels.clamp(1, 4)]);
-        for ((factor, summand), (by, plus)) in before.iter_mut().zip(affine) {
+        for ((factor, summand), (by, plus)) in before.iter_mut().zip(affine.iter().cycle()) {
             *factor *= by;
             *summand = *summand * by + plus;
         }
@@ -957,6 +960,11 @@ fn place(axis: i64, rank: usize) -> Option<usize> {
     (0..rank).contains(&at).then_some(at as usize)
 }
 
+/// Elements of a value, where the address space holds so many.
+fn count(dims: &[usize]) -> Option<usize> {
+    dims.iter().try_fold(1usize, |all, &d| all.checked_mul(d))
+}
+
 fn batch(dims: &[usize]) -> usize {
     dims.first().copied().unwrap_or(1)
 }
@@ -1030,28 +1038,21 @@ fn input_dims(input: &ValueInfo, sample: Option<Shape>) -> Result<Vec<usize>, On
     Ok(dims)
 }
 
-/// One number for each channel of a value of shape `dims`, from numbers that are repeated over the
-/// other dimensions; `None` where they are not.
-fn per_channel<'n>(
-    numbers: &'n [f32],
-    from: &[usize],
-    dims: &[usize],
-) -> Option<impl Iterator<Item = f64> + use<'n>> {
-    let missing = dims.len().checked_sub(from.len())?;
-    let channels = if dims.len() == 1 { 1 } else { dims.get(1).copied()? };
+/// Whether `len` numbers of shape `from` are one for each channel of a value of shape `dims`, or one
+/// for all.
+fn per_channel(len: usize, from: &[usize], dims: &[usize]) -> bool {
+    let Some(missing) = dims.len().checked_sub(from.len()) else { return false };
+    let channels = if dims.len() == 1 { Some(1) } else { dims.get(1).copied() };
     let others = from.iter().enumerate().any(|(at, &size)| at + missing != 1 && size != 1);
-    let len = numbers.len();
-    let whole = !others && (len == channels || len == 1);
-    whole.then(|| {
-        (0..channels).map(move |c| f64::from(numbers.get(c % len).copied().unwrap_or(0.0)))
-    })
+    !others && (len == 1 || Some(len) == channels)
 }
 
-/// Multiplies and shifts what a convolution or a dense layer gives.
+/// Multiplies and shifts what a convolution or a dense layer gives, by one for all channels or one
+/// for each.
 fn scale(piece: &mut Piece, affine: &[(f64, f64)]) -> Result<(), Stop> {
-    let biased = match &mut piece.layer {
-        Layer::Conv2d(conv) => &mut conv.bias,
-        Layer::Dense(dense) => &mut dense.bias,
+    let (rows, biased) = match &mut piece.layer {
+        Layer::Conv2d(conv) => (conv.filters as usize, &mut conv.bias),
+        Layer::Dense(dense) => (dense.units as usize, &mut dense.bias),
         other => {
             let name = other.name();
             let of = "expected a convolution or a dense layer before it, or no layer";
@@ -1059,16 +1060,15 @@ fn scale(piece: &mut Piece, affine: &[(f64, f64)]) -> Result<(), Stop> {
         }
     };
     let [weight, bias, ..] = &mut piece.numbers;
-    let rows = affine.len();
     if !*biased && affine.iter().any(|(_, summand)| *summand != 0.0) {
         *biased = true;
         bias.resize(rows, 0.0);
     }
     let len = (weight.len() / rows.max(1)).max(1);
-    for (row, (factor, _)) in weight.chunks_mut(len).zip(affine) {
+    for (row, (factor, _)) in weight.chunks_mut(len).zip(affine.iter().cycle()) {
         row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
     }
-    for (bias, (factor, summand)) in bias.iter_mut().zip(affine) {
+    for (bias, (factor, summand)) in bias.iter_mut().zip(affine.iter().cycle()) {
         *bias = (f64::from(*bias) * factor + summand) as f32;
     }
     Ok(())

@@ -6,6 +6,9 @@ use super::OnnxError;
 use super::proto::{EXTERNAL, Tensor, element};
 use crate::imported::{Element, not_finite};
 
+/// The most dimensions of a constant.
+const RANK: usize = 8;
+
 /// A constant: a tensor of the file under a shape, or whole numbers that the graph computes.
 #[derive(Clone, Debug)]
 pub(super) struct Constant<'a> {
@@ -36,6 +39,10 @@ impl<'a> Constant<'a> {
     pub(super) fn stored(name: &'a str, tensor: &'a Tensor) -> Result<Self, OnnxError> {
         if tensor.data_location == EXTERNAL {
             return Err(fault(name, "its data lie in another file, expected them in this one"));
+        }
+        let rank = tensor.dims.len();
+        if rank > RANK {
+            return Err(fault(name, format!("{rank} dimensions, expected at most {RANK}")));
         }
         let dims: Option<Vec<usize>> =
             tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect();

@@ -298,6 +298,18 @@ fn weights_cannot_grow_without_a_bound() {
     };
     assert!(read(&one(1)).is_ok());
     refused(&one(1000), &["the Conv", "weights in all"]);
+    // A number for billions of channels is one number.
+    let scaled = node("Mul", &["x", "one"], "y", vec![]);
+    let wide = graph(&[1, 1 << 31], vec![scaled], vec![tensor("one", &[])]);
+    assert_eq!(read(&wide).unwrap().model().net.input.shape, Shape::rows(1, 1 << 31));
+    refused(&product(Tensor { dims: vec![1; 9], ..tensor("w", &[1]) }), &["`w`", "9 dimensions"]);
+    let soft = node(
+        "Softmax",
+        &["x"],
+        "y",
+        vec![Attribute { name: "axis".to_owned(), ..Attribute::default() }],
+    );
+    refused(&graph(&[i64::MAX, 8], vec![soft], vec![]), &["the Softmax", "axis 0"]);
     // Lists that join themselves stay short.
     let mut nodes = vec![node("Shape", &["x"], "s0", vec![])];
     for at in 0..64 {
