@@ -44,6 +44,13 @@ pub struct Chart<'a> {
     pub bare: bool,
 }
 
+/// A kind's place in the legend.
+struct Entry {
+    kind: usize,
+    x: i32,
+    y: i32,
+}
+
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 impl Chart<'_> {
@@ -63,7 +70,7 @@ impl Chart<'_> {
             let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
             root.fill(&WHITE)?;
             let (top, below) = root.split_vertically(height);
-            for (kind, (x, y)) in legend {
+            for Entry { kind, x, y } in legend {
                 let colour = self.colour(kind);
                 top.draw(&Circle::new((x, y + 7), 5, colour.filled()))?;
                 top.draw(&Text::new(self.names[kind], (x + 10, y), ("sans-serif", 13)))?;
@@ -84,7 +91,7 @@ impl Chart<'_> {
     }
 
     /// Where the names of the kinds that are there stand, and the height that they take.
-    fn legend(&self, width: u32) -> (Vec<(usize, (i32, i32))>, u32) {
+    fn legend(&self, width: u32) -> (Vec<Entry>, u32) {
         let lines = || self.panels.iter().flat_map(|panel| &panel.lines);
         let (mut x, mut y) = (12, 11);
         let mut places = Vec::new();
@@ -94,7 +101,7 @@ impl Chart<'_> {
                 if x > 12 && x + wide > width as i32 {
                     (x, y) = (12, y + LEGEND as i32);
                 }
-                places.push((kind, (x, y)));
+                places.push(Entry { kind, x, y });
                 x += wide;
             }
         }
