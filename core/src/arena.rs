@@ -344,7 +344,14 @@ fn cut<'a>(
     slots: &[Slot],
     leases: &mut [Lease<'a>],
 ) -> Result<(), ArenaError> {
-    let (given, mut rest, mut done) = (bytes.len(), bytes, 0);
+    let given = bytes.len();
+    for slot in slots {
+        let needed = slot.at.saturating_add(slot.bytes());
+        if needed > given && !slot.is_empty() {
+            return Err(ArenaError::OutOfMemory { needed, given });
+        }
+    }
+    let (mut rest, mut done) = (bytes, 0);
     // From the lowest up; one that has its bytes is not empty any more.
     for _ in slots {
         let open = slots
@@ -352,12 +359,11 @@ fn cut<'a>(
             .zip(&mut *leases)
             .filter(|(slot, lease)| lease.bytes.is_empty() && !slot.is_empty());
         let Some((slot, lease)) = open.min_by_key(|(slot, _)| slot.at) else { break };
-        let (len, before) = (slot.bytes(), slot.at.checked_sub(done).ok_or(ArenaError::Overlap)?);
-        let needed = slot.at.saturating_add(len);
-        let many = ArenaError::OutOfMemory { needed, given };
-        let (_, above) = rest.split_at_mut_checked(before).ok_or(many)?;
-        (lease.bytes, rest) = above.split_at_mut_checked(len).ok_or(many)?;
-        done = needed;
+        let before = slot.at.checked_sub(done).ok_or(ArenaError::Overlap)?;
+        let (_, above) = rest.split_at_mut_checked(before).ok_or(ArenaError::Overlap)?;
+        (lease.bytes, rest) =
+            above.split_at_mut_checked(slot.bytes()).ok_or(ArenaError::Overlap)?;
+        done = slot.at.saturating_add(slot.bytes());
     }
     Ok(())
 }
@@ -396,6 +402,8 @@ mod tests {
         let a = Slot::vector(0, 4, Dtype::F32);
         let b = Slot::vector(8, 4, Dtype::U8);
         assert_eq!(arena.lease([a, b]).err(), Some(ArenaError::Overlap));
+        let needed = ArenaError::OutOfMemory { needed: 36, given: 32 };
+        assert_eq!(arena.lease([a, b, past]).err(), Some(needed));
     }
 
     #[test]
