@@ -46,7 +46,7 @@ pub enum Error {
         /// The update, counted from 0 within the stage.
         update: u32,
     },
-    /// A loss that is no longer a number: the training diverged.
+    /// A loss or a parameter that is no longer a number: the training diverged.
     Diverged {
         /// The stage.
         stage: u16,
@@ -88,8 +88,8 @@ impl core::fmt::Display for Error {
             ),
             Self::Diverged { stage, layer, update } => write!(
                 f,
-                "stage {stage} (layers from {layer} on) diverged at update {update}: the loss is \
-                 not a number"
+                "stage {stage} (layers from {layer} on) diverged at update {update}: the loss or \
+                 a parameter is not a number"
             ),
             Self::Unsupported(what) => write!(f, "this backend does not support {what}"),
             Self::Device { code, doing } => write!(f, "the device failed ({code}) {doing}"),

@@ -895,26 +895,27 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Adds a batch's score to the pass; says whether the pass is over.
+    /// Adds a batch's score to the pass; says whether the pass is over. A resumed run may have counted
+    /// anything.
     fn count(&mut self, score: Score, steps: u32) -> Result<bool, Error> {
         let p = &mut self.progress;
-        if p.step + 1 >= steps && p.anchors == 0 && score.anchors == 0 {
+        if p.step.saturating_add(1) >= steps && p.anchors == 0 && score.anchors == 0 {
             return Err(Error::NoAnchor { stage: p.stage, update: p.updates });
         }
         p.loss += f64::from(score.value);
-        p.anchors += u64::from(score.anchors);
-        p.skipped += u64::from(score.skipped);
-        p.correct += u64::from(score.correct);
+        p.anchors = p.anchors.saturating_add(u64::from(score.anchors));
+        p.skipped = p.skipped.saturating_add(u64::from(score.skipped));
+        p.correct = p.correct.saturating_add(u64::from(score.correct));
         p.updates = p.updates.saturating_add(1);
-        p.step += 1;
+        p.step = p.step.saturating_add(1);
         if p.step < steps {
             return Ok(false);
         }
-        let counted = (p.anchors + p.skipped).max(1) as f64;
+        let counted = p.anchors.saturating_add(p.skipped).max(1) as f64;
         p.last = ((p.loss / f64::from(steps.max(1))) as f32, (p.correct as f64 / counted) as f32);
         (p.loss, p.anchors, p.skipped, p.correct) = (0.0, 0, 0, 0);
         p.step = 0;
-        p.epoch += 1;
+        p.epoch = p.epoch.saturating_add(1);
         Ok(true)
     }
 

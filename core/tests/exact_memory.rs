@@ -1,5 +1,6 @@
 //! The memory that a plan names is exact: enough, and needed to the last word.
 
+use proptest::prelude::*;
 use sepal_core::arena::{ArenaError, Word};
 use sepal_core::error::Error;
 use sepal_core::infer::Inference;
@@ -418,4 +419,71 @@ fn the_sum_is_right_by_hand() {
     // Inference: the input of 5 numbers 20 -> 32 beside the output of 3, 12 -> 16. The 5 bytes
     // that it is widened from, 16, die before the output exists.
     assert_eq!(running("one layer", ONE_LAYER, 1).plan.bytes(), 32 + 16);
+}
+
+/// Layers of random nets; whether one fits is found out by trying.
+fn any_layer() -> impl Strategy<Value = Layer> {
+    let window = (1u8..4, 1u8..3, 0u8..2);
+    prop_oneof![
+        (1u32..6, 1u8..4, 1u8..3, 0u8..3, 1u32..4, any::<bool>()).prop_map(
+            |(filters, kernel, stride, pad, groups, bias)| {
+                let filters = filters * groups;
+                let (stride, pad) = ((stride, 1), (pad, pad));
+                Layer::Conv2d(Conv2d { stride, pad, groups, bias, ..Conv2d::new(filters, kernel) })
+            }
+        ),
+        window.prop_map(|(kernel, stride, pad)| {
+            let both = |x| (x, x);
+            let window = Window { kernel: both(kernel), stride: both(stride), pad: both(pad) };
+            Layer::MaxPool(MaxPool { window })
+        }),
+        Just(Layer::AvgPool(AvgPool::new(2))),
+        Just(NORM),
+        Just(RELU),
+        Just(TANH),
+        Just(Layer::Flatten(Flatten)),
+        Just(Layer::L2Normalise(L2Normalise)),
+        Just(Layer::Standardise(Standardise)),
+        Just(Layer::SpaceToDepth(SpaceToDepth { factor: 2 })),
+        (1u8..5).prop_map(|k| Layer::KMaxPool(KMaxPool { k })),
+        (1u32..9).prop_map(|dim| Layer::Project(Project { dim, seed: 5 })),
+        (1u32..9, any::<bool>()).prop_map(|(units, bias)| Layer::Dense(Dense { units, bias })),
+    ]
+}
+
+proptest! {
+    /// In an arena of just its plan a random net gives the numbers of a roomy one, sample by sample
+    /// those of the batch, and one word less is refused.
+    #[test]
+    fn random_nets_need_their_plan(
+        layers in prop::collection::vec(any_layer(), 1..9),
+        shape in (1u32..4, 1u32..11, 1u32..11),
+        n in 1u32..5,
+    ) {
+        let mut net = Net { input: input(shape.0, shape.1, shape.2), layers: &[], blocks: &[], features: 0 };
+        let mut fitting = vec![];
+        let mut at = net.input.shape;
+        for layer in layers {
+            if let Some(next) = layer.output(at).filter(|next| next.len().is_some_and(|len| len > 0)) {
+                fitting.push(layer);
+                at = next;
+            }
+        }
+        prop_assume!(!fitting.is_empty());
+        let blocks = [fitting.len() as u16];
+        (net.layers, net.blocks) = (&fitting, &blocks);
+        let plan = Inference::reference(net, n).unwrap();
+        let words = plan.bytes() / Word::BYTES;
+        prop_assert_eq!(plan.bytes() % Word::BYTES, 0);
+        let exact = infer(&plan, net, n, &mut vec![Word::NAN; words]).unwrap();
+        prop_assert_eq!(&infer(&plan, net, n, &mut pattern(words + 16)).unwrap(), &exact);
+        let given = plan.bytes() - Word::BYTES;
+        let refused = Error::Arena(ArenaError::OutOfMemory { needed: plan.bytes(), given });
+        prop_assert_eq!(infer(&plan, net, n, &mut vec![Word::NAN; words - 1]), Err(refused));
+        // The first sample alone needs no more, and is the batch's first row.
+        let one = Inference::reference(net, 1).unwrap();
+        prop_assert!(one.bytes() <= plan.bytes());
+        let alone = infer(&one, net, 1, &mut vec![Word::NAN; one.bytes() / Word::BYTES]).unwrap();
+        prop_assert_eq!(&exact[..alone.len()], alone);
+    }
 }

@@ -638,7 +638,7 @@ fn a_resumed_run_is_the_run() {
     assert_eq!(saved.outcomes().collect::<Vec<_>>(), outcomes);
     decoded(&bytes, |read| {
         assert_eq!(saved.check(read, &STRIPES, run), Ok(()));
-        let field = "run identity";
+        let field = "run identity (recipe, data, seed)";
         let other = FormatError::Field { field, found: run, expected: run ^ 1 };
         assert_eq!(saved.check(read, &STRIPES, run ^ 1), Err(other));
         let net = Net { features: 2, ..STRIPES };

@@ -367,7 +367,10 @@ impl<'n> Fit<'n> {
         let mut time = Duration::ZERO;
         loop {
             if wish != Wish::Go {
-                self.underway = Some(underway(&session, &mut backend)?);
+                let underway = underway(&session, &mut backend)?;
+                let [trained, measured, ..] = &underway.state;
+                finite(&session, &stage, trained.iter().chain(measured))?;
+                self.underway = Some(underway);
                 watch.snapshot(&self.snapshot()).map_err(FitError::Watch)?;
                 if wish == Wish::Stop {
                     return Err(FitError::Stopped);
@@ -389,7 +392,10 @@ impl<'n> Fit<'n> {
             }
             wish = watch.event(&Event::Step(&step));
         }
-        session.store(&mut backend, &mut self.weights)?;
+        let mut weights = self.weights.clone();
+        session.store(&mut backend, &mut weights)?;
+        finite(&session, &stage, &weights)?;
+        self.weights = weights;
         let outcome = session.outcome();
         self.outcomes.push(outcome);
         match watch.event(&Event::Done { index, outcome: &outcome, time }) {
@@ -461,6 +467,20 @@ fn explain(error: FitError, cache: &mut Cache) -> FitError {
     }
 }
 
+/// Refuses parameters that an update made infinite or no number, before they take the place of a
+/// snapshot that was good.
+fn finite<'a>(
+    session: &Session<'_>,
+    stage: &Stage<'_>,
+    numbers: impl IntoIterator<Item = &'a f32>,
+) -> Result<(), Error> {
+    if numbers.into_iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    let Progress { stage: index, updates, .. } = *session.progress();
+    Err(Error::Diverged { stage: index, layer: stage.first, update: updates.saturating_sub(1) })
+}
+
 fn underway<B: Backend>(session: &Session<'_>, backend: &mut B) -> Result<Underway, Error> {
     let mut state = [const { Vec::new() }; 4];
     for (slot, numbers) in session.state().into_iter().zip(&mut state) {
@@ -489,6 +509,7 @@ mod tests {
     use crate::recipe;
     use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU, Standardise};
     use sepal_core::net::{Input, Normalisation};
+    use sepal_core::optim::Rule;
     use sepal_core::reference::OnReference;
     use sepal_core::stage::Cut;
     use sepal_core::stage::Recipe;
@@ -548,6 +569,42 @@ mod tests {
                 cut: Cut::Whole,
                 recipe,
             })
+        }
+    }
+
+    /// Keeps the last snapshot of a run that is snapped before every step.
+    struct Last(Option<Snapshot>);
+
+    impl Watch for Last {
+        fn event(&mut self, _: &Event<'_>) -> Wish {
+            Wish::Snapshot
+        }
+
+        fn snapshot(&mut self, snapshot: &Snapshot) -> Result<(), WatchError> {
+            self.0 = Some(snapshot.clone());
+            Ok(())
+        }
+    }
+
+    /// The first update makes weights that overflow in the next pass, or that are infinite already.
+    #[test]
+    fn a_run_that_diverges_is_named_and_its_last_snapshot_is_good() {
+        let decay = Rule::Sgd { momentum: 0.0, nesterov: false, weight_decay: 1.0 };
+        for rule in [Rule::adam(), decay] {
+            let (bad, budget) = (strategy_of(rule, f32::MAX), Budget::default());
+            let (mut fit, mut last) = (Fit::new(NET, 0).unwrap(), Last(None));
+            let error = fit.run(&OnReference, &bad, &mut Two, &budget, &mut last).unwrap_err();
+            let named = |error: &FitError| {
+                matches!(error, FitError::Run(Error::Diverged { stage: 3, layer: 6, .. }))
+            };
+            assert!(named(&error), "{error}");
+            let snapshot = last.0.unwrap();
+            assert_eq!(snapshot.outcomes.len(), 3, "the blocks before are kept");
+            let state = snapshot.underway.iter().flat_map(|u| &u.state[..2]).flatten();
+            assert!(snapshot.weights.iter().chain(state).all(|x| x.is_finite()));
+            let mut fit = Fit::resume(NET, 0, snapshot).unwrap();
+            let again = fit.run(&OnReference, &bad, &mut Two, &budget, &mut ()).unwrap_err();
+            assert!(named(&again), "{again}");
         }
     }
 
@@ -613,8 +670,13 @@ mod tests {
     }
 
     fn strategy() -> impl Strategy {
+        strategy_of(Rule::adam(), 1e-3)
+    }
+
+    /// With another rule and rate of the classifier.
+    fn strategy_of(rule: Rule, rate: f32) -> impl Strategy {
         let block = Recipe { batch: 8, ..recipe::block(2) };
-        let classifier = Recipe { batch: 8, ..recipe::classifier(2) };
+        let classifier = Recipe { batch: 8, rule, rate, ..recipe::classifier(2) };
         ForwardSi { block, classifier, form: Classifier::Whole, heads: &[], window: Window::ONE }
     }
 

@@ -103,7 +103,7 @@ impl<'m> Saved<'m> {
     }
 
     /// Checks that the run can go on here: the file was written by this version of the crate,
-    /// holds the net `net`, and was made by a run of the same [`identity`]. `model` is the
+    /// was made by a run of the same [`identity`], and holds the net `net`. `model` is the
     /// file's own.
     ///
     /// # Errors
@@ -123,8 +123,9 @@ impl<'m> Saved<'m> {
         let net_of = |net: &Net<'_>| of(&|digest| digest.value(net));
         for (name, found, expected) in [
             ("crate version (digest)", version(self.version), version(super::VERSION)),
+            // Before the net: data that changed have another normalisation, which is part of that.
+            ("run identity (recipe, data, seed)", self.identity, identity),
             ("net (digest)", net_of(&model.net), net_of(net)),
-            ("run identity", self.identity, identity),
         ] {
             if found != expected {
                 return Err(field(name, found, expected));

@@ -62,6 +62,13 @@ macro_rules! cases {
                         super::gradient(with, shape, layer, $tolerance);
                     }
                 }
+
+                /// Outputs and gradients of inputs that are hard on arithmetic are numbers.
+                pub fn finite(with: With) {
+                    for (shape, layer) in $cases.into_iter().take(12) {
+                        super::finite(with, shape, layer);
+                    }
+                }
             }
         )*
     };
@@ -409,4 +416,50 @@ fn gradient(with: With, shape: Shape, layer: Layer, tolerance: Tolerance) {
             }
         }
     });
+}
+
+/// Inputs that are hard on arithmetic: constants, duplicates, and numbers whose squares leave the
+/// range of f32 at its lower end, or near its upper one when they are summed.
+fn hard(shape: Shape) -> Vec<(&'static str, Vec<f32>)> {
+    let plain = values(5, len(shape));
+    let scaled = |scale: f32| plain.iter().map(|x| x * scale).collect::<Vec<_>>();
+    let mut one_large = scaled(1.0);
+    one_large[0] = 1e15;
+    vec![
+        ("zero", scaled(0.0)),
+        ("constant", vec![7.3; plain.len()]),
+        ("a large constant", vec![1e15; plain.len()]),
+        ("duplicates", plain.iter().map(|x| x.signum()).collect()),
+        ("large", scaled(1e15)),
+        ("one large", one_large),
+        ("tiny", scaled(1e-30)),
+        ("subnormal", scaled(1e-40)),
+        ("the smallest", vec![f32::from_bits(1); plain.len()]),
+    ]
+}
+
+fn finite(with: With, shape: Shape, layer: Layer) {
+    let params = oracle::params(&layer, shape, 50);
+    let bench = Bench::new(with, shape, layer);
+    for (name, x) in hard(shape) {
+        run(with, bench.bytes, |b| {
+            let check = |b: &mut dyn Backend, part: &str, slot: Slot| {
+                let numbers = if slot.is_empty() { vec![] } else { read(b, slot) };
+                let odd = numbers.iter().find(|x| !x.is_finite());
+                assert_eq!(odd, None, "{layer:?} of {shape}, {name}: {part}");
+            };
+            let y = bench.forward(b, TRAIN, &x, &params);
+            check(b, "output", y);
+            let call = bench.call(b, TRAIN);
+            b.zero(bench.params.gradients()).expect("the slot is there");
+            write(b, call.place.dy, &values(6, len(y.shape)));
+            b.backward(&call).expect("the layer runs backward");
+            let slots = bench.slots();
+            check(b, "dx", call.place.dx);
+            check(b, "gradient of the weight", slots.dweight);
+            check(b, "gradient of the bias", slots.dbias);
+            check(b, "mean", slots.mean);
+            check(b, "variance", slots.variance);
+        });
+    }
 }

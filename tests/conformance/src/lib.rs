@@ -161,7 +161,7 @@ macro_rules! layer_tests {
     ($($layer:ident),*) => {
         mod layers {
             $(mod $layer {
-                $crate::layer_tests! { @ $layer: eval, train, calibrate, backward }
+                $crate::layer_tests! { @ $layer: eval, train, calibrate, backward, finite }
             })*
         }
     };

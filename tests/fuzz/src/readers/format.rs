@@ -108,7 +108,7 @@ fn run<D: Device>(device: &D, model: &Model<'_>) {
     let mut backend = device.open(&mut words).expect("a backend in memory");
     let mut out = vec![0.0; plan.output()];
     // A type of weights that this backend does not take is an error, as what a layer makes of it.
-    let fill = |raw: &mut [u8]| raw.iter_mut().zip(0..).for_each(|(raw, i)| *raw = i);
+    let fill = |raw: &mut [u8]| raw.iter_mut().zip(0u32..).for_each(|(raw, i)| *raw = i as u8);
     if backend.prepare(model, 0, last).is_ok() {
         let _ = plan.run(&mut backend, model, 1, fill, &mut out);
     }
