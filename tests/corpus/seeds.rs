@@ -13,6 +13,7 @@ use sepal::models::cache::Budget;
 use sepal::models::data::{Dataset, Samples};
 use sepal::models::file::save_checkpoint;
 use sepal::models::fit::{Event, Fit, Snapshot, Watch, WatchError, Wish};
+use sepal::models::{lenet, onnx, safetensors, width};
 use sepal::net::{Input, Model, Net, Normalisation, Patch, TensorRecord, Weights};
 use sepal::reference::OnReference;
 use sepal::shape::Shape;
@@ -32,6 +33,9 @@ fn seeds_are_those_of_the_writers() {
         ("text", text()),
         ("npy", npy()),
         ("image", images()),
+        ("motion", motion()),
+        ("onnx", nets(|model| onnx::write(model).unwrap())),
+        ("safetensors", nets(|model| safetensors::write(model).unwrap())),
     ];
     assert_eq!(seeds.each_ref().map(|(name, _)| *name), TARGETS.each_ref().map(|t| t.name));
     for (target, files) in seeds {
@@ -306,4 +310,23 @@ fn images() -> Files {
         ("grey.jpeg", encode(L8, Jpeg)),
         ("colour.jpeg", encode(Rgb8, Jpeg)),
     ]
+}
+
+/// Two persons with a recording each, and one more of nobody.
+fn motion() -> Files {
+    let recording = |label: &str, person: &str| -> String {
+        (0..40).map(|t| format!("{label},{person},0,{t},{}.5,-{t},1e1\n", t % 7)).collect()
+    };
+    let table = "label,person,recording,t,x,y,z\n".to_owned();
+    let two = table.clone() + &recording("ring", "ann") + &recording("wing", "bob");
+    let three = two.clone() + &recording("ring", "bob") + &recording("wing", "ann");
+    vec![("two", two.into()), ("four", three.into()), ("none", table.into())]
+}
+
+/// A net of the interchange formats, a tenth of LeNet's width.
+fn nets(written: impl Fn(&Model<'_>) -> Vec<u8>) -> Files {
+    let layers = width::scaled(lenet::lenet_layers(10), 10);
+    let net = Net { layers: &layers, ..lenet::LENET };
+    let weights = drawn(&net);
+    vec![("lenet", written(&Model { net, weights: Weights::Flat(&weights) }))]
 }

@@ -126,3 +126,17 @@ fn size(bytes: &[u8]) -> Option<(u32, u32)> {
         .map(|f| (u32::from_be_bytes([0, 0, f[7], f[8]]), u32::from_be_bytes([0, 0, f[5], f[6]])))
         .max_by_key(|&(w, h)| w * h)
 }
+
+/// Recordings of several persons, each left out by name and unnamed.
+pub fn motion(bytes: &[u8]) {
+    let path = put("magic_wand.csv", bytes);
+    for left_out in [None, Some("ann"), Some("bob")] {
+        match data::motion::load(&path, left_out) {
+            Ok(split) => {
+                sound(Ok(split.train));
+                sound(Ok(split.test));
+            }
+            Err(error) => sound(Err(error)),
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod data;
 mod file;
 pub mod flash;
 pub mod format;
+mod interchange;
 pub mod parts;
 
 /// Changes a file; the last argument changes a piece of it at random.
@@ -23,7 +24,7 @@ pub struct Target {
 }
 
 /// All readers.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "model", check: format::model, mutate: format::mutate },
     Target { name: "checkpoint", check: format::checkpoint, mutate: format::mutate },
     Target { name: "flash", check: flash::check, mutate: flash::mutate },
@@ -33,6 +34,9 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "text", check: data::text, mutate: bytes },
     Target { name: "npy", check: data::npy, mutate: bytes },
     Target { name: "image", check: data::image, mutate: bytes },
+    Target { name: "motion", check: data::motion, mutate: bytes },
+    Target { name: "onnx", check: interchange::onnx, mutate: bytes },
+    Target { name: "safetensors", check: interchange::safetensors, mutate: bytes },
 ];
 
 /// The reader of a name.
@@ -42,7 +46,7 @@ pub const TARGETS: [Target; 9] = [
 pub const fn named(name: &str) -> &'static Target {
     let mut i = 0;
     while i < TARGETS.len() {
-        const ALL: &[Target; 9] = &TARGETS;
+        const ALL: &[Target; 12] = &TARGETS;
         let (a, b) = (ALL[i].name.as_bytes(), name.as_bytes());
         let mut same = a.len() == b.len();
         let mut j = 0;

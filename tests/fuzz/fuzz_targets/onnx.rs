@@ -1,0 +1,3 @@
+#![no_main]
+
+sepal_fuzz::target!("onnx");
