@@ -16,11 +16,11 @@ impl Features {
     /// hundred rows. `None` where a number is not finite.
     ///
     /// ```
-    /// use sepal_cpu::OnCpu;
+    /// use sepal_core::reference::OnReference;
     /// use sepal_models::{data, features::Features, fit::Fit, lenet::LENET};
     /// let mut images = data::bundled().test.head(20)?;
     /// let fit = Fit::new(LENET, 0)?;
-    /// let features = Features::new(&OnCpu::default(), &fit.model(), &mut images, 4)?;
+    /// let features = Features::new(&OnReference, &fit.model(), &mut images, 4)?;
     /// assert_eq!(features.principal().map(|places| places.len()), Some(20));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
