@@ -119,7 +119,7 @@ fn a_block_in_f32_is_tuned_behind_bytes() {
     let plan = TuningPlan::new(model.net, &stage, Embeddings::F32, true).unwrap();
     let mut words = vec![Word::NAN; Word::count(plan.bytes())];
     let mut backend = Micro::<false>::new(&mut words);
-    let mut tuning = Tuning::new(model.net, stage, plan, 0);
+    let mut tuning = Tuning::new(plan, 0);
     tuning.load(&mut backend, &model).unwrap();
     let mut losses = vec![];
     for _ in 0..24 {

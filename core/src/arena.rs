@@ -148,6 +148,7 @@ impl Slot {
     }
 
     /// Bytes without rounding.
+    #[inline(never)]
     pub const fn bytes(self) -> usize {
         self.elements().saturating_mul(self.dtype.size())
     }
@@ -316,6 +317,7 @@ impl<'a> Lease<'a> {
     ///
     /// # Errors
     /// A slot of another type, or misaligned.
+    #[inline(never)]
     pub fn get<T: Element>(self) -> Result<&'a mut [T], ArenaError> {
         if self.dtype != T::DTYPE && !self.bytes.is_empty() {
             return Err(ArenaError::Dtype { slot: self.dtype, asked: T::DTYPE });

@@ -123,6 +123,11 @@ impl<'m> Inference<'m> {
         tri!(self.micro_ops()).output()
     }
 
+    /// Numbers of all parameters of the layers before layer `layer`.
+    pub(crate) fn before(&self, layer: usize) -> Option<usize> {
+        self.net.params(layer).ok()
+    }
+
     /// The plan for layers `first..last` on any backend. `bytes` says whether raw samples are
     /// bytes; layers that are not the net's first always take numbers.
     ///

@@ -411,7 +411,7 @@ impl<'m> Weights<'m> {
         &self,
         layer: usize,
         lengths: Tensors,
-        before: &impl Fn(usize) -> Option<usize>,
+        before: &dyn Fn(usize) -> Option<usize>,
     ) -> [Stored<'m>; 4] {
         match *self {
             Self::Flat(numbers) => flat(numbers, before(layer), lengths),
@@ -426,9 +426,7 @@ impl<'m> Weights<'m> {
             }
             Self::File { records, .. } => {
                 let mut stored = [Stored::EMPTY; 4];
-                let first = records.partition_point(|r| usize::from(r.layer) < layer);
-                let own = records.iter().skip(first).take_while(|r| usize::from(r.layer) == layer);
-                for record in own {
+                for record in records.iter().filter(|r| usize::from(r.layer) == layer) {
                     if let Some(stored) = stored.get_mut(record.role as usize) {
                         *stored = self.record(record);
                     }
@@ -440,6 +438,7 @@ impl<'m> Weights<'m> {
 }
 
 /// Parameters of these lengths, which begin at number `at`.
+#[inline(never)]
 fn flat(numbers: &[f32], at: Option<usize>, lengths: Tensors) -> [Stored<'_>; 4] {
     let mut stored = [Stored::EMPTY; 4];
     let mut rest = at.and_then(|at| numbers.get(at..)).unwrap_or_default();

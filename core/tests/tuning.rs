@@ -116,7 +116,7 @@ fn tune(net: Net<'_>, stage: Stage<'_>, embeddings: Embeddings, steps: usize) ->
     let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
     let mut backend = Micro::<false>::new(&mut memory);
     let model = Model { net, weights: Weights::Flat(&all) };
-    let mut tuning = Tuning::new(net, stage, plan, 3);
+    let mut tuning = Tuning::new(plan, 3);
     tuning.load(&mut backend, &model).unwrap();
     let mut source = Images { classes: 3 };
     let step = |_| tuning.step(&mut backend, &model, &mut source, 100).unwrap().value;
@@ -158,7 +158,7 @@ fn begun<'a>(
     let plan = TuningPlan::new(model.net, &stage, Embeddings::F32, false).unwrap();
     *words = vec![Word::NAN; plan.bytes() / Word::BYTES];
     let mut backend = Micro::<false>::new(words);
-    let mut tuning = Tuning::new(model.net, stage, plan, 3);
+    let mut tuning = Tuning::new(plan, 3);
     tuning.load(&mut backend, model).unwrap();
     (backend, tuning)
 }
@@ -351,7 +351,7 @@ fn memory_is_exact() {
     let model = Model { net, weights: Weights::Flat(&all) };
     let mut backend = Micro::<false>::new(&mut memory);
     let (needed, given) = (plan.bytes(), backend.bytes());
-    let refused = Tuning::new(net, stage, plan, 3).load(&mut backend, &model);
+    let refused = Tuning::new(plan, 3).load(&mut backend, &model);
     assert_eq!(refused, Err(sepal_core::arena::ArenaError::OutOfMemory { needed, given }.into()));
 }
 

@@ -2,7 +2,7 @@
 //! fused or rounded otherwise, so the bits are the reference's.
 
 use rayon::prelude::*;
-use sepal_core::optim::Rule;
+use sepal_core::optim::{Rule, corrections};
 
 use crate::arch::{Instructions, Isa, Kernel, Simd};
 
@@ -103,7 +103,8 @@ impl Step {
 impl AdamStep {
     /// Computes in `f64`, as the reference does.
     fn new([beta1, beta2, eps]: [f32; 3], rate: f32, update: u32) -> Self {
-        let (beta1, beta2, t) = (f64::from(beta1), f64::from(beta2), f64::from(update.max(1)));
+        let [corrected, root] = corrections([beta1, beta2], rate.into(), update);
+        let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
         Self {
             keep: 1.0,
             decay: 0.0,
@@ -111,8 +112,8 @@ impl AdamStep {
             beta2: beta2 as f32,
             square_share: (1.0 - beta2) as f32,
             eps,
-            rate: (f64::from(rate) / (1.0 - libm::pow(beta1, t))) as f32,
-            root: libm::sqrt(1.0 - libm::pow(beta2, t)) as f32,
+            rate: corrected as f32,
+            root: root as f32,
         }
     }
 }

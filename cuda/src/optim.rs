@@ -1,7 +1,7 @@
 //! Optimisers.
 
 use sepal_core::error::Error;
-use sepal_core::optim::Rule;
+use sepal_core::optim::{Rule, corrections};
 
 use crate::gpu::{Address, Gpu, Launch, Source, args};
 
@@ -15,11 +15,9 @@ pub(crate) fn update(
 ) -> Result<(), Error> {
     let launch = Launch::over(len);
     let adam = |beta1: f32, beta2: f32, eps: f32, decay: f32, keep: f64| {
-        let (beta1, beta2, t) = (f64::from(beta1), f64::from(beta2), f64::from(update.max(1)));
-        let rate = (f64::from(rate) / (1.0 - beta1.powf(t))) as f32;
-        let root = (1.0 - beta2.powf(t)).sqrt() as f32;
-        let (mean_share, square_share) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
-        let (keep, beta2) = (keep as f32, beta2 as f32);
+        let [rate, root] = corrections([beta1, beta2], rate.into(), update).map(|n| n as f32);
+        let rest = |beta: f32| (1.0 - f64::from(beta)) as f32;
+        let (mean_share, square_share, keep) = (rest(beta1), rest(beta2), keep as f32);
         let args = args![
             p,
             g,

@@ -290,7 +290,7 @@ impl<'m> Plan<'m> {
         numbers: &mut [f32],
         mut judge: impl FnMut(&Tuning<'_>, &mut Micro<'b, ALL>, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut tuning = Tuning::new(self.net, tuned.stage, tuned.plan, self.seed.into());
+        let mut tuning = Tuning::new(tuned.plan, self.seed.into());
         tuning.load(backend, model)?;
         judge(&tuning, backend, false)?;
         for _ in 0..tuned.updates {

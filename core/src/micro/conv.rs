@@ -17,6 +17,8 @@ pub(super) trait Numbers {
     fn add(sum: Self::Sum, w: Self::W, x: Self::X) -> Self::Sum;
     /// Whether products with what lies outside of the image count.
     fn counts(outside: Self::X) -> bool;
+    /// Whether the second of two sums of a pool's window wins over the first.
+    fn beats(later: Self::Sum, best: Self::Sum) -> bool;
 }
 
 /// f32, in the order and with the rounding of the reference.
@@ -36,6 +38,14 @@ impl Numbers for Floats {
     fn counts(_: f32) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn beats(later: f32, best: f32) -> bool {
+        // As the reference has it: NaN wins, and the first of several. One comparison as a rule.
+        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to pass")]
+        let passes = !(later <= best);
+        passes && !best.is_nan()
+    }
 }
 
 /// Bytes and signed bytes, summed exactly (sums wrap past 2^31, which takes 65,000 products).
@@ -54,6 +64,11 @@ impl Numbers for Bytes {
     #[inline(always)]
     fn counts(outside: u8) -> bool {
         outside != 0
+    }
+
+    #[inline(always)]
+    fn beats(later: i32, best: i32) -> bool {
+        later > best
     }
 }
 
@@ -382,8 +397,6 @@ pub(super) trait Filter<N: Numbers> {
     fn start(&self) -> N::Sum;
     /// What each sum becomes before the pool.
     fn each(&self, sums: &mut [N::Sum; TILE]);
-    /// Whether the second of two places of a window wins over the first.
-    fn beats(later: N::Sum, best: N::Sum) -> bool;
 }
 
 /// Where the sums of a filter go: the filter, the first place in its plane, the sums that won, and
@@ -394,7 +407,7 @@ pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
 /// columns lie side by side over the sums.
 #[inline(never)]
 pub(super) fn planes<N: Numbers, C: Filter<N>>(
-    (geometry, tile): (&Geometry<N::X>, Tile<N>),
+    (geometry, tile, settle): (&Geometry<N::X>, Tile<N>, Settle<N>),
     (pool, out): ((usize, usize), (usize, usize)),
     x: &[N::X],
     w: [&[N::W]; 2],
@@ -407,7 +420,8 @@ pub(super) fn planes<N: Numbers, C: Filter<N>>(
     // Whole windows of a tile.
     let windows = (TILE / wide).max(1);
     for p in 0..out.0 {
-        for q in (0..out.1).step_by(windows) {
+        let mut q = 0;
+        while q < out.1 {
             let mut best = start.map(|start| [start; TILE]);
             let mut won = [[0; TILE]; 2];
             for r in 0..high {
@@ -416,39 +430,53 @@ pub(super) fn planes<N: Numbers, C: Filter<N>>(
                 let mut sums = tile(geometry, x, w, start, place);
                 let tiles = sums.iter_mut().zip(best.iter_mut().zip(&mut won));
                 for ((sums, (best, won)), filter) in tiles.zip(filters).take(count) {
-                    settle(filter, sums, best, won, (r, wide));
+                    filter.each(sums);
+                    settle(sums, best, won, (r, wide));
                 }
             }
-            let windows = windows.min(out.1 - q);
+            let there = windows.min(out.1 - q);
             for (k, (best, won)) in best.iter().zip(&won).enumerate().take(count) {
-                let best = best.get(..windows).unwrap_or_default();
-                write(k, p * out.1 + q, best, won.get(..windows).unwrap_or_default());
+                let best = best.get(..there).unwrap_or_default();
+                write(k, p * out.1 + q, best, won.get(..there).unwrap_or_default());
             }
+            q += windows;
         }
     }
 }
 
-/// Row `r` of windows of `wide` columns.
+/// Row `r` of windows of `wide` columns: sums, those that won so far, and their places.
+pub(super) type Settle<N> = fn(
+    &[<N as Numbers>::Sum; TILE],
+    &mut [<N as Numbers>::Sum; TILE],
+    &mut [u8; TILE],
+    (usize, usize),
+);
+
+/// Windows of any width.
 #[inline(never)]
-fn settle<N: Numbers, C: Filter<N>>(
-    filter: &C,
-    sums: &mut [N::Sum; TILE],
+pub(super) fn settle<N: Numbers>(
+    sums: &[N::Sum; TILE],
     best: &mut [N::Sum; TILE],
     won: &mut [u8; TILE],
     (r, wide): (usize, usize),
 ) {
-    filter.each(sums);
-    if wide == 2 {
-        // Nets' pools as a rule, in a third of the instructions.
-        fold::<N, C>(sums.as_chunks::<2>().0.iter().map(|sums| &sums[..]), best, won, r * 2);
-    } else {
-        fold::<N, C>(sums.chunks(wide.max(1)), best, won, r * wide);
-    }
+    fold::<N>(sums.chunks(wide.max(1)), best, won, r * wide);
+}
+
+/// Windows of two columns, nets' pools as a rule: in a third of the instructions.
+#[inline(never)]
+pub(super) fn settle_two<N: Numbers>(
+    sums: &[N::Sum; TILE],
+    best: &mut [N::Sum; TILE],
+    won: &mut [u8; TILE],
+    (r, _): (usize, usize),
+) {
+    fold::<N>(sums.as_chunks::<2>().0.iter().map(|sums| &sums[..]), best, won, r * 2);
 }
 
 /// Sums of windows' rows, whose first place is `first`.
 #[inline(always)]
-fn fold<'s, N: Numbers, C: Filter<N>>(
+fn fold<'s, N: Numbers>(
     rows: impl Iterator<Item = &'s [N::Sum]>,
     best: &mut [N::Sum; TILE],
     won: &mut [u8; TILE],
@@ -458,7 +486,7 @@ fn fold<'s, N: Numbers, C: Filter<N>>(
 {
     for ((sums, best), won) in rows.zip(best).zip(won) {
         for (&sum, place) in sums.iter().zip(first..) {
-            if place == 0 || C::beats(sum, *best) {
+            if place == 0 || N::beats(sum, *best) {
                 (*best, *won) = (sum, place as u8);
             }
         }

@@ -1,13 +1,103 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
-use super::conv::{Filter, Floats, Geometry, Tile, any, fixed, is_fixed, pieces, planes};
-use super::group::{Kind, TILE};
-use super::op::{Kernel, Op};
+use super::conv::{Filter, Floats, Geometry, Settle, Tile, any, fixed, is_fixed, pieces, planes};
+use super::group::{Group, Kind, TILE};
+use super::op::{Op, With};
 use super::{Parameters, ROWS};
 use crate::arena::Lease;
 use crate::error::Error;
 use crate::layer::{Activation, BatchNorm, Conv2d};
 use crate::net::Stored;
+
+/// The parts of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// Of a convolution: what sums for one filter, what does for two, and what keeps the winners.
+    sums: Option<([Tile<Floats>; 2], Settle<Floats>)>,
+    rows: Rows,
+    /// What prepares the norm, where there is one: it takes a square root.
+    norm: Option<Norm>,
+    /// The norm and the activation of sums, where there are any.
+    finish: Option<Finish>,
+}
+
+impl Parts {
+    /// Those for a convolution or a dense layer whose weights may be `narrow`.
+    pub const fn of(group: &Group<'_>, narrow: bool) -> Self {
+        let finish: Option<Finish> = match (group.norm, group.activation) {
+            (None, None) => None,
+            (None, Some(Activation::Relu)) => Some(relu),
+            _ => Some(normed),
+        };
+        Self {
+            sums: match group.kind {
+                Kind::Conv(l) => Some((tiles(l), group.settle::<Floats>())),
+                _ => None,
+            },
+            rows: if narrow {
+                |p, at, two, scratch| p.widened_rows(at, two, scratch)
+            } else {
+                // They lie where they are, and need no code that widens them.
+                |p, at, two, _| p.rows(at, two)
+            },
+            norm: if group.norm.is_some() { Some(norm) } else { None },
+            finish,
+        }
+    }
+}
+
+/// A tile of one filter, and one of two: the same where filters come in pairs.
+const fn tiles(l: &Conv2d) -> [Tile<Floats>; 2] {
+    let [one, two]: [Tile<Floats>; 2] = if is_fixed(l, 5) {
+        [fixed::<Floats, false, 5>, fixed::<Floats, true, 5>]
+    } else if is_fixed(l, 3) {
+        [fixed::<Floats, false, 3>, fixed::<Floats, true, 3>]
+    } else {
+        [any::<Floats, false>, any::<Floats, true>]
+    };
+    match l.filters.checked_div(l.groups) {
+        Some(filters) if filters % 2 == 0 => [two, two],
+        _ => [one, two],
+    }
+}
+
+/// What reads two rows of weights, of which each has a length, from row `k` on; the first twice where
+/// there are no two.
+type Rows = for<'s> fn(
+    &'s Parameters<'_>,
+    (usize, usize),
+    two: bool,
+    scratch: &'s mut [f32],
+) -> Result<[&'s [f32]; ROWS], Error>;
+
+/// The mean, the scale and the shift of one channel of a norm with these parameters.
+type Norm = fn(&BatchNorm, &[Stored<'_>; 4], usize) -> [f32; 3];
+
+#[inline(never)]
+fn norm(l: &BatchNorm, stored: &[Stored<'_>; 4], k: usize) -> [f32; 3] {
+    let [gamma, beta, mean, variance] = stored.each_ref().map(|stored| stored.number(k));
+    let scale = gamma.unwrap_or(1.0) * l.inverse(variance.unwrap_or(0.0));
+    [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
+}
+
+/// What becomes of sums before the pool.
+type Finish = fn(&Channel<'_>, &mut [f32]);
+
+#[inline(never)]
+fn normed(channel: &Channel<'_>, sums: &mut [f32]) {
+    if let Some([mean, scale, shift]) = channel.norm {
+        sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
+    }
+    if let Some(activation) = channel.activation {
+        activation.forward_piecewise(sums);
+    }
+}
+
+#[inline(never)]
+fn relu(_: &Channel<'_>, sums: &mut [f32]) {
+    // What is not above 0 becomes 0, but NaN.
+    sums.iter_mut().filter(|sum| **sum <= 0.0).for_each(|sum| *sum = 0.0);
+}
 
 /// One filter's or unit's bias, norm and activation.
 #[derive(Clone, Copy)]
@@ -16,35 +106,22 @@ struct Channel<'m> {
     /// Mean, scale and shift.
     norm: Option<[f32; 3]>,
     activation: Option<&'m Activation>,
-}
-
-/// The mean, the scale and the shift of one channel of a norm with these parameters.
-pub(super) type Norm = fn(&BatchNorm, &[Stored<'_>; 4], usize) -> [f32; 3];
-
-#[inline(never)]
-pub(super) fn norm(l: &BatchNorm, stored: &[Stored<'_>; 4], k: usize) -> [f32; 3] {
-    let [gamma, beta, mean, variance] = stored.each_ref().map(|stored| stored.number(k));
-    let scale = gamma.unwrap_or(1.0) * l.inverse(variance.unwrap_or(0.0));
-    [mean.unwrap_or(0.0), scale, beta.unwrap_or(0.0)]
+    finish: Option<Finish>,
 }
 
 impl<'m> Channel<'m> {
     #[inline(never)]
-    fn new(op: &Op<'m>, p: &Parameters<'_>, k: usize) -> Self {
+    fn new((op, parts): (&Op<'m>, &Parts), p: &Parameters<'_>, k: usize) -> Self {
         let [_, bias, ..] = p.own;
-        let norm = op.norm.zip(op.group.norm).map(|(norm, l)| norm(l, p.norm, k));
-        let activation = op.group.activation;
-        Self { bias: bias.number(k).unwrap_or(0.0), norm, activation }
+        let norm = parts.norm.zip(op.group.norm).map(|(norm, l)| norm(l, p.norm, k));
+        let (activation, finish) = (op.group.activation, parts.finish);
+        Self { bias: bias.number(k).unwrap_or(0.0), norm, activation, finish }
     }
 
-    /// The norm and the activation of sums.
-    #[inline(never)]
+    #[inline]
     fn finish(&self, sums: &mut [f32]) {
-        if let Some([mean, scale, shift]) = self.norm {
-            sums.iter_mut().for_each(|sum| *sum = (*sum - mean) * scale + shift);
-        }
-        if let Some(activation) = self.activation {
-            activation.forward_piecewise(sums);
+        if let Some(finish) = self.finish {
+            finish(self, sums);
         }
     }
 }
@@ -58,69 +135,19 @@ impl Filter<Floats> for Channel<'_> {
     fn each(&self, sums: &mut [f32; TILE]) {
         self.finish(sums);
     }
-
-    #[inline]
-    fn beats(later: f32, best: f32) -> bool {
-        // As the reference has it: NaN wins, and the first of several. One comparison as a rule.
-        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is to pass")]
-        let passes = !(later <= best);
-        passes && !best.is_nan()
-    }
-}
-
-/// The kernel of a convolution whose weights may be `narrow`.
-pub(super) const fn conv_kernel(l: &Conv2d, narrow: bool) -> Kernel {
-    if narrow { by_filters::<true>(l) } else { by_filters::<false>(l) }
-}
-
-const fn by_filters<const NARROW: bool>(l: &Conv2d) -> Kernel {
-    match l.filters.checked_div(l.groups) {
-        Some(filters) if filters % 2 == 0 => by_columns::<NARROW, false>(l),
-        _ => by_columns::<NARROW, true>(l),
-    }
-}
-
-const fn by_columns<const NARROW: bool, const ODD: bool>(l: &Conv2d) -> Kernel {
-    if is_fixed(l, 5) {
-        conv_fixed::<NARROW, ODD, 5>
-    } else if is_fixed(l, 3) {
-        conv_fixed::<NARROW, ODD, 3>
-    } else {
-        conv_any::<NARROW, ODD>
-    }
 }
 
 type Memory<'a> = [Lease<'a>; 4];
 
-/// A convolution with kernels of `S` columns; an `ODD` number of filters has one without a partner.
-fn conv_fixed<const NARROW: bool, const ODD: bool, const S: usize>(
-    op: &Op<'_>,
-    p: &Parameters<'_>,
-    memory: Memory<'_>,
-) -> Result<(), Error> {
-    let two: Tile<Floats> = fixed::<Floats, true, S>;
-    conv(op, p, memory, [if ODD { fixed::<Floats, false, S> } else { two }, two], rows::<NARROW>())
-}
-
-fn conv_any<const NARROW: bool, const ODD: bool>(
-    op: &Op<'_>,
-    p: &Parameters<'_>,
-    memory: Memory<'_>,
-) -> Result<(), Error> {
-    let two: Tile<Floats> = any::<Floats, true>;
-    conv(op, p, memory, [if ODD { any::<Floats, false> } else { two }, two], rows::<NARROW>())
-}
-
-/// A convolution with what stands behind it, computed by a tile of one filter and a tile of two.
+/// A convolution with what stands behind it.
 #[inline(never)]
-fn conv(
+pub(super) fn conv(
     op: &Op<'_>,
     p: &Parameters<'_>,
     [x, y, winners, scratch]: Memory<'_>,
-    tiles: [Tile<Floats>; 2],
-    rows: Rows,
 ) -> Result<(), Error> {
-    let Kind::Conv(l) = op.group.kind else { return Ok(()) };
+    let (Kind::Conv(l), With::Floats(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
+    let Some((tiles, settle)) = parts.sums else { return Ok(()) };
     let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
     let mut winners = winners.get::<u8>()?;
     let (geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
@@ -133,9 +160,9 @@ fn conv(
         for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {
             for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
-                let one = Channel::new(op, p, k);
+                let one = Channel::new((op, parts), p, k);
                 let two = y.len() > plane;
-                let w = rows(p, (k, geometry.filter), two, scratch)?;
+                let w = (parts.rows)(p, (k, geometry.filter), two, scratch)?;
                 let mut write = |k: usize, at: usize, sums: &[f32], places: &[u8]| {
                     let at = k * plane + at;
                     let y = y.get_mut(at..at + sums.len()).unwrap_or_default();
@@ -143,68 +170,37 @@ fn conv(
                     let won = won.get_mut(at..at + places.len()).unwrap_or_default();
                     won.iter_mut().zip(places).for_each(|(won, place)| *won = *place);
                 };
-                let other = Channel::new(op, p, k + 1);
+                let other = Channel::new((op, parts), p, k + 1);
                 let [tile_of_one, tile_of_two] = tiles;
                 let (tile, count) = if two { (tile_of_two, 2) } else { (tile_of_one, 1) };
                 let filters = ([&one, &other], count);
-                planes::<Floats, _>((&geometry, tile), sizes, x, w, filters, &mut write);
+                planes::<Floats, _>((&geometry, tile, settle), sizes, x, w, filters, &mut write);
             }
         }
     }
     Ok(())
 }
 
-/// What reads two rows of weights, of which each has a length, from row `k` on; the first twice where
-/// there are no two.
-type Rows = for<'s> fn(
-    &'s Parameters<'_>,
-    (usize, usize),
-    two: bool,
-    scratch: &'s mut [f32],
-) -> Result<[&'s [f32]; ROWS], Error>;
-
-/// Weights that are not narrow lie where they are, and need no code that widens them.
-const fn rows<const NARROW: bool>() -> Rows {
-    if NARROW {
-        |p, at, two, scratch| p.widened_rows(at, two, scratch)
-    } else {
-        |p, at, two, _| p.rows(at, two)
-    }
-}
-
-/// The kernel of a dense layer whose weights may be `narrow`.
-pub(super) const fn dense_kernel(narrow: bool) -> Kernel {
-    if narrow { dense_in::<true> } else { dense_in::<false> }
-}
-
-fn dense_in<const NARROW: bool>(
-    op: &Op<'_>,
-    p: &Parameters<'_>,
-    memory: Memory<'_>,
-) -> Result<(), Error> {
-    dense(op, p, memory, rows::<NARROW>())
-}
-
-/// Terms after which partial sums join the total, and partial sums: those of the reference.
-const RUN: usize = 1024;
+/// Partial sums, and after how many terms of each they join the total: those of the reference.
 const LANES: usize = 8;
+const RUN: usize = 1024 / LANES;
 
 /// A dense layer with what stands behind it.
 #[inline(never)]
-fn dense(
+pub(super) fn dense(
     op: &Op<'_>,
     p: &Parameters<'_>,
     [x, y, _, scratch]: Memory<'_>,
-    rows: Rows,
 ) -> Result<(), Error> {
+    let With::Floats(parts) = &op.with else { return Ok(()) };
     let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
     let features = op.x.shape.sample().unwrap_or(0).max(1) as usize;
     let units = op.y.shape.c.max(1) as usize;
     for (x, y) in pieces(x, features).zip(y.chunks_exact_mut(units)) {
         for (k, y) in (0..).step_by(ROWS).zip(y.chunks_mut(ROWS)) {
-            let w = rows(p, (k, features), y.len() > 1, scratch)?;
+            let w = (parts.rows)(p, (k, features), y.len() > 1, scratch)?;
             for ((y, sum), k) in y.iter_mut().zip(products(x, w)).zip(k..) {
-                let channel = Channel::new(op, p, k);
+                let channel = Channel::new((op, parts), p, k);
                 *y = channel.bias + sum;
                 channel.finish(core::slice::from_mut(y));
             }
@@ -215,29 +211,33 @@ fn dense(
 
 /// The products of x with two rows, in the order of the reference's sums.
 fn products(x: &[f32], [w, v]: [&[f32]; ROWS]) -> [f32; ROWS] {
-    let mut totals = [0.0; ROWS];
-    for ((x, w), v) in x.chunks(RUN).zip(w.chunks(RUN)).zip(v.chunks(RUN)) {
-        let mut lanes = [[0.0; LANES]; ROWS];
-        let [one, other] = &mut lanes;
-        let ((x, x_rest), (w, w_rest), (v, v_rest)) =
-            (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), v.as_chunks::<LANES>());
-        for ((x, w), v) in x.iter().zip(w).zip(v) {
-            for ((((one, other), x), w), v) in
-                one.iter_mut().zip(other.iter_mut()).zip(x).zip(w).zip(v)
-            {
-                *one += w * x;
-                *other += v * x;
-            }
+    let ((x, x_rest), (w, w_rest), (v, v_rest)) =
+        (x.as_chunks::<LANES>(), w.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+    let ([mut one_total, mut other_total], mut left) = ([0.0; ROWS], RUN);
+    let [mut one, mut other] = [[0.0; LANES]; ROWS];
+    for ((x, w), v) in x.iter().zip(w).zip(v) {
+        if left == 0 {
+            (one_total, other_total) =
+                (one_total + joined(one, &[], &[]), other_total + joined(other, &[], &[]));
+            (one, other, left) = ([0.0; LANES], [0.0; LANES], RUN);
         }
-        for ((((one, other), x), w), v) in
-            one.iter_mut().zip(other.iter_mut()).zip(x_rest).zip(w_rest).zip(v_rest)
-        {
-            *one += w * x;
-            *other += v * x;
-        }
-        for (total, lanes) in totals.iter_mut().zip(lanes) {
-            *total += lanes.iter().fold(0.0, |sum, lane| sum + lane);
-        }
+        left -= 1;
+        (one, other) = (add(one, w, x), add(other, v, x));
     }
-    totals
+    [one_total + joined(one, w_rest, x_rest), other_total + joined(other, v_rest, x_rest)]
+}
+
+/// Partial sums with one more product each, by value: that keeps them in registers.
+#[inline(always)]
+fn add(lanes: [f32; LANES], w: &[f32; LANES], x: &[f32; LANES]) -> [f32; LANES] {
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p], [q, r, s, t, u, v, w, x]) =
+        (lanes, w, x);
+    [a + i * q, b + j * r, c + k * s, d + l * t, e + m * u, f + n * v, g + o * w, h + p * x]
+}
+
+/// The sum of partial sums, with the products that are left.
+#[inline(never)]
+fn joined(mut lanes: [f32; LANES], w: &[f32], x: &[f32]) -> f32 {
+    lanes.iter_mut().zip(w).zip(x).for_each(|((lane, w), x)| *lane += w * x);
+    lanes.iter().fold(0.0, |sum, lane| sum + lane)
 }

@@ -1,5 +1,6 @@
 //! Which layers run together.
 
+use super::conv::{Numbers, Settle, settle, settle_two};
 use crate::arena::Dtype;
 use crate::layer::{
     Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise, RELU, Tensors,
@@ -144,6 +145,14 @@ impl<'m> Group<'m> {
     pub fn windows(&self) -> (usize, usize) {
         let pool = self.pool.map_or((1, 1), |pool| pool.window.kernel);
         (pool.0.into(), pool.1.into())
+    }
+
+    /// What keeps the sums that win the pool.
+    pub const fn settle<N: Numbers>(&self) -> Settle<N> {
+        match self.pool {
+            Some(pool) if pool.window.kernel.1 == 2 => settle_two::<N>,
+            _ => settle::<N>,
+        }
     }
 
     /// The shape of what the group gives.

@@ -10,12 +10,14 @@
 //! floating-point unit is needed but to set up each filter. ReLU is a bound of the code.
 
 use super::Parameters;
-use super::conv::{Bytes, Filter, Geometry, Numbers, Tile, any, fixed, is_fixed, pieces, planes};
+use super::conv::{
+    Bytes, Filter, Geometry, Numbers, Settle, Tile, any, fixed, is_fixed, pieces, planes,
+};
 use super::group::{Group, Kind, TILE};
-use super::op::{Kernel, Op};
+use super::op::{Op, With};
 use crate::arena::{Dtype, Lease};
 use crate::error::Error;
-use crate::layer::{Activation, Conv2d, Quantise};
+use crate::layer::{Activation, Quantise};
 use crate::net::Stored;
 
 /// Units that are summed side by side.
@@ -102,10 +104,6 @@ impl Filter<Bytes> for Channel {
     }
 
     fn each(&self, _: &mut [i32; TILE]) {}
-
-    fn beats(later: i32, best: i32) -> bool {
-        later > best
-    }
 }
 
 /// What a group writes.
@@ -136,40 +134,35 @@ impl<'a> Out<'a> {
     }
 }
 
-/// The kernel of a convolution.
-pub(super) const fn conv_kernel(l: &Conv2d) -> Kernel {
-    if is_fixed(l, 5) {
-        conv_fixed::<5>
-    } else if is_fixed(l, 3) {
-        conv_fixed::<3>
-    } else {
-        conv_any
+/// The parts of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// Of a convolution: what sums, and what keeps the winners.
+    sums: Option<(Tile<Bytes>, Settle<Bytes>)>,
+}
+
+impl Parts {
+    /// Those for a convolution or a dense layer.
+    pub const fn of(group: &Group<'_>) -> Self {
+        let Kind::Conv(l) = group.kind else { return Self { sums: None } };
+        let tile: Tile<Bytes> = if is_fixed(l, 5) {
+            fixed::<Bytes, false, 5>
+        } else if is_fixed(l, 3) {
+            fixed::<Bytes, false, 3>
+        } else {
+            any::<Bytes, false>
+        };
+        Self { sums: Some((tile, group.settle::<Bytes>())) }
     }
 }
 
 type Memory<'a> = [Lease<'a>; 4];
 
-fn conv_fixed<const S: usize>(
-    op: &Op<'_>,
-    p: &Parameters<'_>,
-    memory: Memory<'_>,
-) -> Result<(), Error> {
-    conv(op, p, memory, fixed::<Bytes, false, S>)
-}
-
-fn conv_any(op: &Op<'_>, p: &Parameters<'_>, memory: Memory<'_>) -> Result<(), Error> {
-    conv(op, p, memory, any::<Bytes, false>)
-}
-
 /// A convolution of bytes, with what stands behind it.
 #[inline(never)]
-fn conv(
-    op: &Op<'_>,
-    p: &Parameters<'_>,
-    [x, y, ..]: Memory<'_>,
-    tile: Tile<Bytes>,
-) -> Result<(), Error> {
-    let Kind::Conv(l) = op.group.kind else { return Ok(()) };
+pub(super) fn conv(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+    let (Kind::Conv(l), With::Bytes(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
+    let Some((tile, settle)) = parts.sums else { return Ok(()) };
     let (x, mut y) = (&*x.get()?, Out::new(y)?);
     let (reads, weights) = setup(&op.group, p)?;
     let (geometry, out) = (Geometry::new(*l, op.x.shape, reads.zero), op.y.shape);
@@ -185,7 +178,7 @@ fn conv(
                 y.write(first + at, channel, &op.group, sums);
             };
             let one = ([channel; 2], 1);
-            planes::<Bytes, _>((&geometry, tile), sizes, x, [w; 2], one, &mut write);
+            planes::<Bytes, _>((&geometry, tile, settle), sizes, x, [w; 2], one, &mut write);
             first += plane;
         }
     }

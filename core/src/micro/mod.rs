@@ -51,7 +51,7 @@ use op::Op;
 pub(crate) use group::needs;
 pub(crate) use op::Ops;
 pub use program::{Program, operations};
-pub use tune::{Embeddings, Tuning, TuningPlan};
+pub use tune::{Embeddings, Frozen, Tuning, TuningPlan};
 
 /// Rows of weights that are read side by side.
 const ROWS: usize = 2;

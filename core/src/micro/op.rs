@@ -1,6 +1,5 @@
 //! Groups of layers with all that is to be known to run them: planned, shaped, their kernels chosen.
 
-use super::float::Norm;
 use super::group::{Group, Kind};
 use super::{Parameters, float, integer, numbers, single};
 use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot};
@@ -11,8 +10,20 @@ use crate::net::Stored;
 use crate::plan::{Chain, EvalWalk, ParamSlots, Place, PlanError, tri};
 
 /// What runs a group on its parameters and on [its memory](Op::memory). A program that never makes
-/// an [`Op`] of some kernel, because it makes all of them at compile time, does not link that kernel.
+/// an [`Op`] of some kernel, because it makes all of them at compile time, does not link that kernel,
+/// nor the parts of kernels that none of its groups is made [`With`].
 pub(super) type Kernel = fn(&Op<'_>, &Parameters<'_>, [Lease<'_>; 4]) -> Result<(), Error>;
+
+/// The parts that a kernel is put together of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum With {
+    /// None.
+    Nothing,
+    /// For sums of numbers.
+    Floats(float::Parts),
+    /// For sums of bytes.
+    Bytes(integer::Parts),
+}
 
 /// A group of layers, ready to run.
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +40,8 @@ pub(super) struct Op<'m> {
     pub before: usize,
     /// None where there is no kernel for small cores.
     pub kernel: Option<Kernel>,
-    /// What prepares the norm, where there is one: it takes a square root.
-    pub norm: Option<Norm>,
+    /// Its parts.
+    pub with: With,
 }
 
 impl<'m> Op<'m> {
@@ -44,7 +55,7 @@ impl<'m> Op<'m> {
         lengths: [Tensors::NONE; 2],
         before: 0,
         kernel: None,
-        norm: None,
+        with: With::Nothing,
     };
 
     /// A group that reads, writes, keeps what it keeps, and has scratch, in these slots.
@@ -54,9 +65,8 @@ impl<'m> Op<'m> {
         lengths: [Tensors; 2],
         pass: Pass,
     ) -> Self {
-        let kernel = kernel(&group, pass, y.dtype);
-        let norm: Option<Norm> = if group.norm.is_some() { Some(float::norm) } else { None };
-        Self { group, x, y, saved, scratch, lengths, before: 0, kernel, norm }
+        let (kernel, with) = kernel(&group, pass, y.dtype);
+        Self { group, x, y, saved, scratch, lengths, before: 0, kernel, with }
     }
 
     /// x (unless the group works in place), y, what is saved, and scratch.
@@ -205,14 +215,20 @@ impl<'m> Ops<'m> {
     }
 }
 
-/// The kernel of a group that writes numbers or bytes.
-const fn kernel(group: &Group<'_>, pass: Pass, writes: Dtype) -> Option<Kernel> {
-    let narrow = matches!(pass, Pass::Narrow);
-    match group.kind {
-        Kind::Conv(l) if group.is_integer(pass) => Some(integer::conv_kernel(l)),
-        Kind::Dense(_) if group.is_integer(pass) => Some(integer::dense),
-        Kind::Conv(l) => Some(float::conv_kernel(l, narrow)),
-        Kind::Dense(_) => Some(float::dense_kernel(narrow)),
+/// The kernel of a group that writes numbers or bytes, and its parts.
+const fn kernel(group: &Group<'_>, pass: Pass, writes: Dtype) -> (Option<Kernel>, With) {
+    let integer = group.is_integer(pass);
+    let with = match group.kind {
+        Kind::Other(_) => With::Nothing,
+        _ if integer => With::Bytes(integer::Parts::of(group)),
+        _ => With::Floats(float::Parts::of(group, matches!(pass, Pass::Narrow))),
+    };
+    let kernel: Option<Kernel> = match group.kind {
+        Kind::Conv(_) if integer => Some(integer::conv),
+        Kind::Dense(_) if integer => Some(integer::dense),
+        Kind::Conv(_) => Some(float::conv),
+        Kind::Dense(_) => Some(float::dense),
         Kind::Other(layer) => single::kernel(layer, writes),
-    }
+    };
+    (kernel, with)
 }

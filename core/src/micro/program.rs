@@ -131,7 +131,7 @@ impl<'m, const N: usize> Program<'m, N> {
             return Err(ArenaError::OutOfMemory { needed, given }.into());
         }
         fill(arena.view_mut(self.raw)?);
-        self.finish(&mut arena, weights)?;
+        self.run_filled(&mut arena, weights)?;
         let y = arena.view::<f32>(self.output)?;
         if y.len() != out.len() {
             return Err(ArenaError::Length { slot: y.len(), host: out.len() }.into());
@@ -140,8 +140,22 @@ impl<'m, const N: usize> Program<'m, N> {
         Ok(())
     }
 
+    /// Where the raw sample is to be written.
+    pub(super) const fn raw(&self) -> Slot {
+        self.raw
+    }
+
+    /// Where the output lies once the sample has run.
+    pub(super) const fn output(&self) -> Slot {
+        self.output
+    }
+
     /// Runs the sample whose bytes lie in the arena.
-    fn finish(&self, arena: &mut Arena<'_>, weights: &Weights<'_>) -> Result<(), Error> {
+    pub(super) fn run_filled(
+        &self,
+        arena: &mut Arena<'_>,
+        weights: &Weights<'_>,
+    ) -> Result<(), Error> {
         if self.x.dtype == Dtype::F32 {
             reference::widen(arena, self.raw, &self.normalisation, self.x)?;
         }
@@ -161,7 +175,7 @@ impl<'m, const N: usize> Program<'m, N> {
     }
 
     /// Numbers of all parameters of the layers before layer `layer`.
-    fn before(&self, layer: usize) -> Option<usize> {
+    pub(super) fn before(&self, layer: usize) -> Option<usize> {
         for op in &self.ops {
             let [own, norm] = op.lengths;
             match layer.checked_sub(op.group.first) {

@@ -16,23 +16,24 @@
 //! the block's output, the places that won its pool, the output's gradient); embeddings; pairs;
 //! labels; parameters, gradients and the optimiser's state.
 
-use crate::arena::{ArenaError, Dtype, Lease, Slot};
+use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot};
 use crate::backend::{Backend, HostMut};
 use crate::error::Error;
 use crate::infer::Inference;
-use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Pass, Role};
+use crate::layer::{Activation, Conv2d, L2Normalise, Layer, Pass, Role, Tensors};
 use crate::loss::{self, Score};
 use crate::neighbour::{Nearest, Pair, Rows, distance2};
 use crate::net::{Model, Net};
+use crate::optim::Update;
 use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
 use crate::shape::Shape;
 use crate::source::{Batch, Draw, Source};
 use crate::stage::{Cut, Loss, Objective, Stage};
 
-use super::Micro;
 use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
 use super::op::Op;
+use super::{Micro, Program};
 
 /// How embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,10 +58,92 @@ impl Embeddings {
     }
 }
 
-/// Where everything of a fine-tuning lies: its memory is a constant of the program.
+/// Frozen blocks that run before the one that is tuned: [`Inference`], which plans as it runs, or
+/// [`Program`], which was made ready at compile time.
+pub trait Frozen: sealed::Run {}
+
+impl Frozen for Inference<'_> {}
+impl<const N: usize> Frozen for Program<'_, N> {}
+
+/// What writes the bytes of a raw sample.
+type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), Error>;
+
+mod sealed {
+    use super::{Error, Fill, HostMut, Inference, Micro, Model, Program};
+
+    pub trait Run {
+        /// Runs the blocks on the sample that `fill` writes; the output stays in the arena.
+        fn run<const ALL: bool>(
+            &self,
+            backend: &mut Micro<'_, ALL>,
+            model: &Model<'_>,
+            fill: Fill<'_>,
+        ) -> Result<(), Error>;
+
+        /// Numbers of all parameters of the layers before one of the blocks' layers.
+        fn before(&self, layer: usize) -> Option<usize>;
+    }
+
+    impl Run for Inference<'_> {
+        fn run<const ALL: bool>(
+            &self,
+            backend: &mut Micro<'_, ALL>,
+            model: &Model<'_>,
+            fill: Fill<'_>,
+        ) -> Result<(), Error> {
+            let unsupported = Error::Unsupported("raw samples of this type");
+            let fill = |raw: HostMut<'_>| match raw {
+                HostMut::U8(raw) => fill(raw),
+                _ => Err(unsupported),
+            };
+            self.run_slot(backend, model, 1, fill).map(|_| ())
+        }
+
+        fn before(&self, layer: usize) -> Option<usize> {
+            Inference::before(self, layer)
+        }
+    }
+
+    impl<const N: usize> Run for Program<'_, N> {
+        fn run<const ALL: bool>(
+            &self,
+            backend: &mut Micro<'_, ALL>,
+            model: &Model<'_>,
+            fill: Fill<'_>,
+        ) -> Result<(), Error> {
+            let arena = backend.reference.arena();
+            fill(arena.view_mut(self.raw())?)?;
+            self.run_filled(arena, &model.weights)
+        }
+
+        fn before(&self, layer: usize) -> Option<usize> {
+            Program::before(self, layer)
+        }
+    }
+}
+
+/// Everything of a fine-tuning that is known before it begins: where all of it lies, and what its
+/// block and its objective take. Its memory is a constant of the program.
 #[derive(Clone, Copy, Debug)]
-pub struct TuningPlan<'m> {
-    prefix: Inference<'m>,
+pub struct TuningPlan<'m, P = Inference<'m>> {
+    prefix: P,
+    block: Block<'m>,
+}
+
+/// The part of a plan, and of a fine-tuning, that is one code whatever is frozen before it.
+#[derive(Clone, Copy, Debug)]
+struct Block<'m> {
+    stage: Stage<'m>,
+    goal: Goal,
+    /// The shape of the net's samples.
+    input: Shape,
+    /// Numbers of all parameters before the block's.
+    before: usize,
+    /// The block's group.
+    op: Op<'m>,
+    /// Where the parameters lie of the layer that it begins with, and of the norm behind it.
+    slots: [ParamSlots; 2],
+    update: Update<f32>,
     x: Slot,
     y: Slot,
     won: Slot,
@@ -73,7 +156,7 @@ pub struct TuningPlan<'m> {
 }
 
 /// What ties the samples of a batch together.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Goal {
     Separation { margin: Option<f32>, unit: bool },
     Labels { smoothing: f32 },
@@ -145,6 +228,83 @@ impl<'m> TuningPlan<'m> {
         embeddings: Embeddings,
         narrow: bool,
     ) -> Result<Self, PlanError> {
+        let prefix = tri!(Inference::micro_to(net, stage.first as usize, 1, narrow));
+        let x = tri!(prefix.micro_output());
+        Self::behind(prefix, (x, prefix.bytes()), net, stage, embeddings, narrow)
+    }
+}
+
+impl<'m, const N: usize> TuningPlan<'m, Program<'m, N>> {
+    /// As [`new`](TuningPlan::new), the frozen blocks a [`Program`] of `N`
+    /// [`operations`](super::operations), those of the layers before the stage's first: made at compile
+    /// time, it links what this stage takes and nothing else.
+    ///
+    /// ```
+    /// use sepal_core::layer::{Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, RELU};
+    /// use sepal_core::micro::{Embeddings, Program, TuningPlan, operations};
+    /// use sepal_core::net::{Input, Net, Normalisation};
+    /// use sepal_core::optim::Rule;
+    /// use sepal_core::schedule::Schedule;
+    /// use sepal_core::shape::Shape;
+    /// use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+    ///
+    /// const NET: Net<'static> = Net {
+    ///     input: Input { shape: Shape::new(1, 1, 28, 28), normalisation: Normalisation::NONE },
+    ///     layers: &[
+    ///         Layer::Conv2d(Conv2d::new(6, 5)), RELU, Layer::MaxPool(MaxPool::new(2)),
+    ///         Layer::Conv2d(Conv2d::new(16, 5)), RELU, Layer::MaxPool(MaxPool::new(2)),
+    ///     ],
+    ///     blocks: &[3, 6],
+    ///     features: 2,
+    /// };
+    /// const STAGE: Stage<'static> = Stage {
+    ///     first: 3,
+    ///     last: 6,
+    ///     calibrate: false,
+    ///     cut: Cut::Whole,
+    ///     recipe: Recipe {
+    ///         head: &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)],
+    ///         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
+    ///         epochs: 1,
+    ///         batch: 16,
+    ///         rule: Rule::adam(),
+    ///         rate: 0.01,
+    ///         schedule: Schedule::Constant,
+    ///         stop: Stop::Never,
+    ///     },
+    /// };
+    /// const BEFORE: usize = operations(&NET, 3, false);
+    /// const PLAN: TuningPlan<'static, Program<'static, BEFORE>> =
+    ///     match TuningPlan::program(NET, &STAGE, Embeddings::F32, false) {
+    ///         Ok(plan) => plan,
+    ///         Err(_) => panic!("the block cannot be tuned"),
+    ///     };
+    /// const _: () = assert!(PLAN.bytes() <= 64 * 1024, "the board is smaller");
+    /// ```
+    ///
+    /// # Errors
+    /// As `new`, and those of [`Program::up_to`].
+    pub const fn program(
+        net: Net<'m>,
+        stage: &Stage<'m>,
+        embeddings: Embeddings,
+        narrow: bool,
+    ) -> Result<Self, PlanError> {
+        let prefix = tri!(Program::up_to(net, stage.first as usize, narrow));
+        Self::behind(prefix, (prefix.output(), prefix.bytes()), net, stage, embeddings, narrow)
+    }
+}
+
+impl<'m, P: Copy> TuningPlan<'m, P> {
+    /// The plan behind blocks that leave their output in `x` and take so many bytes.
+    const fn behind(
+        prefix: P,
+        (x, taken): (Slot, usize),
+        net: Net<'m>,
+        stage: &Stage<'m>,
+        embeddings: Embeddings,
+        narrow: bool,
+    ) -> Result<Self, PlanError> {
         let (first, last, n) = (stage.first as usize, stage.last as usize, stage.recipe.batch);
         let outside = PlanError::Range { first, last, layers: net.layers.len() };
         let chain = tri!(net.chain(first, last));
@@ -155,21 +315,21 @@ impl<'m> TuningPlan<'m> {
         if n == 0 || n == u32::MAX {
             return Err(PlanError::Batch { size: n });
         }
-        let prefix = tri!(Inference::micro_to(net, first, 1, narrow));
         let shape = tri!(net.shape(first));
-        let Some(out) = group.output(&chain, shape) else {
+        let (Some(out), Some(lengths)) =
+            (group.output(&chain, shape), group.lengths(&chain, shape))
+        else {
             return Err(PlanError::Shape { layer: first, input: shape });
         };
         let Some(features) = out.sample() else { return Err(PlanError::Overflow { layer: first }) };
 
         // Beside the input the output, the places that won, the gradient, and room in which the
         // gradient's partner lies while distances are made.
-        let x = tri!(prefix.micro_output());
         let own = x.at + x.bytes();
         let y = Slot::new(tri!(plan::past(Slot { at: x.at, ..x })), out, Dtype::F32);
         let won = Slot::vector(tri!(plan::past(y)), features, Dtype::U8);
         let dy = Slot { at: tri!(plan::past(won)), ..y };
-        let work = larger(tri!(plan::past(dy)), larger(prefix.bytes(), own));
+        let work = larger(tri!(plan::past(dy)), larger(taken, own));
 
         let separates = matches!(goal, Goal::Separation { .. });
         let kept = if separates { n } else { 0 };
@@ -182,21 +342,40 @@ impl<'m> TuningPlan<'m> {
         let Some(bytes) = at.checked_add(params.bytes()) else {
             return Err(PlanError::Overflow { layer: first });
         };
-        Ok(Self { prefix, x, y, won, dy, rows, pairs, labels, params, bytes })
+        let mut walk = params.walk();
+        let [weights, norm] = lengths;
+        let slots = [tri!(walk.step(weights)), tri!(walk.step(norm))];
+        let block = Block {
+            stage: *stage,
+            goal,
+            input: net.input.shape,
+            before: tri!(net.params(first)),
+            op: Op::new(group, [x, y, won, Slot::EMPTY], lengths, Pass::Eval),
+            slots,
+            update: stage.recipe.rule.updater(),
+            x,
+            y,
+            won,
+            dy,
+            rows,
+            pairs,
+            labels,
+            params,
+            bytes,
+        };
+        Ok(Self { prefix, block })
     }
 
     /// The arena's size in bytes: exact.
     pub const fn bytes(&self) -> usize {
-        self.bytes
+        self.block.bytes
     }
 }
 
 /// The fine-tuning of one block.
 #[derive(Clone, Copy, Debug)]
-pub struct Tuning<'m> {
-    net: Net<'m>,
-    stage: Stage<'m>,
-    plan: TuningPlan<'m>,
+pub struct Tuning<'m, P = Inference<'m>> {
+    plan: TuningPlan<'m, P>,
     seed: u64,
     /// Batches done.
     updates: u32,
@@ -204,18 +383,13 @@ pub struct Tuning<'m> {
     idle: u32,
 }
 
-/// A block's group, and its parameters.
-#[derive(Clone, Copy)]
-struct Own<'m> {
-    op: Op<'m>,
-    /// Where the parameters lie of the layer that it begins with, and of the norm behind it.
-    slots: [ParamSlots; 2],
-}
-
-impl<'m> Tuning<'m> {
+impl<'m, P: Frozen> Tuning<'m, P> {
     /// A fine-tuning before its first step. Call [`load`](Self::load) next.
-    pub const fn new(net: Net<'m>, stage: Stage<'m>, plan: TuningPlan<'m>, seed: u64) -> Self {
-        Self { net, stage, plan, seed, updates: 0, idle: 0 }
+    pub const fn new(plan: TuningPlan<'m, P>, seed: u64) -> Self
+    where
+        P: Copy,
+    {
+        Self { plan, seed, updates: 0, idle: 0 }
     }
 
     /// Batches done, each an update where it could teach something.
@@ -232,34 +406,9 @@ impl<'m> Tuning<'m> {
         backend: &mut Micro<'_, ALL>,
         model: &Model<'_>,
     ) -> Result<(), Error> {
-        let (needed, given) = (self.plan.bytes, backend.bytes());
-        if needed > given {
-            return Err(ArenaError::OutOfMemory { needed, given }.into());
-        }
         (self.updates, self.idle) = (0, 0);
-        let params = self.plan.params;
-        for slot in [params.trained(), params.measured(), params.state(0), params.state(1)] {
-            backend.zero(slot)?;
-        }
-        let mut walk = params.walk();
-        let mut shape = self.net.shape(self.stage.first.into())?;
-        for index in usize::from(self.stage.first)..usize::from(self.stage.last) {
-            let impossible = PlanError::Shape { layer: index, input: shape };
-            let layer = self.net.layers.get(index).ok_or(impossible)?;
-            let tensors = layer.tensors(shape).ok_or(impossible)?;
-            let slots = walk.step(tensors)?;
-            let stored = model.weights.layer(&self.net, index);
-            for (role, stored) in Role::ALL.into_iter().zip(stored) {
-                let slot = slots.get(role);
-                let missing =
-                    Error::Weights { layer: index, expected: slot.elements(), got: stored.len() };
-                if !slot.is_empty() && !stored.widen(backend.reference.arena().view_mut(slot)?) {
-                    return Err(missing);
-                }
-            }
-            shape = layer.output(shape).ok_or(impossible)?;
-        }
-        Ok(())
+        let TuningPlan { prefix, block } = &self.plan;
+        block.load(backend.reference.arena(), model, &|layer| prefix.before(layer))
     }
 
     /// Copies the block's parameters out of the arena, layer by layer, as
@@ -272,98 +421,7 @@ impl<'m> Tuning<'m> {
         backend: &mut Micro<'_, ALL>,
         into: &mut [f32],
     ) -> Result<(), Error> {
-        let (first, last) = (usize::from(self.stage.first), usize::from(self.stage.last));
-        let expected = self.net.params(last)?.saturating_sub(self.net.params(first)?);
-        if into.len() != expected {
-            return Err(Error::Weights { layer: first, expected, got: into.len() });
-        }
-        let (mut walk, mut shape) = (self.plan.params.walk(), self.plan.x.shape);
-        let mut rest = into;
-        for index in first..last {
-            let impossible = PlanError::Shape { layer: index, input: shape };
-            let layer = self.net.layers.get(index).ok_or(impossible)?;
-            let slots = walk.step(layer.tensors(shape).ok_or(impossible)?)?;
-            for role in Role::ALL {
-                let slot = slots.get(role);
-                let taken = core::mem::take(&mut rest);
-                let Some((own, others)) = taken.split_at_mut_checked(slot.elements()) else {
-                    break;
-                };
-                if !slot.is_empty() {
-                    copy(backend.reference.arena().view(slot)?, own);
-                }
-                rest = others;
-            }
-            shape = layer.output(shape).ok_or(impossible)?;
-        }
-        Ok(())
-    }
-
-    /// The block's group, and where its parameters lie.
-    fn own(&self) -> Result<Own<'m>, Error> {
-        let first = usize::from(self.stage.first);
-        let (chain, shape) = (self.net.chain(first, self.stage.last.into())?, self.plan.x.shape);
-        let impossible = PlanError::Shape { layer: first, input: shape };
-        let group = block(&chain).ok_or(impossible)?;
-        let lengths = group.lengths(&chain, shape).ok_or(impossible)?;
-        let mut walk = self.plan.params.walk();
-        let [own, norm] = lengths;
-        let slots = [walk.step(own)?, walk.step(norm)?];
-        let TuningPlan { x, y, won, .. } = self.plan;
-        Ok(Own { op: Op::new(group, [x, y, won, Slot::EMPTY], lengths, Pass::Eval), slots })
-    }
-
-    /// Runs the frozen blocks and the block on sample `index` of the source; gives its label.
-    fn forward<const ALL: bool, S: Source>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        model: &Model<'_>,
-        source: &mut S,
-        (index, draw): (u32, Option<Draw>),
-    ) -> Result<u16, Error> {
-        let mut label = 0;
-        self.plan.prefix.run_slot(backend, model, 1, |raw| {
-            let HostMut::U8(raw) = raw else {
-                return Err(Error::Unsupported("raw samples of this type"));
-            };
-            Ok(source.read(&[index], draw, Batch::U8(raw), core::slice::from_mut(&mut label))?)
-        })?;
-        let Own { op, slots } = self.own()?;
-        let TuningPlan { y, won, .. } = self.plan;
-        let arena = backend.reference.arena();
-        arena.view_mut::<u8>(won)?.fill(0);
-        op.run_trained(arena, self.stage.first.into(), &slots)?;
-        let [ys, won] = arena.lease([y, won])?;
-        let (ys, won) = (&*ys.get::<f32>()?, won.get::<u8>()?);
-        if !ys.iter().all(|y| y.is_finite()) {
-            let (layer, update) = (self.stage.first, self.updates);
-            return Err(Error::Diverged { stage: 0, layer, update });
-        }
-        // No gradient passes where the activation is flat, whatever becomes of the output.
-        let top = match op.group.activation {
-            Some(Activation::Relu) => f32::INFINITY,
-            Some(Activation::Relu6) => 6.0,
-            _ => return Ok(label),
-        };
-        let flat = ys.iter().map(|y| *y <= 0.0 || *y >= top);
-        won.iter_mut().zip(flat).filter(|(_, flat)| *flat).for_each(|(won, _)| *won = FLAT);
-        Ok(label)
-    }
-
-    /// The norm of the block's output, which becomes an embedding of unit length where the stage asks
-    /// for that.
-    fn embed<const ALL: bool>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        unit: bool,
-    ) -> Result<f32, Error> {
-        let y = backend.reference.arena().view_mut::<f32>(self.plan.y)?;
-        let (shape, mut norm) = (Shape::rows(1, y.len() as u32), [1.0]);
-        if unit {
-            L2Normalise.forward(shape, y, &mut norm);
-        }
-        let [norm] = norm;
-        Ok(norm)
+        self.plan.block.store(backend.reference.arena(), into)
     }
 
     /// The embedding of sample `index` of the source, as neighbours are looked up among them, and its
@@ -379,10 +437,11 @@ impl<'m> Tuning<'m> {
         index: u32,
         into: &mut [f32],
     ) -> Result<u16, Error> {
-        let label = self.forward(backend, model, source, (index, None))?;
-        let unit = matches!(goal(&self.stage), Some(Goal::Separation { unit: true, .. }));
-        self.embed(backend, unit)?;
-        backend.read(self.plan.y.flat(), HostMut::F32(into))?;
+        let TuningPlan { prefix, block } = &self.plan;
+        let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
+        let mut feed = Feed { block, backend, run: &run, source, updates: self.updates };
+        let (label, _) = feed.embed((index, None))?;
+        backend.read(block.y.flat(), HostMut::F32(into))?;
         Ok(label)
     }
 
@@ -404,7 +463,8 @@ impl<'m> Tuning<'m> {
         labels: &mut [u16],
         mut tell: impl FnMut(u32, bool),
     ) -> Result<(), Error> {
-        let dim = self.plan.y.elements();
+        let TuningPlan { prefix, block } = &self.plan;
+        let dim = block.y.elements();
         let count = bank.len() as usize;
         let needed = count.saturating_mul(dim);
         let (Some(rows), Some(labels)) = (rows.get_mut(..needed), labels.get_mut(..count)) else {
@@ -415,11 +475,12 @@ impl<'m> Tuning<'m> {
             *label = self.embedding(backend, model, bank, index, row)?;
         }
         let rows = Rows { data: rows, dim, labels };
+        let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
         for index in 0..queries.len() {
-            let label = self.forward(backend, model, queries, (index, None))?;
-            let unit = matches!(goal(&self.stage), Some(Goal::Separation { unit: true, .. }));
-            self.embed(backend, unit)?;
-            let query = backend.reference.arena().view::<f32>(self.plan.y)?;
+            let (source, updates) = (&mut *queries, self.updates);
+            let mut feed = Feed { block, backend, run: &run, source, updates };
+            let (label, _) = feed.embed((index, None))?;
+            let query = backend.reference.arena().view::<f32>(block.y)?;
             let pair = Pair::NONE.fold(query, label, rows, 0, None);
             tell(index, pair.correct() == Some(true));
         }
@@ -440,10 +501,11 @@ impl<'m> Tuning<'m> {
         source: &mut S,
         total: u32,
     ) -> Result<Score, Error> {
-        let recipe = self.stage.recipe;
-        let expected = self.net.input.shape;
-        if source.shape() != expected {
-            return Err(Error::Sample { expected, got: source.shape() });
+        let TuningPlan { prefix, block } = &self.plan;
+        let recipe = block.stage.recipe;
+        let (expected, got) = (block.input, source.shape());
+        if got != expected {
+            return Err(Error::Sample { expected, got });
         }
         let (samples, needed) = (source.len(), recipe.batch);
         if samples < needed {
@@ -452,17 +514,9 @@ impl<'m> Tuning<'m> {
         let steps = samples / needed.max(1);
         let (epoch, step) = (self.updates / steps.max(1), self.updates % steps.max(1));
         let draw = Draw { seed: self.seed, epoch, step };
-        let params = self.plan.params;
-        backend.zero(params.gradients())?;
-        let score = match goal(&self.stage) {
-            Some(Goal::Labels { smoothing }) => {
-                self.towards_labels(backend, model, source, draw, smoothing)?
-            }
-            Some(Goal::Separation { margin, unit }) => {
-                self.apart(backend, model, source, draw, margin, unit)?
-            }
-            None => return Err(Error::Unsupported("this objective")),
-        };
+        let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
+        let mut feed = Feed { block, backend, run: &run, source, updates: self.updates };
+        let score = feed.gradients(draw)?;
         let learns = score.anchors > 0;
         if !learns && self.idle + 1 >= steps {
             return Err(Error::NoAnchor { stage: 0, update: self.updates });
@@ -472,37 +526,76 @@ impl<'m> Tuning<'m> {
         self.updates = self.updates.saturating_add(1);
         self.idle = if learns { 0 } else { self.idle + 1 };
         if learns {
-            backend.update(&recipe.rule, rate, self.updates, params)?;
+            block.update(backend.reference.arena(), rate, self.updates)?;
         }
         Ok(score)
     }
+}
+
+/// Runs the frozen blocks on the sample that is written.
+type Run<'a, const ALL: bool> = &'a dyn Fn(&mut Micro<'_, ALL>, Fill<'_>) -> Result<(), Error>;
+
+/// Samples of a source on their way through the frozen blocks and the one that is tuned. One code
+/// whatever the frozen blocks are.
+struct Feed<'a, 'm, 'w, S, const ALL: bool> {
+    block: &'a Block<'m>,
+    backend: &'a mut Micro<'w, ALL>,
+    run: Run<'a, ALL>,
+    source: &'a mut S,
+    /// Batches done.
+    updates: u32,
+}
+
+impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
+    fn arena(&mut self) -> &mut Arena<'w> {
+        self.backend.reference.arena()
+    }
+
+    /// Runs the frozen blocks and the block on a sample; gives its label.
+    fn forward(&mut self, (index, draw): (u32, Option<Draw>)) -> Result<u16, Error> {
+        let (source, mut label) = (&mut *self.source, 0);
+        (self.run)(self.backend, &mut |raw| {
+            Ok(source.read(&[index], draw, Batch::U8(raw), core::slice::from_mut(&mut label))?)
+        })?;
+        self.block.forward(self.backend.reference.arena(), self.updates)?;
+        Ok(label)
+    }
+
+    /// As [`forward`](Self::forward), to the embedding; gives the output's norm, too, which is 1 unless
+    /// embeddings are to be of unit length.
+    fn embed(&mut self, sample: (u32, Option<Draw>)) -> Result<(u16, f32), Error> {
+        let label = self.forward(sample)?;
+        Ok((label, self.block.embed(self.backend.reference.arena())?))
+    }
 
     /// The sample at `place` of a batch.
-    fn pick<S: Source>(&self, source: &S, draw: Draw, place: u32) -> (u32, Option<Draw>) {
+    fn pick(&self, draw: Draw, place: u32) -> (u32, Option<Draw>) {
         let mut index = 0;
         let one = core::slice::from_mut(&mut index);
-        source.pick(draw, self.stage.recipe.batch, place, one);
+        self.source.pick(draw, self.block.stage.recipe.batch, place, one);
         (index, Some(draw))
     }
 
+    /// The gradients of a batch, and its loss.
+    fn gradients(&mut self, draw: Draw) -> Result<Score, Error> {
+        let gradients = self.block.params.gradients();
+        self.arena().view_mut::<f32>(gradients)?.fill(0.0);
+        match self.block.goal {
+            Goal::Labels { smoothing } => self.towards_labels(draw, smoothing),
+            Goal::Separation { margin, .. } => self.apart(draw, margin),
+        }
+    }
+
     /// The gradient of the cross-entropy, in one pass.
-    fn towards_labels<const ALL: bool, S: Source>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        model: &Model<'_>,
-        source: &mut S,
-        draw: Draw,
-        smoothing: f32,
-    ) -> Result<Score, Error> {
-        let (plan, mut all) = (self.plan, Score::<f32>::default());
-        for place in 0..self.stage.recipe.batch {
-            let sample = self.pick(source, draw, place);
-            let label = self.forward(backend, model, source, sample)?;
-            let [y, dy] = backend.reference.arena().lease([plan.y, plan.dy])?;
+    fn towards_labels(&mut self, draw: Draw, smoothing: f32) -> Result<Score, Error> {
+        let (block, mut all) = (self.block, Score::<f32>::default());
+        for place in 0..block.stage.recipe.batch {
+            let label = self.forward(self.pick(draw, place))?;
+            let [y, dy] = self.arena().lease([block.y, block.dy])?;
             let (y, dy) = (&*y.get::<f32>()?, dy.get::<f32>()?);
             let own = loss::cross_entropy(y, y.len(), &[label], smoothing, Some(dy));
             if own.anchors > 0 {
-                self.backward(backend)?;
+                block.backward(self.arena())?;
             }
             all = Score {
                 value: all.value + own.value,
@@ -512,40 +605,30 @@ impl<'m> Tuning<'m> {
             };
         }
         let share = 1.0 / all.anchors.max(1) as f32;
-        let gradients = backend.reference.arena().view_mut::<f32>(plan.params.gradients())?;
+        let gradients = self.arena().view_mut::<f32>(block.params.gradients())?;
         gradients.iter_mut().for_each(|g| *g *= share);
         Ok(Score { value: all.value * share, ..all })
     }
 
     /// The gradient of the losses of neighbours, in two passes.
-    fn apart<const ALL: bool, S: Source>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        model: &Model<'_>,
-        source: &mut S,
-        draw: Draw,
-        margin: Option<f32>,
-        unit: bool,
-    ) -> Result<Score, Error> {
-        let (plan, batch) = (self.plan, self.stage.recipe.batch);
+    fn apart(&mut self, draw: Draw, margin: Option<f32>) -> Result<Score, Error> {
+        let (block, batch) = (self.block, self.block.stage.recipe.batch);
         for place in 0..batch {
-            let sample = self.pick(source, draw, place);
-            let label = self.forward(backend, model, source, sample)?;
-            self.embed(backend, unit)?;
-            let slots = [plan.y, plan.rows.samples(place, 1), plan.labels];
-            let [y, row, labels] = backend.reference.arena().lease(slots)?;
+            let (label, _) = self.embed(self.pick(draw, place))?;
+            let slots = [block.y, block.rows.samples(place, 1), block.labels];
+            let [y, row, labels] = self.arena().lease(slots)?;
             keep(&*y.get::<f32>()?, row)?;
             let labels = labels.get::<u16>()?.iter_mut().skip(place as usize).take(1);
             labels.for_each(|own| *own = label);
         }
-        self.mine(backend)?;
-        let score = self.tally(backend, margin)?;
+        block.mine(self.arena())?;
+        let score = block.tally(self.arena(), margin)?;
         let share = match margin {
             Some(_) => 2.0 / score.anchors.max(1) as f32,
             None => 2.0,
         };
         for place in 0..batch {
-            let pairs = backend.reference.arena().view::<[u32; 4]>(plan.pairs)?;
+            let pairs = self.arena().view::<[u32; 4]>(block.pairs)?;
             let pulled = (0..).zip(pairs).any(|(anchor, pair)| {
                 let pair = Pair::from_words(*pair);
                 pair.complete() && [anchor, pair.same.index, pair.other.index].contains(&place)
@@ -553,31 +636,138 @@ impl<'m> Tuning<'m> {
             if !pulled {
                 continue;
             }
-            let sample = self.pick(source, draw, place);
-            self.forward(backend, model, source, sample)?;
-            let norm = self.embed(backend, unit)?;
-            self.pull(backend, place, share)?;
-            if unit {
-                let [y, dy] = backend.reference.arena().lease([plan.y, plan.dy])?;
-                let (y, dy) = (&*y.get::<f32>()?, dy.get::<f32>()?);
-                L2Normalise.backward(Shape::rows(1, y.len() as u32), y, &[norm], dy);
-            }
-            self.backward(backend)?;
+            let (_, norm) = self.embed(self.pick(draw, place))?;
+            block.pull(self.arena(), place, share)?;
+            block.embed_backward(self.arena(), norm)?;
+            block.backward(self.arena())?;
         }
         Ok(score)
     }
+}
+
+impl Block<'_> {
+    /// Its layers with parameters: each its number, their lengths, and where they lie.
+    fn layers(&self) -> impl Iterator<Item = (usize, Tensors, ParamSlots)> {
+        let layers = (usize::from(self.stage.first)..).zip(self.op.lengths).zip(self.slots);
+        layers.map(|((layer, lengths), slots)| (layer, lengths, slots))
+    }
+
+    /// Copies its parameters from the model and clears the optimiser. `before` says how many numbers
+    /// lie before those of a frozen layer.
+    fn load(
+        &self,
+        arena: &mut Arena<'_>,
+        model: &Model<'_>,
+        before: &dyn Fn(usize) -> Option<usize>,
+    ) -> Result<(), Error> {
+        let (needed, given) = (self.bytes, arena.bytes());
+        if needed > given {
+            return Err(ArenaError::OutOfMemory { needed, given }.into());
+        }
+        let params = self.params;
+        for slot in [params.trained(), params.measured(), params.state(0), params.state(1)] {
+            arena.view_mut::<f32>(slot)?.fill(0.0);
+        }
+        let [own, _] = self.op.lengths;
+        let before = |layer: usize| match layer.checked_sub(self.stage.first.into()) {
+            None => before(layer),
+            Some(0) => Some(self.before),
+            Some(_) => Some(self.before + own.total() as usize),
+        };
+        for (layer, lengths, slots) in self.layers() {
+            let stored = model.weights.find(layer, lengths, &before);
+            for (role, stored) in Role::ALL.into_iter().zip(stored) {
+                let slot = slots.get(role);
+                let missing =
+                    Error::Weights { layer, expected: slot.elements(), got: stored.len() };
+                if !slot.is_empty() && !stored.widen(arena.view_mut(slot)?) {
+                    return Err(missing);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies its parameters out of the arena.
+    fn store(&self, arena: &mut Arena<'_>, into: &mut [f32]) -> Result<(), Error> {
+        let [own, norm] = self.op.lengths;
+        let (expected, got) = ((own.total() + norm.total()) as usize, into.len());
+        if got != expected {
+            return Err(Error::Weights { layer: self.stage.first.into(), expected, got });
+        }
+        let mut rest = into;
+        for (_, _, slots) in self.layers() {
+            for role in Role::ALL {
+                let slot = slots.get(role);
+                let taken = core::mem::take(&mut rest);
+                let Some((own, others)) = taken.split_at_mut_checked(slot.elements()) else {
+                    break;
+                };
+                if !slot.is_empty() {
+                    copy(arena.view(slot)?, own);
+                }
+                rest = others;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the block on what the frozen ones gave.
+    fn forward(&self, arena: &mut Arena<'_>, update: u32) -> Result<(), Error> {
+        let (layer, y, won) = (self.stage.first, self.y, self.won);
+        arena.view_mut::<u8>(won)?.fill(0);
+        self.op.run_trained(arena, layer.into(), &self.slots)?;
+        let [ys, won] = arena.lease([y, won])?;
+        let (ys, won) = (&*ys.get::<f32>()?, won.get::<u8>()?);
+        if !ys.iter().all(|y| y.is_finite()) {
+            return Err(Error::Diverged { stage: 0, layer, update });
+        }
+        // No gradient passes where the activation is flat, whatever becomes of the output.
+        let top = match self.op.group.activation {
+            Some(Activation::Relu) => f32::INFINITY,
+            Some(Activation::Relu6) => 6.0,
+            _ => return Ok(()),
+        };
+        let flat = ys.iter().map(|y| *y <= 0.0 || *y >= top);
+        won.iter_mut().zip(flat).filter(|(_, flat)| *flat).for_each(|(won, _)| *won = FLAT);
+        Ok(())
+    }
+
+    /// Whether embeddings are of unit length.
+    fn is_unit(&self) -> bool {
+        matches!(self.goal, Goal::Separation { unit: true, .. })
+    }
+
+    /// Makes the block's output an embedding; gives the norm that it had.
+    fn embed(&self, arena: &mut Arena<'_>) -> Result<f32, Error> {
+        let y = arena.view_mut::<f32>(self.y)?;
+        let (shape, mut norm) = (Shape::rows(1, y.len() as u32), [1.0]);
+        if self.is_unit() {
+            L2Normalise.forward(shape, y, &mut norm);
+        }
+        let [norm] = norm;
+        Ok(norm)
+    }
+
+    /// Makes the gradient of an embedding, the output of that norm, the output's.
+    fn embed_backward(&self, arena: &mut Arena<'_>, norm: f32) -> Result<(), Error> {
+        if self.is_unit() {
+            let [y, dy] = arena.lease([self.y, self.dy])?;
+            let (y, dy) = (&*y.get::<f32>()?, dy.get::<f32>()?);
+            L2Normalise.backward(Shape::rows(1, y.len() as u32), y, &[norm], dy);
+        }
+        Ok(())
+    }
 
     /// Looks up the neighbours of all embeddings of the batch: each distance is made once.
-    fn mine<const ALL: bool>(&self, backend: &mut Micro<'_, ALL>) -> Result<(), Error> {
-        let plan = self.plan;
-        let arena = backend.reference.arena();
-        arena.view_mut::<[u32; 4]>(plan.pairs)?.fill(Pair::NONE.to_words());
-        for i in 0..plan.rows.shape.n {
-            let slots = [plan.rows.samples(i, 1), plan.y];
+    fn mine(&self, arena: &mut Arena<'_>) -> Result<(), Error> {
+        arena.view_mut::<[u32; 4]>(self.pairs)?.fill(Pair::NONE.to_words());
+        for i in 0..self.rows.shape.n {
+            let slots = [self.rows.samples(i, 1), self.y];
             let [row, a] = arena.lease(slots)?;
             widen(row, a.get::<f32>()?)?;
-            for j in i + 1..plan.rows.shape.n {
-                let slots = [plan.y, plan.rows.samples(j, 1), plan.dy, plan.labels, plan.pairs];
+            for j in i + 1..self.rows.shape.n {
+                let slots = [self.y, self.rows.samples(j, 1), self.dy, self.labels, self.pairs];
                 let [a, row, b, labels, pairs] = arena.lease(slots)?;
                 let b = b.get::<f32>()?;
                 widen(row, b)?;
@@ -601,12 +791,8 @@ impl<'m> Tuning<'m> {
     }
 
     /// The loss of all anchors. Those that pull at nothing lose their pairs.
-    fn tally<const ALL: bool>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        margin: Option<f32>,
-    ) -> Result<Score, Error> {
-        let pairs = backend.reference.arena().view_mut::<[u32; 4]>(self.plan.pairs)?;
+    fn tally(&self, arena: &mut Arena<'_>, margin: Option<f32>) -> Result<Score, Error> {
+        let pairs = arena.view_mut::<[u32; 4]>(self.pairs)?;
         let mut score = Score::<f32>::default();
         for words in pairs.iter_mut() {
             let pair = Pair::from_words(*words);
@@ -634,17 +820,10 @@ impl<'m> Tuning<'m> {
     }
 
     /// The gradient of the embedding at `place`: what its own pair and the pairs that it is in pull.
-    fn pull<const ALL: bool>(
-        &self,
-        backend: &mut Micro<'_, ALL>,
-        place: u32,
-        share: f32,
-    ) -> Result<(), Error> {
-        let plan = self.plan;
-        let arena = backend.reference.arena();
-        arena.view_mut::<f32>(plan.dy)?.fill(0.0);
-        for anchor in 0..plan.rows.shape.n {
-            let pairs = arena.view::<[u32; 4]>(plan.pairs)?;
+    fn pull(&self, arena: &mut Arena<'_>, place: u32, share: f32) -> Result<(), Error> {
+        arena.view_mut::<f32>(self.dy)?.fill(0.0);
+        for anchor in 0..self.rows.shape.n {
+            let pairs = arena.view::<[u32; 4]>(self.pairs)?;
             let pair =
                 pairs.get(anchor as usize).map_or(Pair::NONE, |words| Pair::from_words(*words));
             if !pair.complete() {
@@ -657,7 +836,7 @@ impl<'m> Tuning<'m> {
                     _ if place == partner => anchor,
                     _ => continue,
                 };
-                let slots = [plan.dy, plan.rows.samples(place, 1), plan.rows.samples(there, 1)];
+                let slots = [self.dy, self.rows.samples(place, 1), self.rows.samples(there, 1)];
                 let [dy, here, there] = arena.lease(slots)?;
                 add_difference(dy.get::<f32>()?, here, there, weight)?;
             }
@@ -666,13 +845,10 @@ impl<'m> Tuning<'m> {
     }
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
-    fn backward<const ALL: bool>(&self, backend: &mut Micro<'_, ALL>) -> Result<(), Error> {
-        let Own { op: Op { group, .. }, slots: [w, n] } = self.own()?;
-        let TuningPlan { x, y, won, dy, .. } = self.plan;
-        let [xs, ys, won, dys, dw, db, gamma, variance] = backend
-            .reference
-            .arena()
-            .lease([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance])?;
+    fn backward(&self, arena: &mut Arena<'_>) -> Result<(), Error> {
+        let Self { op: Op { group, .. }, slots: [w, n], x, y, won, dy, .. } = *self;
+        let [xs, ys, won, dys, dw, db, gamma, variance] =
+            arena.lease([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance])?;
         let (gamma, variance) = (&*gamma.get::<f32>()?, &*variance.get::<f32>()?);
         let (xs, ys, won) = (&*xs.get::<f32>()?, &*ys.get::<f32>()?, &*won.get::<u8>()?);
         let (dys, dw, db) = (dys.get::<f32>()?, dw.get::<f32>()?, db.get::<f32>()?);
@@ -708,6 +884,16 @@ impl<'m> Tuning<'m> {
             }
             Kind::Other(_) => {}
         }
+        Ok(())
+    }
+
+    /// One update of the parameters, counted from 1.
+    fn update(&self, arena: &mut Arena<'_>, rate: f32, update: u32) -> Result<(), Error> {
+        let params = self.params;
+        let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
+        let [p, g, first, second] = arena.lease(slots)?;
+        let (rule, at) = (self.stage.recipe.rule, (rate, update));
+        (self.update)(rule, at, p.get()?, g.get()?, first.get()?, second.get()?);
         Ok(())
     }
 }

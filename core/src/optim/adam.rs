@@ -1,51 +1,37 @@
 //! Adam, with both kinds of weight decay.
 
+use super::{Rule, corrections};
 use crate::real::Real;
 
-/// The numbers of one step that all parameters share.
-pub(super) struct Step<T> {
-    /// 1 - beta1.
-    mean_share: T,
-    beta2: T,
-    /// 1 - beta2.
-    square_share: T,
-    eps: T,
-    /// rate / (1 - beta1^t).
-    rate: T,
-    /// sqrt(1 - beta2^t).
-    root: T,
-}
-
-impl<T: Real> Step<T> {
-    /// Computes in `f64`: 1 - beta2 of a beta2 near 1 would lose 10 bits in `f32`.
-    pub fn new(beta1: f32, beta2: f32, eps: f32, rate: T, step: u32) -> Self {
-        let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
-        let t = f64::from(step.max(1));
-        Self {
-            mean_share: T::from_f64(1.0 - beta1),
-            beta2: T::from_f64(beta2),
-            square_share: T::from_f64(1.0 - beta2),
-            eps: T::from_f32(eps),
-            rate: T::from_f64(rate.to_f64() / (1.0 - libm::pow(beta1, t))),
-            root: T::from_f64(libm::sqrt(1.0 - libm::pow(beta2, t))),
+/// Adam, and AdamW, whose decay does not pass through the means. The numbers that all parameters share
+/// are computed in `f64`: 1 - beta2 of a beta2 near 1 would lose 10 bits in `f32`.
+pub(super) fn update<T: Real>(
+    rule: Rule,
+    (rate, step): (T, u32),
+    p: &mut [T],
+    g: &[T],
+    mean: &mut [T],
+    square: &mut [T],
+) {
+    let (beta1, beta2, eps, decay, keep) = match rule {
+        Rule::Adam { beta1, beta2, eps, weight_decay } => {
+            (beta1, beta2, eps, T::from_f32(weight_decay), T::ONE)
         }
-    }
-
-    /// `decay` gives the parameter and the gradient that the step starts from.
-    pub fn update(
-        self,
-        p: &mut [T],
-        g: &[T],
-        mean: &mut [T],
-        square: &mut [T],
-        decay: impl Fn(T, T) -> (T, T),
-    ) {
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(mean).zip(square) {
-            let (decayed, g) = decay(*p, g);
-            *m += self.mean_share * (g - *m);
-            *v = self.beta2 * *v + self.square_share * g * g;
-            *p = decayed - self.rate * *m / (v.sqrt() / self.root + self.eps);
+        Rule::AdamW { beta1, beta2, eps, weight_decay } => {
+            let keep = 1.0 - rate.to_f64() * f64::from(weight_decay);
+            (beta1, beta2, eps, T::ZERO, T::from_f64(keep))
         }
+        Rule::Sgd { .. } => return,
+    };
+    let [rate, root] = corrections([beta1, beta2], rate.to_f64(), step).map(T::from_f64);
+    let rest = |beta: f32| T::from_f64(1.0 - f64::from(beta));
+    let (mean_share, square_share) = (rest(beta1), rest(beta2));
+    let (beta2, eps) = (T::from_f32(beta2), T::from_f32(eps));
+    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(mean).zip(square) {
+        let g = g + decay * *p;
+        *m += mean_share * (g - *m);
+        *v = beta2 * *v + square_share * g * g;
+        *p = *p * keep - rate * *m / (v.sqrt() / root + eps);
     }
 }
 

@@ -115,36 +115,46 @@ impl Rule {
         first: &mut [T],
         second: &mut [T],
     ) {
+        (self.updater())(self, (rate, step), p, g, first, second);
+    }
+
+    /// What [`update`](Self::update) does by this rule: chosen at compile time, the other rules are not
+    /// linked.
+    pub(crate) const fn updater<T: Real>(self) -> Update<T> {
         match self {
-            Self::Sgd { momentum: 0.0, weight_decay, .. } => {
-                sgd::plain(rate, T::from_f32(weight_decay), p, g);
-            }
-            Self::Sgd { momentum, nesterov, weight_decay } => {
-                let momentum = sgd::Momentum { momentum: T::from_f32(momentum), nesterov };
-                momentum.update(rate, T::from_f32(weight_decay), step, p, g, first);
-            }
-            Self::Adam { beta1, beta2, eps, weight_decay } => {
-                let decay = T::from_f32(weight_decay);
-                adam::Step::new(beta1, beta2, eps, rate, step).update(
-                    p,
-                    g,
-                    first,
-                    second,
-                    |p, g| (p, g + decay * p),
-                );
-            }
-            Self::AdamW { beta1, beta2, eps, weight_decay } => {
-                let keep = T::from_f64(1.0 - rate.to_f64() * f64::from(weight_decay));
-                adam::Step::new(beta1, beta2, eps, rate, step).update(
-                    p,
-                    g,
-                    first,
-                    second,
-                    |p, g| (p * keep, g),
-                );
-            }
+            Self::Sgd { momentum: 0.0, .. } => sgd::plain,
+            Self::Sgd { .. } => sgd::momentum,
+            Self::Adam { .. } | Self::AdamW { .. } => adam::update,
         }
     }
+}
+
+/// One update by a rule, at a rate and a step.
+pub(crate) type Update<T> = fn(Rule, (T, u32), p: &mut [T], g: &[T], &mut [T], &mut [T]);
+
+/// What Adam's means, which start at 0, are corrected by at step t, counted from 1 (0 is taken as 1):
+/// `[rate / (1 - beta1^t), sqrt(1 - beta2^t)]`.
+///
+/// ```
+/// let [rate, root] = sepal_core::optim::corrections([0.5, 0.75], 0.1, 2);
+/// assert_eq!((rate, root), (0.1 / 0.75, 0.4375_f64.sqrt()));
+/// ```
+pub fn corrections([beta1, beta2]: [f32; 2], rate: f64, step: u32) -> [f64; 2] {
+    let rest = |beta: f32| 1.0 - power(f64::from(beta), step.max(1));
+    [rate / rest(beta1), libm::sqrt(rest(beta2))]
+}
+
+/// `base^exponent` by repeated squaring: a tenth of the code of a power of any number.
+pub(crate) fn power(base: f64, exponent: u32) -> f64 {
+    let (mut power, mut square, mut left) = (1.0, base, exponent);
+    while left > 0 {
+        if left % 2 == 1 {
+            power *= square;
+        }
+        square *= square;
+        left /= 2;
+    }
+    power
 }
 
 #[cfg(test)]
@@ -237,6 +247,19 @@ mod tests {
                 check::close(&p, &expected, 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn powers_are_products() {
+        for base in [0.0, 0.5, 0.9, 0.999, 1.5] {
+            for exponent in [0, 1, 2, 3, 7, 64, 1000, 65_537] {
+                let expected = libm::pow(base, f64::from(exponent));
+                let (got, close) = (power(base, exponent), 1e-15 * f64::from(exponent.max(1)));
+                let same = got == expected || (got - expected).abs() <= close * expected.abs();
+                assert!(same, "{base}^{exponent}: {got}, not {expected}");
+            }
+        }
+        assert_eq!((power(0.999_999, u32::MAX), power(1.5, u32::MAX)), (0.0, f64::INFINITY));
     }
 
     #[test]

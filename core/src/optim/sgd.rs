@@ -1,28 +1,40 @@
 //! Gradient descent, with and without momentum.
 
+use super::Rule;
 use crate::real::Real;
 
 /// `p <- p - rate (g + decay p)`.
-pub(super) fn plain<T: Real>(rate: T, decay: T, p: &mut [T], g: &[T]) {
+pub(super) fn plain<T: Real>(
+    rule: Rule,
+    (rate, _): (T, u32),
+    p: &mut [T],
+    g: &[T],
+    _: &mut [T],
+    _: &mut [T],
+) {
+    let Rule::Sgd { weight_decay, .. } = rule else { return };
+    let decay = T::from_f32(weight_decay);
     for (p, &g) in p.iter_mut().zip(g) {
         *p -= rate * (g + decay * *p);
     }
 }
 
-/// A running direction.
-pub(super) struct Momentum<T> {
-    pub momentum: T,
-    pub nesterov: bool,
-}
-
-impl<T: Real> Momentum<T> {
-    pub fn update(self, rate: T, decay: T, step: u32, p: &mut [T], g: &[T], buffer: &mut [T]) {
-        for ((p, &g), b) in p.iter_mut().zip(g).zip(buffer) {
-            let g = g + decay * *p;
-            // The first direction is the gradient, whatever the buffer holds.
-            *b = if step <= 1 { g } else { self.momentum * *b + g };
-            *p -= rate * if self.nesterov { g + self.momentum * *b } else { *b };
-        }
+/// As [`plain`], along a running direction.
+pub(super) fn momentum<T: Real>(
+    rule: Rule,
+    (rate, step): (T, u32),
+    p: &mut [T],
+    g: &[T],
+    buffer: &mut [T],
+    _: &mut [T],
+) {
+    let Rule::Sgd { momentum, nesterov, weight_decay } = rule else { return };
+    let (momentum, decay) = (T::from_f32(momentum), T::from_f32(weight_decay));
+    for ((p, &g), b) in p.iter_mut().zip(g).zip(buffer) {
+        let g = g + decay * *p;
+        // The first direction is the gradient, whatever the buffer holds.
+        *b = if step <= 1 { g } else { momentum * *b + g };
+        *p -= rate * if nesterov { g + momentum * *b } else { *b };
     }
 }
 

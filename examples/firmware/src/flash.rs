@@ -3,6 +3,8 @@
 use core::hint::black_box;
 
 use sepal_core::format::{Aligned, Counts, counts};
+use sepal_core::shape::Shape;
+use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_firmware_model as made;
 
 /// Bytes of one sample.
@@ -56,6 +58,41 @@ pub fn logits_int8() -> &'static [u8] {
 /// Images that a new user shows, each with its class.
 pub fn shown() -> impl Iterator<Item = (&'static [u8], u16)> + Clone {
     labelled(black_box(&SHOWN), &SHOWN_LABELS)
+}
+
+/// The same, as a source of samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown;
+
+impl Source for Shown {
+    fn len(&self) -> u32 {
+        shown().count() as u32
+    }
+
+    fn shape(&self) -> Shape {
+        Shape::new(1, 1, 28, 28)
+    }
+
+    fn is_u8(&self) -> bool {
+        true
+    }
+
+    fn read(
+        &mut self,
+        indices: &[u32],
+        _: Option<Draw>,
+        x: Batch<'_>,
+        labels: &mut [u16],
+    ) -> Result<(), SourceError> {
+        let Batch::U8(x) = x else { return Err(SourceError::Batch { expected: 0, got: 0 }) };
+        for ((x, label), &index) in x.chunks_exact_mut(PIXELS).zip(labels).zip(indices) {
+            let missing = SourceError::Index { index, len: self.len() };
+            let (image, own) = shown().nth(index as usize).ok_or(missing)?;
+            x.copy_from_slice(image);
+            *label = own;
+        }
+        Ok(())
+    }
 }
 
 /// More of the user's images, which are only to judge by.

@@ -194,7 +194,7 @@ fn learn(file: &File<'_>, model: &Model<'_>, ram: &mut Ram) -> Result<(), &'stat
     let (mut training, mut held_out) = (reservoir.training(), reservoir.held_out());
 
     let mut backend = Micro::<false>::new(arena);
-    let mut tuning = Tuning::new(LENET5, APART, APART_PLAN, 0);
+    let mut tuning = Tuning::new(APART_PLAN, 0);
     tuning.load(&mut backend, model).map_err(fails)?;
     let mut before = [false; PLACES];
     let mark =
@@ -226,7 +226,7 @@ fn learn(file: &File<'_>, model: &Model<'_>, ram: &mut Ram) -> Result<(), &'stat
     let patches = [Patch { first: APART.first, last: APART.last, numbers: block }];
     let tuned = Weights::Patched { under: &model.weights, patches: &patches };
     let tuned = Model { weights: tuned, ..*model };
-    let mut tuning = Tuning::new(LENET5, LABELS, LABELS_PLAN, 0);
+    let mut tuning = Tuning::new(LABELS_PLAN, 0);
     tuning.load(&mut backend, &tuned).map_err(fails)?;
     for _ in 0..UPDATES {
         tuning.step(&mut backend, &tuned, &mut training, UPDATES).map_err(fails)?;

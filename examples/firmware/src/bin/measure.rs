@@ -14,10 +14,8 @@ use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
-use sepal_core::shape::Shape;
-use sepal_core::source::{Batch, Draw, Source, SourceError};
 use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
-use sepal_firmware::flash::{self, CLASSES, COUNTS};
+use sepal_firmware::flash::{self, CLASSES, COUNTS, Shown};
 use sepal_firmware::{board, println};
 use sepal_models::lenet::LENET5;
 
@@ -95,7 +93,7 @@ fn rows(memory: &mut [Word]) -> Option<()> {
         let macs = 2 * own * u64::from(stage.recipe.batch);
         row(name, macs, plan.bytes(), memory, |words| {
             let mut backend = Micro::<false>::new(words);
-            let mut tuning = Tuning::new(LENET5, stage, plan, 0);
+            let mut tuning = Tuning::new(plan, 0);
             tuning.load(&mut backend, &model).ok()?;
             tuning.step(&mut backend, &model, &mut Shown, 1).ok().map(|_| ())
         })?;
@@ -129,40 +127,6 @@ const fn stage(
     let (rate, schedule, stop) = (0.01, Schedule::Constant, Stop::Never);
     let recipe = Recipe { head, objective, epochs: 1, batch: 16, rule, rate, schedule, stop };
     Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
-}
-
-/// What the new user shows.
-struct Shown;
-
-impl Source for Shown {
-    fn len(&self) -> u32 {
-        flash::shown().count() as u32
-    }
-
-    fn shape(&self) -> Shape {
-        LENET5.input.shape
-    }
-
-    fn is_u8(&self) -> bool {
-        true
-    }
-
-    fn read(
-        &mut self,
-        indices: &[u32],
-        _: Option<Draw>,
-        x: Batch<'_>,
-        labels: &mut [u16],
-    ) -> Result<(), SourceError> {
-        let Batch::U8(x) = x else { return Err(SourceError::Batch { expected: 0, got: 0 }) };
-        for ((x, label), &index) in x.chunks_exact_mut(flash::PIXELS).zip(labels).zip(indices) {
-            let missing = SourceError::Index { index, len: self.len() };
-            let (image, own) = flash::shown().nth(index as usize).ok_or(missing)?;
-            x.copy_from_slice(image);
-            *label = own;
-        }
-        Ok(())
-    }
 }
 
 /// Multiply-accumulates of one sample.

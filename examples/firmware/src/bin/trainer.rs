@@ -1,0 +1,111 @@
+//! The least that learns: a net that is a constant of the program, its second block tuned by
+//! separation on samples that lie in flash, then its last layer by cross-entropy, and a class at the
+//! end. No model file, no reservoir, nothing saved: what they take is the difference to `demo`.
+#![no_std]
+#![no_main]
+
+use core::hint::black_box;
+
+use cortex_m_rt::entry;
+use sepal_core::arena::Word;
+use sepal_core::layer::{Flatten, L2Normalise, Layer};
+use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
+use sepal_core::net::{Model, Patch, Weights};
+use sepal_core::optim::Rule;
+use sepal_core::schedule::Schedule;
+use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_firmware::board;
+use sepal_firmware::flash::{self, CLASSES, Shown};
+use sepal_models::lenet::LENET5;
+
+/// Parameters of the second block, and of the last layer; updates of each.
+const BLOCK: usize = 2416;
+const LAST: usize = 850;
+const UPDATES: u32 = 10;
+
+const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
+const APART: Stage<'static> =
+    stage((3, 6), UNIT, Objective::Separation(Loss::Margin { margin: 0.2 }), 0.01);
+const LABELS: Stage<'static> =
+    stage((11, 12), &[], Objective::CrossEntropy { smoothing: 0.0 }, 0.03);
+
+const fn stage(
+    (first, last): (u16, u16),
+    head: &'static [Layer],
+    objective: Objective,
+    rate: f32,
+) -> Stage<'static> {
+    let (rule, schedule) = (Rule::adam(), Schedule::Cosine { warmup: 0 });
+    let (epochs, batch, stop) = (1, 16, Stop::Never);
+    let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
+    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
+}
+
+/// Behind `N` operations of frozen layers.
+type Plan<const N: usize> = TuningPlan<'static, Program<'static, N>>;
+
+const fn plan<const N: usize>(stage: &Stage<'static>) -> Plan<N> {
+    match TuningPlan::program(LENET5, stage, Embeddings::F16, false) {
+        Ok(plan) => plan,
+        Err(_) => panic!("the block cannot be tuned"),
+    }
+}
+
+const fn before(layer: u16) -> usize {
+    operations(&LENET5, layer as usize, false)
+}
+
+static APART_PLAN: Plan<{ before(APART.first) }> = plan(&APART);
+static LABELS_PLAN: Plan<{ before(LABELS.first) }> = plan(&LABELS);
+const WHOLE: usize = before(LENET5.layers.len() as u16);
+static PROGRAM: Program<'static, WHOLE> = match Program::new(LENET5, false) {
+    Ok(program) => program,
+    Err(_) => panic!("the layers do not fit each other"),
+};
+// The larger of all three.
+const WORDS: usize = Word::count(APART_PLAN.bytes());
+const _: () = assert!(WORDS >= Word::count(LABELS_PLAN.bytes()) && WORDS >= Word::count(PROGRAM.bytes()));
+
+/// All memory of the device but the stack.
+struct Ram {
+    arena: [Word; WORDS],
+    block: [f32; BLOCK],
+    last: [f32; LAST],
+}
+
+#[entry]
+fn main() -> ! {
+    static mut RAM: Ram =
+        Ram { arena: [Word::ZERO; WORDS], block: [0.0; BLOCK], last: [0.0; LAST] };
+    board::exit(learn(RAM).is_none().into())
+}
+
+fn learn(ram: &mut Ram) -> Option<[f32; CLASSES]> {
+    let Ram { arena, block, last } = ram;
+    let model = Model { net: LENET5, weights: Weights::Flat(flash::weights()) };
+    tune(&APART_PLAN, arena, &model, block)?;
+    let patches = [Patch { first: APART.first, last: APART.last, numbers: block }];
+    let weights = Weights::Patched { under: &model.weights, patches: &patches };
+    tune(&LABELS_PLAN, arena, &Model { weights, ..model }, last)?;
+    let patches = [patches[0], Patch { first: LABELS.first, last: LABELS.last, numbers: last }];
+    let weights = Weights::Patched { under: &model.weights, patches: &patches };
+    let mut logits = [0.0; CLASSES];
+    let fill = |image: &mut [u8]| image.fill(black_box(0));
+    PROGRAM.run(arena, &weights, fill, &mut logits).ok()?;
+    Some(black_box(logits))
+}
+
+fn tune<const N: usize>(
+    plan: &'static Plan<N>,
+    arena: &mut [Word],
+    model: &Model<'_>,
+    numbers: &mut [f32],
+) -> Option<()> {
+    let mut backend = Micro::<false>::new(arena);
+    let mut tuning = Tuning::new(*plan, 0);
+    tuning.load(&mut backend, model).ok()?;
+    for _ in 0..UPDATES {
+        tuning.step(&mut backend, model, &mut Shown, UPDATES).ok()?;
+    }
+    tuning.store(&mut backend, numbers).ok()
+}
