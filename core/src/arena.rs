@@ -288,6 +288,23 @@ impl<'a> Arena<'a> {
         Ok(leases)
     }
 
+    /// The elements of a slot of a plan that fits the arena: whoever has checked that needs no error
+    /// for each slot. None where the slot does not fit or is of another type.
+    #[inline(never)]
+    pub(crate) fn planned<T: Element>(&mut self, slot: Slot) -> &mut [T] {
+        let [lease] = self.planned_leases([slot]);
+        lease.planned()
+    }
+
+    /// As [`lease`](Self::lease), for slots of a plan that fits the arena: without bytes where they do
+    /// not, or overlap.
+    pub(crate) fn planned_leases<const N: usize>(&mut self, slots: [Slot; N]) -> [Lease<'_>; N] {
+        let mut leases = slots.map(|Slot { at, dtype, .. }| Lease { at, dtype, bytes: &mut [] });
+        // What has no bytes is found where they are looked for.
+        let _ = cut(bytemuck::cast_slice_mut(self.words), &slots, &mut leases);
+        leases
+    }
+
     fn range<T: Element>(&self, slot: Slot) -> Result<(usize, usize), ArenaError> {
         if slot.dtype != T::DTYPE {
             return Err(ArenaError::Dtype { slot: slot.dtype, asked: T::DTYPE });
@@ -317,12 +334,21 @@ impl<'a> Lease<'a> {
     ///
     /// # Errors
     /// A slot of another type, or misaligned.
-    #[inline(never)]
     pub fn get<T: Element>(self) -> Result<&'a mut [T], ArenaError> {
         if self.dtype != T::DTYPE && !self.bytes.is_empty() {
             return Err(ArenaError::Dtype { slot: self.dtype, asked: T::DTYPE });
         }
         cast_mut(self.bytes, self.at)
+    }
+
+    /// The slot's elements; none where they are of another type.
+    #[inline(never)]
+    pub(crate) fn planned<T: Element>(self) -> &'a mut [T] {
+        if self.dtype == T::DTYPE {
+            cast_mut(self.bytes, self.at).unwrap_or_default()
+        } else {
+            &mut []
+        }
     }
 
     /// The type of its elements.

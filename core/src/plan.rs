@@ -320,6 +320,11 @@ impl Eval {
         self.bytes
     }
 
+    /// One past the region's last byte.
+    pub(crate) const fn past(self) -> usize {
+        self.at + self.bytes
+    }
+
     /// Where the input is to be written: at the region's end, so that raw samples can lie at its
     /// start.
     pub const fn input(self) -> Slot {

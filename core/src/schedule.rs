@@ -42,23 +42,42 @@ impl Schedule {
     /// The rate of a step, counted from 0 within a stage of `total` steps. Computed in `f64` by
     /// additions and products alone, so that the bits are the same on every platform.
     pub fn rate(self, base: f32, step: u32, total: u32) -> f32 {
-        let share = match self {
-            Self::Constant => return base,
-            Self::Step { every, factor } => {
-                let changes = step.checked_div(every).unwrap_or(0);
-                power(f64::from(factor), changes)
-            }
-            Self::Cosine { .. } if step >= total => 0.0,
-            Self::Cosine { warmup } if step < warmup => (f64::from(step) + 1.0) / f64::from(warmup),
-            // Here warmup <= step < total.
-            Self::Cosine { warmup } => {
-                let done = f64::from(step - warmup) / f64::from(total - warmup);
-                // (1 + cos(pi d)) / 2 = 1 - sin(pi d / 2)^2 = sin(pi (1 - d) / 2)^2.
-                if done <= 0.5 { 1.0 - sine_squared(done) } else { sine_squared(1.0 - done) }
-            }
-        };
-        (f64::from(base) * share) as f32
+        (self.rater())(self, base, step, total)
     }
+
+    /// What [`rate`](Self::rate) does by this schedule: chosen at compile time, the others are not
+    /// linked.
+    pub(crate) const fn rater(self) -> Rate {
+        match self {
+            Self::Constant => |_, base, _, _| base,
+            Self::Step { .. } => by_steps,
+            Self::Cosine { .. } => by_cosine,
+        }
+    }
+}
+
+/// The rate of a schedule at a step of so many in all, from the base rate.
+pub(crate) type Rate = fn(Schedule, base: f32, step: u32, total: u32) -> f32;
+
+fn by_steps(schedule: Schedule, base: f32, step: u32, _: u32) -> f32 {
+    let Schedule::Step { every, factor } = schedule else { return base };
+    let changes = step.checked_div(every).unwrap_or(0);
+    (f64::from(base) * power(f64::from(factor), changes)) as f32
+}
+
+fn by_cosine(schedule: Schedule, base: f32, step: u32, total: u32) -> f32 {
+    let Schedule::Cosine { warmup } = schedule else { return base };
+    let share = if step >= total {
+        0.0
+    } else if step < warmup {
+        (f64::from(step) + 1.0) / f64::from(warmup)
+    } else {
+        // Here warmup <= step < total.
+        let done = f64::from(step - warmup) / f64::from(total - warmup);
+        // (1 + cos(pi d)) / 2 = 1 - sin(pi d / 2)^2 = sin(pi (1 - d) / 2)^2.
+        if done <= 0.5 { 1.0 - sine_squared(done) } else { sine_squared(1.0 - done) }
+    };
+    (f64::from(base) * share) as f32
 }
 
 /// `sin(pi x / 2)^2` for x in [0, 1/2]: eight terms of the sine's series are exact in `f64`, and a

@@ -118,7 +118,7 @@ pub trait Source {
         let order = Permutation::new(draw.seed, draw.epoch, self.len());
         let start = u64::from(draw.step) * u64::from(batch) + u64::from(first);
         for (place, index) in (start..).zip(indices) {
-            *index = order.get((place % u64::from(self.len().max(1))) as u32);
+            *index = order.get(remainder(place, self.len().max(1)));
         }
     }
 
@@ -135,4 +135,36 @@ pub trait Source {
         batch: Batch<'_>,
         labels: &mut [u16],
     ) -> Result<(), SourceError>;
+}
+
+/// `of % by`, by shifts: on a small core a division of 64 bits takes 1 kB of flash.
+fn remainder(of: u64, by: u32) -> u32 {
+    let (high, low) = ((of >> 32) as u32, of as u32);
+    if high == 0 {
+        return low % by;
+    }
+    let (mut rest, mut low) = (high % by, low);
+    for _ in 0..u32::BITS {
+        let carried = rest >> 31 == 1;
+        rest = rest << 1 | low >> 31;
+        low <<= 1;
+        if carried || rest >= by {
+            rest = rest.wrapping_sub(by);
+        }
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remainders_are_those_of_a_division() {
+        for of in [0, 1, 7, 1 << 32, u64::MAX, u64::MAX - 1, 0x1234_5678_9abc_def0, 3 << 62] {
+            for by in [1, 2, 3, 10, 60_000, 1 << 31, (1 << 31) + 1, u32::MAX - 1, u32::MAX] {
+                assert_eq!(u64::from(remainder(of, by)), of % u64::from(by), "{of} % {by}");
+            }
+        }
+    }
 }

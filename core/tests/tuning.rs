@@ -1,15 +1,15 @@
 //! Fine-tuning one sample at a time is the step over the whole batch.
 
-use sepal_core::arena::Word;
+use sepal_core::arena::{ArenaError, Word};
 use sepal_core::backend::Backend;
 use sepal_core::error::Error;
 use sepal_core::layer::{
     Activation, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, Quantise, RELU,
 };
 use sepal_core::loss;
-use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
+use sepal_core::micro::{Embeddings, Frozen, Micro, Program, Tuning, TuningPlan, operations};
 use sepal_core::neighbour::{Pair, Rows, nearest_pair};
-use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
+use sepal_core::net::{Input, Model, Net, Normalisation, Patch, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
@@ -73,7 +73,7 @@ const fn net<'m>(layers: &'m [Layer], blocks: &'m [u16]) -> Net<'m> {
     Net { input, layers, blocks, features: 1 }
 }
 
-fn stage<'m>(
+const fn stage<'m>(
     (first, last): (u16, u16),
     head: &'m [Layer],
     objective: Objective,
@@ -201,6 +201,101 @@ fn a_step_is_that_of_the_whole_batch() {
         close(&tuned.values, &trained.values, 1e-5);
         close(&tuned.after, &trained.after, 2e-5);
     }
+}
+
+const LAYERS: &[Layer] = &[
+    Layer::Conv2d(CONV),
+    Layer::BatchNorm(BatchNorm { affine: true, ..BatchNorm::new() }),
+    RELU,
+    POOL,
+    Layer::Conv2d(Conv2d::new(6, 2)),
+    Layer::BatchNorm(BatchNorm { affine: true, ..BatchNorm::new() }),
+    RELU,
+    Layer::Flatten(Flatten),
+    Layer::Dense(Dense::new(3)),
+];
+const NET: Net<'static> = net(LAYERS, &[4, 7, 9]);
+const OPERATIONS: usize = operations(&NET, LAYERS.len(), false);
+static PROGRAM: Program<'static, OPERATIONS> = match Program::new(NET, false) {
+    Ok(program) => program,
+    Err(_) => panic!("the layers do not fit each other"),
+};
+
+/// Planned at compile time behind a program or when it runs: the same steps, to the bit, also over
+/// weights that are patched.
+#[test]
+fn behind_a_program_the_same_is_learnt() {
+    let all = weights(&NET);
+    let numbers = vec![0.25; NET.params(4).unwrap()];
+    let patches = [Patch { first: 0, last: 4, numbers: &numbers }];
+    let flat = Weights::Flat(&all);
+    for weights in [flat, Weights::Patched { under: &flat, patches: &patches }] {
+        for (part, head, objective, rule, schedule) in [
+            ((0, 4), UNIT, MARGIN, Rule::adam(), Schedule::Cosine { warmup: 1 }),
+            ((4, 7), UNIT, MARGIN, MOMENTUM, Schedule::Step { every: 2, factor: 0.5 }),
+            ((8, 9), &[][..], LABELS, Rule::sgd(), Schedule::Constant),
+        ] {
+            let mut stage = stage(part, head, objective, rule);
+            stage.recipe.schedule = schedule;
+            let model = Model { net: NET, weights };
+            let one = TuningPlan::new(NET, &stage, Embeddings::F32, false).unwrap();
+            let other = TuningPlan::program(&PROGRAM, &stage, Embeddings::F32).unwrap();
+            assert_eq!(learnt(one, one.bytes(), &model), learnt(other, other.bytes(), &model));
+        }
+    }
+}
+
+/// What a block is after some steps in so many bytes, and the steps' losses.
+fn learnt<P: Frozen + Copy>(
+    plan: TuningPlan<'_, P>,
+    bytes: usize,
+    model: &Model<'_>,
+) -> (Vec<f32>, Vec<f32>) {
+    let mut memory = vec![Word::NAN; bytes / Word::BYTES];
+    let mut backend = Micro::<false>::new(&mut memory);
+    let mut tuning = Tuning::new(plan, 3);
+    tuning.load(&mut backend, model).unwrap();
+    let mut source = Images { classes: 3 };
+    let step = |_| tuning.step(&mut backend, model, &mut source, 5).unwrap().value;
+    let losses = (0..5).map(step).collect();
+    let mut after = vec![f32::NAN; plan.parameters()];
+    tuning.store(&mut backend, &mut after).unwrap();
+    (after, losses)
+}
+
+#[test]
+fn a_program_ends_where_its_operations_do() {
+    let planned = |first, last| {
+        let stage = stage((first, last), UNIT, MARGIN, MOMENTUM);
+        TuningPlan::program(&PROGRAM, &stage, Embeddings::F32).map(|plan| plan.bytes())
+    };
+    assert!(planned(4, 7).is_ok());
+    let range = |first, last, layers| Err(PlanError::Range { first, last, layers });
+    // Within the first operation; behind the last layer.
+    assert_eq!(planned(2, 4), range(0, 2, 9));
+    assert_eq!(planned(9, 10), range(9, 10, 9));
+    assert_eq!(planned(10, 11), range(0, 10, 9));
+}
+
+/// A backend that is smaller than the one that the block was loaded into is refused at each call.
+#[test]
+fn less_memory_than_before_is_refused() {
+    let stage = stage((4, 7), UNIT, MARGIN, MOMENTUM);
+    let plan = TuningPlan::program(&PROGRAM, &stage, Embeddings::F32).unwrap();
+    let all = weights(&NET);
+    let model = Model { net: NET, weights: Weights::Flat(&all) };
+    let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+    let mut tuning = Tuning::new(plan, 3);
+    tuning.load(&mut Micro::<false>::new(&mut memory), &model).unwrap();
+    let mut less = Micro::<false>::new(&mut memory[1..]);
+    let (needed, given) = (plan.bytes(), less.bytes());
+    let refused = Error::from(ArenaError::OutOfMemory { needed, given });
+    let mut source = Images { classes: 3 };
+    assert_eq!(tuning.step(&mut less, &model, &mut source, 1), Err(refused));
+    let mut numbers = vec![0.0; plan.parameters()];
+    assert_eq!(tuning.store(&mut less, &mut numbers), Err(refused));
+    let embedded = tuning.embedding(&mut less, &model, &mut source, 0, &mut numbers);
+    assert_eq!(embedded, Err(refused));
 }
 
 /// Half precision moves the block nearly as full precision does.
@@ -337,7 +432,7 @@ fn judging_is_the_nearest_of_another_set() {
     let refused =
         tuning.judge(&mut backend, &model, &mut bank, &mut queries, short, &mut labels, |_, _| ());
     let (needed, given) = (20 * dim * 4, 20 * dim * 4 - 4);
-    assert_eq!(refused, Err(sepal_core::arena::ArenaError::OutOfMemory { needed, given }.into()));
+    assert_eq!(refused, Err(ArenaError::OutOfMemory { needed, given }.into()));
 }
 
 /// What is planned is what is used, to the byte: one word less is refused, by both numbers.
@@ -352,7 +447,7 @@ fn memory_is_exact() {
     let mut backend = Micro::<false>::new(&mut memory);
     let (needed, given) = (plan.bytes(), backend.bytes());
     let refused = Tuning::new(plan, 3).load(&mut backend, &model);
-    assert_eq!(refused, Err(sepal_core::arena::ArenaError::OutOfMemory { needed, given }.into()));
+    assert_eq!(refused, Err(ArenaError::OutOfMemory { needed, given }.into()));
 }
 
 #[test]

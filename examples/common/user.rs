@@ -151,7 +151,6 @@ struct Tuned<'m> {
     stage: Stage<'m>,
     plan: TuningPlan<'m>,
     updates: u32,
-    parameters: usize,
 }
 
 /// Everything that is known before a sample is seen.
@@ -174,17 +173,11 @@ impl<'m> Plan<'m> {
             let (rule, schedule) = (Rule::adam(), Schedule::Cosine { warmup: 0 });
             let (epochs, batch, stop) = (1, settings.batch, Stop::Never);
             let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
-            let parameters = net.params(last)?.saturating_sub(net.params(first)?);
             let (first, last) = (first as u16, last as u16);
             let stage = Stage { first, last, calibrate: false, cut: Cut::Whole, recipe };
             // Half precision: LeNet-5's second block, its samples aside, then fits 64 kB with the stack.
             let plan = TuningPlan::new(net, &stage, Embeddings::F16, narrow);
-            Ok::<_, Refused>(Tuned {
-                stage,
-                plan: plan.map_err(Refused::Plan)?,
-                updates,
-                parameters,
-            })
+            Ok::<_, Refused>(Tuned { stage, plan: plan.map_err(Refused::Plan)?, updates })
         };
         let (separation, labels) = (
             Objective::Separation(Loss::Margin { margin: 0.2 }),
@@ -208,13 +201,12 @@ impl<'m> Plan<'m> {
 
     /// Parameters of the block and of the last layer.
     pub fn parameters(&self) -> [usize; 2] {
-        [self.apart.parameters, self.last.parameters]
+        [self.apart.plan.parameters(), self.last.plan.parameters()]
     }
 
     /// Numbers of an embedding.
     pub fn features(&self) -> usize {
-        let shape = self.net.shape(self.apart.stage.last.into());
-        shape.map_or(0, |shape| shape.sample().unwrap_or(0) as usize)
+        self.apart.plan.features()
     }
 
     /// Learns from the samples `shown`, and is tested on `tested`.

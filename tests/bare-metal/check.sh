@@ -28,7 +28,7 @@ build() {
 }
 
 for target in "$board" thumbv6m-none-eabi; do
-    build "$target" --features nopanic --bin reference --bin constant --bin minimal ||
+    build "$target" --features nopanic --bin reference --bin constant --bin minimal --bin trainer ||
         fail "does not link without panics" "$output"
 done
 # The proofs themselves: each must be able to fail.
@@ -63,7 +63,7 @@ emulate() {
         </dev/null 2>&1
 }
 
-for image in empty constant minimal reference; do
+for image in empty constant minimal trainer reference; do
     output=$(emulate "$image") || fail "$image ends with status $?" "$output"
     measured+=$(sizes "$image")$'\n'
 done

@@ -148,8 +148,8 @@ pub(super) fn conv(
 ) -> Result<(), Error> {
     let (Kind::Conv(l), With::Floats(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
     let Some((tiles, settle)) = parts.sums else { return Ok(()) };
-    let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
-    let mut winners = winners.get::<u8>()?;
+    let (x, y, scratch) = (&*x.planned::<f32>(), y.planned::<f32>(), scratch.planned::<f32>());
+    let mut winners = winners.planned::<u8>();
     let (geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
@@ -193,7 +193,7 @@ pub(super) fn dense(
     [x, y, _, scratch]: Memory<'_>,
 ) -> Result<(), Error> {
     let With::Floats(parts) = &op.with else { return Ok(()) };
-    let (x, y, scratch) = (&*x.get::<f32>()?, y.get::<f32>()?, scratch.get::<f32>()?);
+    let (x, y, scratch) = (&*x.planned::<f32>(), y.planned::<f32>(), scratch.planned::<f32>());
     let features = op.x.shape.sample().unwrap_or(0).max(1) as usize;
     let units = op.y.shape.c.max(1) as usize;
     for (x, y) in pieces(x, features).zip(y.chunks_exact_mut(units)) {

@@ -113,8 +113,8 @@ enum Out<'a> {
 }
 
 impl<'a> Out<'a> {
-    fn new(y: Lease<'a>) -> Result<Self, Error> {
-        Ok(if y.dtype() == Dtype::U8 { Self::Codes(y.get()?) } else { Self::Values(y.get()?) })
+    fn new(y: Lease<'a>) -> Self {
+        if y.dtype() == Dtype::U8 { Self::Codes(y.planned()) } else { Self::Values(y.planned()) }
     }
 
     /// Writes what sums count, from place `at` on.
@@ -163,7 +163,7 @@ type Memory<'a> = [Lease<'a>; 4];
 pub(super) fn conv(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
     let (Kind::Conv(l), With::Bytes(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
     let Some((tile, settle)) = parts.sums else { return Ok(()) };
-    let (x, mut y) = (&*x.get()?, Out::new(y)?);
+    let (x, mut y) = (&*x.planned(), Out::new(y));
     let (reads, weights) = setup(&op.group, p)?;
     let (geometry, out) = (Geometry::new(*l, op.x.shape, reads.zero), op.y.shape);
     let filters = l.filters.max(1) as usize;
@@ -191,7 +191,7 @@ pub(super) fn conv(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> R
 /// Weights that are not i8.
 #[inline(never)]
 pub(super) fn dense(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
-    let (x, mut y) = (&*x.get()?, Out::new(y)?);
+    let (x, mut y) = (&*x.planned(), Out::new(y));
     let (reads, weights) = setup(&op.group, p)?;
     let features = op.x.shape.sample().unwrap_or(0).max(1) as usize;
     let units = op.y.shape.c.max(1) as usize;

@@ -50,7 +50,7 @@ use op::Op;
 
 pub(crate) use group::needs;
 pub(crate) use op::Ops;
-pub use program::{Program, operations};
+pub use program::{Prefix, Program, operations};
 pub use tune::{Embeddings, Frozen, Tuning, TuningPlan};
 
 /// Rows of weights that are read side by side.
@@ -368,6 +368,10 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {
+        let (needed, given) = (block.plan.past(), self.bytes());
+        if needed > given {
+            return Err(ArenaError::OutOfMemory { needed, given }.into());
+        }
         let mut ops = Ops::new(block.chain, block.plan.walk(block.n), block.pass);
         match block.params {
             EvalParams::Model { model, first } => {

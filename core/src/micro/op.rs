@@ -2,7 +2,7 @@
 
 use super::group::{Group, Kind};
 use super::{Parameters, float, integer, numbers, single};
-use crate::arena::{Arena, ArenaError, Dtype, Lease, Slot};
+use crate::arena::{Arena, Dtype, Lease, Slot};
 use crate::backend::{Call, Param, Phase};
 use crate::error::Error;
 use crate::layer::{Layer, Pass, Quantise, RELU, Tensors};
@@ -70,8 +70,8 @@ impl<'m> Op<'m> {
     }
 
     /// x (unless the group works in place), y, what is saved, and scratch.
-    fn memory<'a>(&self, arena: &'a mut Arena<'_>) -> Result<[Lease<'a>; 4], ArenaError> {
-        arena.lease([self.input(), self.y, self.saved, numbers(self.scratch)])
+    fn memory<'a>(&self, arena: &'a mut Arena<'_>) -> [Lease<'a>; 4] {
+        arena.planned_leases([self.input(), self.y, self.saved, numbers(self.scratch)])
     }
 
     fn input(&self) -> Slot {
@@ -94,7 +94,7 @@ impl<'m> Op<'m> {
     /// behind it.
     ///
     /// # Errors
-    /// Parameters of other lengths or types, a slot past the arena's end.
+    /// Parameters of other lengths or types.
     #[inline(never)]
     pub fn run(
         &self,
@@ -104,7 +104,7 @@ impl<'m> Op<'m> {
     ) -> Result<(), Error> {
         let p = Parameters::new(layer, stored, &self.lengths)?;
         let kernel = self.kernel.ok_or(UNKNOWN)?;
-        kernel(self, &p, self.memory(arena)?)
+        kernel(self, &p, self.memory(arena))
     }
 
     /// Runs it on parameters in the arena.
@@ -117,7 +117,7 @@ impl<'m> Op<'m> {
         layer: usize,
         [own, norm]: &[ParamSlots; 2],
     ) -> Result<(), Error> {
-        let [x, y, saved, scratch, leases @ ..] = arena.lease([
+        let [x, y, saved, scratch, leases @ ..] = arena.planned_leases([
             self.input(),
             self.y,
             self.saved,
@@ -128,7 +128,7 @@ impl<'m> Op<'m> {
             norm.bias,
             norm.mean,
             norm.variance,
-        ])?;
+        ]);
         let [weight, bias, gamma, beta, mean, variance] =
             leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });
         let own = [weight, bias, Stored::EMPTY, Stored::EMPTY];

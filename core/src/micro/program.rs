@@ -5,7 +5,7 @@ use crate::arena::{Arena, ArenaError, Dtype, Slot, Word};
 use crate::error::Error;
 use crate::infer::Inference;
 use crate::layer::Tensors;
-use crate::net::{Net, Normalisation, Stored, Weights};
+use crate::net::{Net, Stored, Weights};
 use crate::plan::{PlanError, tri};
 use crate::reference;
 
@@ -53,8 +53,10 @@ pub const fn operations(net: &Net<'_>, last: usize, narrow: bool) -> usize {
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Program<'m, const N: usize> {
+    net: Net<'m>,
+    /// One past its last layer.
+    last: usize,
     ops: [Op<'m>; N],
-    normalisation: Normalisation,
     /// The raw sample, and the numbers that are made of it; the same where bytes are read.
     raw: Slot,
     x: Slot,
@@ -98,8 +100,9 @@ impl<'m, const N: usize> Program<'m, N> {
         let raw =
             if matches!(x.dtype, Dtype::U8) { x } else { Slot { at: 0, dtype: Dtype::U8, ..x } };
         Ok(Self {
+            net,
+            last,
             ops: made,
-            normalisation: net.input.normalisation,
             raw,
             x,
             output: ops.x(),
@@ -130,9 +133,9 @@ impl<'m, const N: usize> Program<'m, N> {
         if needed > given {
             return Err(ArenaError::OutOfMemory { needed, given }.into());
         }
-        fill(arena.view_mut(self.raw)?);
-        self.run_filled(&mut arena, weights)?;
-        let y = arena.view::<f32>(self.output)?;
+        fill(arena.planned(self.raw));
+        self.part(N, self.output).run(&mut arena, weights)?;
+        let y = &*arena.planned::<f32>(self.output);
         if y.len() != out.len() {
             return Err(ArenaError::Length { slot: y.len(), host: out.len() }.into());
         }
@@ -140,26 +143,54 @@ impl<'m, const N: usize> Program<'m, N> {
         Ok(())
     }
 
-    /// Where the raw sample is to be written.
-    pub(super) const fn raw(&self) -> Slot {
-        self.raw
-    }
-
-    /// Where the output lies once the sample has run.
-    pub(super) const fn output(&self) -> Slot {
-        self.output
-    }
-
-    /// Runs the sample whose bytes lie in the arena.
-    pub(super) fn run_filled(
-        &self,
-        arena: &mut Arena<'_>,
-        weights: &Weights<'_>,
-    ) -> Result<(), Error> {
-        if self.x.dtype == Dtype::F32 {
-            reference::widen(arena, self.raw, &self.normalisation, self.x)?;
+    /// The layers before layer `last`.
+    ///
+    /// # Errors
+    /// More layers than the program's, and such as end within an operation.
+    pub(super) const fn prefix(&'m self, last: usize) -> Result<Prefix<'m>, PlanError> {
+        let outside = PlanError::Range { first: 0, last, layers: self.last };
+        if last > self.last {
+            return Err(outside);
         }
-        for op in &self.ops {
+        let (mut count, mut output) = (0, self.x);
+        while count < N && self.ops[count].group.first < last {
+            let Op { group, y, .. } = &self.ops[count];
+            if group.first + group.len > last {
+                return Err(outside);
+            }
+            (output, count) = (*y, count + 1);
+        }
+        Ok(self.part(count, Slot { shape: tri!(self.net.shape(last)), ..output }))
+    }
+
+    const fn part(&self, count: usize, output: Slot) -> Prefix<'_> {
+        let Self { net, raw, x, params, bytes, .. } = self;
+        let (ops, _) = self.ops.as_slice().split_at(count);
+        Prefix { net, ops, raw: *raw, x: *x, output, params: *params, bytes: *bytes }
+    }
+}
+
+/// The first layers of a [`Program`]: frozen blocks before one that is tuned.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefix<'m> {
+    pub(super) net: &'m Net<'m>,
+    ops: &'m [Op<'m>],
+    /// Where the raw sample is to be written, and where the output lies once it has run.
+    pub(super) raw: Slot,
+    x: Slot,
+    pub(super) output: Slot,
+    params: usize,
+    pub(super) bytes: usize,
+}
+
+impl Prefix<'_> {
+    /// Runs the sample whose bytes lie in the arena.
+    #[inline(never)]
+    pub(super) fn run(&self, arena: &mut Arena<'_>, weights: &Weights<'_>) -> Result<(), Error> {
+        if self.x.dtype == Dtype::F32 {
+            reference::widen(arena, self.raw, &self.net.input.normalisation, self.x)?;
+        }
+        for op in self.ops {
             let before = |layer| self.before(layer);
             let mut stored = [[Stored::EMPTY; 4]; 2];
             for ((stored, lengths), layer) in
@@ -176,7 +207,7 @@ impl<'m, const N: usize> Program<'m, N> {
 
     /// Numbers of all parameters of the layers before layer `layer`.
     pub(super) fn before(&self, layer: usize) -> Option<usize> {
-        for op in &self.ops {
+        for op in self.ops {
             let [own, norm] = op.lengths;
             match layer.checked_sub(op.group.first) {
                 None | Some(0) => return Some(op.before),

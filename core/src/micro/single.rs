@@ -28,7 +28,7 @@ type Memory<'a> = [Lease<'a>; 4];
 
 fn activation(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::Activation(l)) = op.group.kind {
-        l.forward_piecewise(y.get::<f32>()?);
+        l.forward_piecewise(y.planned::<f32>());
     }
     Ok(())
 }
@@ -36,7 +36,7 @@ fn activation(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result
 /// Numbers in steps, as numbers.
 fn steps(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::Quantise(l)) = op.group.kind {
-        l.forward(y.get::<f32>()?);
+        l.forward(y.planned::<f32>());
     }
     Ok(())
 }
@@ -44,7 +44,7 @@ fn steps(op: &Op<'_>, _: &Parameters<'_>, [_, y, ..]: Memory<'_>) -> Result<(), 
 /// Numbers in steps, as the steps' bytes.
 fn codes(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::Quantise(l)) = op.group.kind {
-        let (x, y) = (x.get::<f32>()?, y.get::<u8>()?);
+        let (x, y) = (x.planned::<f32>(), y.planned::<u8>());
         y.iter_mut().zip(x).for_each(|(y, x)| *y = l.code(*x));
     }
     Ok(())
@@ -52,21 +52,21 @@ fn codes(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), 
 
 fn max_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::MaxPool(l)) = op.group.kind {
-        l.forward::<f32>(op.x.shape, x.get()?, y.get()?, None);
+        l.forward::<f32>(op.x.shape, x.planned(), y.planned(), None);
     }
     Ok(())
 }
 
 fn avg_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::AvgPool(l)) = op.group.kind {
-        l.forward::<f32>(op.x.shape, x.get()?, y.get()?);
+        l.forward::<f32>(op.x.shape, x.planned(), y.planned());
     }
     Ok(())
 }
 
 fn global_avg_pool(op: &Op<'_>, _: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
     if let Kind::Other(Layer::GlobalAvgPool(l)) = op.group.kind {
-        l.forward::<f32>(op.x.shape, x.get()?, y.get()?);
+        l.forward::<f32>(op.x.shape, x.planned(), y.planned());
     }
     Ok(())
 }
@@ -77,7 +77,7 @@ fn l2_normalise(
     [_, y, saved, _]: Memory<'_>,
 ) -> Result<(), Error> {
     if let Kind::Other(Layer::L2Normalise(l)) = op.group.kind {
-        l.forward::<f32>(op.x.shape, y.get()?, saved.get()?);
+        l.forward::<f32>(op.x.shape, y.planned(), saved.planned());
     }
     Ok(())
 }
@@ -88,8 +88,8 @@ fn batch_norm(
     [_, y, _, scratch]: Memory<'_>,
 ) -> Result<(), Error> {
     if let Kind::Other(Layer::BatchNorm(l)) = op.group.kind {
-        let [weight, bias, mean, variance] = p.numbers(op, scratch.get()?)?;
-        l.forward_eval(op.x.shape, weight, bias, mean, variance, y.get()?);
+        let [weight, bias, mean, variance] = p.numbers(op, scratch.planned())?;
+        l.forward_eval(op.x.shape, weight, bias, mean, variance, y.planned());
     }
     Ok(())
 }
@@ -100,8 +100,8 @@ fn standardise(
     [_, y, _, scratch]: Memory<'_>,
 ) -> Result<(), Error> {
     if let Kind::Other(Layer::Standardise(l)) = op.group.kind {
-        let [_, _, mean, variance] = p.numbers(op, scratch.get()?)?;
-        l.forward(op.x.shape, mean, variance, y.get()?);
+        let [_, _, mean, variance] = p.numbers(op, scratch.planned())?;
+        l.forward(op.x.shape, mean, variance, y.planned());
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use crate::neighbour::{Nearest, Pair, Rows, distance2};
 use crate::net::{Model, Net};
 use crate::optim::Update;
 use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
+use crate::schedule::Rate;
 use crate::shape::Shape;
 use crate::source::{Batch, Draw, Source};
 use crate::stage::{Cut, Loss, Objective, Stage};
@@ -33,7 +34,7 @@ use crate::stage::{Cut, Loss, Objective, Stage};
 use super::conv::{Geometry, pieces};
 use super::group::{Group, Kind};
 use super::op::Op;
-use super::{Micro, Program};
+use super::{Micro, Prefix, Program};
 
 /// How embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,18 +59,18 @@ impl Embeddings {
     }
 }
 
-/// Frozen blocks that run before the one that is tuned: [`Inference`], which plans as it runs, or
-/// [`Program`], which was made ready at compile time.
+/// Frozen blocks that run before the one that is tuned: an [`Inference`], which plans as it runs, or
+/// the [`Prefix`] of a [`Program`], which was made ready at compile time.
 pub trait Frozen: sealed::Run {}
 
 impl Frozen for Inference<'_> {}
-impl<const N: usize> Frozen for Program<'_, N> {}
+impl Frozen for Prefix<'_> {}
 
 /// What writes the bytes of a raw sample.
 type Fill<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), Error>;
 
 mod sealed {
-    use super::{Error, Fill, HostMut, Inference, Micro, Model, Program};
+    use super::{Error, Fill, HostMut, Inference, Micro, Model, Prefix};
 
     pub trait Run {
         /// Runs the blocks on the sample that `fill` writes; the output stays in the arena.
@@ -104,7 +105,7 @@ mod sealed {
         }
     }
 
-    impl<const N: usize> Run for Program<'_, N> {
+    impl Run for Prefix<'_> {
         fn run<const ALL: bool>(
             &self,
             backend: &mut Micro<'_, ALL>,
@@ -112,12 +113,12 @@ mod sealed {
             fill: Fill<'_>,
         ) -> Result<(), Error> {
             let arena = backend.reference.arena();
-            fill(arena.view_mut(self.raw())?)?;
-            self.run_filled(arena, &model.weights)
+            fill(arena.planned(self.raw))?;
+            Prefix::run(self, arena, &model.weights)
         }
 
         fn before(&self, layer: usize) -> Option<usize> {
-            Program::before(self, layer)
+            Prefix::before(self, layer)
         }
     }
 }
@@ -144,6 +145,7 @@ struct Block<'m> {
     /// Where the parameters lie of the layer that it begins with, and of the norm behind it.
     slots: [ParamSlots; 2],
     update: Update<f32>,
+    rate: Rate,
     x: Slot,
     y: Slot,
     won: Slot,
@@ -228,20 +230,23 @@ impl<'m> TuningPlan<'m> {
         embeddings: Embeddings,
         narrow: bool,
     ) -> Result<Self, PlanError> {
-        let prefix = tri!(Inference::micro_to(net, stage.first as usize, 1, narrow));
+        let first = stage.first as usize;
+        let prefix = tri!(Inference::micro_to(net, first, 1, narrow));
         let x = tri!(prefix.micro_output());
-        Self::behind(prefix, (x, prefix.bytes()), net, stage, embeddings, narrow)
+        if narrow && reads_bytes(&net, first) {
+            return Err(outside(&net, stage));
+        }
+        Self::behind(prefix, (x, prefix.bytes()), net, stage, embeddings)
     }
 }
 
-impl<'m, const N: usize> TuningPlan<'m, Program<'m, N>> {
-    /// As [`new`](TuningPlan::new), the frozen blocks a [`Program`] of `N`
-    /// [`operations`](super::operations), those of the layers before the stage's first: made at compile
+impl<'m> TuningPlan<'m, Prefix<'m>> {
+    /// As [`new`](TuningPlan::new), the frozen blocks the first layers of a [`Program`]: made at compile
     /// time, it links what this stage takes and nothing else.
     ///
     /// ```
-    /// use sepal_core::layer::{Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, RELU};
-    /// use sepal_core::micro::{Embeddings, Program, TuningPlan, operations};
+    /// use sepal_core::layer::{Conv2d, Flatten, L2Normalise, Layer, MaxPool, RELU};
+    /// use sepal_core::micro::{Embeddings, Prefix, Program, TuningPlan, operations};
     /// use sepal_core::net::{Input, Net, Normalisation};
     /// use sepal_core::optim::Rule;
     /// use sepal_core::schedule::Schedule;
@@ -257,6 +262,11 @@ impl<'m, const N: usize> TuningPlan<'m, Program<'m, N>> {
     ///     blocks: &[3, 6],
     ///     features: 2,
     /// };
+    /// static PROGRAM: Program<'static, { operations(&NET, 6, false) }> =
+    ///     match Program::new(NET, false) {
+    ///         Ok(program) => program,
+    ///         Err(_) => panic!("the layers do not fit each other"),
+    ///     };
     /// const STAGE: Stage<'static> = Stage {
     ///     first: 3,
     ///     last: 6,
@@ -273,9 +283,8 @@ impl<'m, const N: usize> TuningPlan<'m, Program<'m, N>> {
     ///         stop: Stop::Never,
     ///     },
     /// };
-    /// const BEFORE: usize = operations(&NET, 3, false);
-    /// const PLAN: TuningPlan<'static, Program<'static, BEFORE>> =
-    ///     match TuningPlan::program(NET, &STAGE, Embeddings::F32, false) {
+    /// static PLAN: TuningPlan<'static, Prefix<'static>> =
+    ///     match TuningPlan::program(&PROGRAM, &STAGE, Embeddings::F32) {
     ///         Ok(plan) => plan,
     ///         Err(_) => panic!("the block cannot be tuned"),
     ///     };
@@ -283,16 +292,24 @@ impl<'m, const N: usize> TuningPlan<'m, Program<'m, N>> {
     /// ```
     ///
     /// # Errors
-    /// As `new`, and those of [`Program::up_to`].
-    pub const fn program(
-        net: Net<'m>,
+    /// As `new`, and layers that end within an operation of the program or go on behind it.
+    pub const fn program<const N: usize>(
+        program: &'m Program<'m, N>,
         stage: &Stage<'m>,
         embeddings: Embeddings,
-        narrow: bool,
     ) -> Result<Self, PlanError> {
-        let prefix = tri!(Program::up_to(net, stage.first as usize, narrow));
-        Self::behind(prefix, (prefix.output(), prefix.bytes()), net, stage, embeddings, narrow)
+        let prefix = tri!(program.prefix(stage.first as usize));
+        if matches!(prefix.output.dtype, Dtype::U8) {
+            return Err(outside(prefix.net, stage));
+        }
+        Self::behind(prefix, (prefix.output, prefix.bytes), *prefix.net, stage, embeddings)
     }
+}
+
+/// The stage is none that can be tuned.
+const fn outside(net: &Net<'_>, stage: &Stage<'_>) -> PlanError {
+    let (first, last) = (stage.first as usize, stage.last as usize);
+    PlanError::Range { first, last, layers: net.layers.len() }
 }
 
 impl<'m, P: Copy> TuningPlan<'m, P> {
@@ -303,15 +320,11 @@ impl<'m, P: Copy> TuningPlan<'m, P> {
         net: Net<'m>,
         stage: &Stage<'m>,
         embeddings: Embeddings,
-        narrow: bool,
     ) -> Result<Self, PlanError> {
         let (first, last, n) = (stage.first as usize, stage.last as usize, stage.recipe.batch);
-        let outside = PlanError::Range { first, last, layers: net.layers.len() };
+        let outside = outside(&net, stage);
         let chain = tri!(net.chain(first, last));
         let (Some(group), Some(goal)) = (block(&chain), goal(stage)) else { return Err(outside) };
-        if narrow && reads_bytes(&net, first) {
-            return Err(outside);
-        }
         if n == 0 || n == u32::MAX {
             return Err(PlanError::Batch { size: n });
         }
@@ -353,6 +366,7 @@ impl<'m, P: Copy> TuningPlan<'m, P> {
             op: Op::new(group, [x, y, won, Slot::EMPTY], lengths, Pass::Eval),
             slots,
             update: stage.recipe.rule.updater(),
+            rate: stage.recipe.schedule.rater(),
             x,
             y,
             won,
@@ -369,6 +383,17 @@ impl<'m, P: Copy> TuningPlan<'m, P> {
     /// The arena's size in bytes: exact.
     pub const fn bytes(&self) -> usize {
         self.block.bytes
+    }
+
+    /// Numbers of the block's parameters: what [`store`](Tuning::store) fills.
+    pub const fn parameters(&self) -> usize {
+        let [own, norm] = self.block.op.lengths;
+        own.total() as usize + norm.total() as usize
+    }
+
+    /// Numbers of one embedding.
+    pub const fn features(&self) -> usize {
+        self.block.y.elements()
     }
 }
 
@@ -480,7 +505,7 @@ impl<'m, P: Frozen> Tuning<'m, P> {
             let (source, updates) = (&mut *queries, self.updates);
             let mut feed = Feed { block, backend, run: &run, source, updates };
             let (label, _) = feed.embed((index, None))?;
-            let query = backend.reference.arena().view::<f32>(block.y)?;
+            let query = backend.reference.arena().planned::<f32>(block.y);
             let pair = Pair::NONE.fold(query, label, rows, 0, None);
             tell(index, pair.correct() == Some(true));
         }
@@ -521,12 +546,12 @@ impl<'m, P: Frozen> Tuning<'m, P> {
         if !learns && self.idle + 1 >= steps {
             return Err(Error::NoAnchor { stage: 0, update: self.updates });
         }
-        let rate = recipe.schedule.rate(recipe.rate, self.updates, total);
+        let rate = (block.rate)(recipe.schedule, recipe.rate, self.updates, total);
         // As in a whole batch: one that teaches nothing is passed, or it would be drawn again.
         self.updates = self.updates.saturating_add(1);
         self.idle = if learns { 0 } else { self.idle + 1 };
         if learns {
-            block.update(backend.reference.arena(), rate, self.updates)?;
+            block.update(backend.reference.arena(), rate, self.updates);
         }
         Ok(score)
     }
@@ -553,6 +578,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
 
     /// Runs the frozen blocks and the block on a sample; gives its label.
     fn forward(&mut self, (index, draw): (u32, Option<Draw>)) -> Result<u16, Error> {
+        self.block.fits(self.arena())?;
         let (source, mut label) = (&mut *self.source, 0);
         (self.run)(self.backend, &mut |raw| {
             Ok(source.read(&[index], draw, Batch::U8(raw), core::slice::from_mut(&mut label))?)
@@ -565,7 +591,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
     /// embeddings are to be of unit length.
     fn embed(&mut self, sample: (u32, Option<Draw>)) -> Result<(u16, f32), Error> {
         let label = self.forward(sample)?;
-        Ok((label, self.block.embed(self.backend.reference.arena())?))
+        Ok((label, self.block.embed(self.arena())))
     }
 
     /// The sample at `place` of a batch.
@@ -579,7 +605,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
     /// The gradients of a batch, and its loss.
     fn gradients(&mut self, draw: Draw) -> Result<Score, Error> {
         let gradients = self.block.params.gradients();
-        self.arena().view_mut::<f32>(gradients)?.fill(0.0);
+        self.arena().planned::<f32>(gradients).fill(0.0);
         match self.block.goal {
             Goal::Labels { smoothing } => self.towards_labels(draw, smoothing),
             Goal::Separation { margin, .. } => self.apart(draw, margin),
@@ -591,11 +617,11 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
         let (block, mut all) = (self.block, Score::<f32>::default());
         for place in 0..block.stage.recipe.batch {
             let label = self.forward(self.pick(draw, place))?;
-            let [y, dy] = self.arena().lease([block.y, block.dy])?;
-            let (y, dy) = (&*y.get::<f32>()?, dy.get::<f32>()?);
+            let [y, dy] = self.arena().planned_leases([block.y, block.dy]);
+            let (y, dy) = (&*y.planned::<f32>(), dy.planned::<f32>());
             let own = loss::cross_entropy(y, y.len(), &[label], smoothing, Some(dy));
             if own.anchors > 0 {
-                block.backward(self.arena())?;
+                block.backward(self.arena());
             }
             all = Score {
                 value: all.value + own.value,
@@ -605,7 +631,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
             };
         }
         let share = 1.0 / all.anchors.max(1) as f32;
-        let gradients = self.arena().view_mut::<f32>(block.params.gradients())?;
+        let gradients = self.arena().planned::<f32>(block.params.gradients());
         gradients.iter_mut().for_each(|g| *g *= share);
         Ok(Score { value: all.value * share, ..all })
     }
@@ -615,20 +641,20 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
         let (block, batch) = (self.block, self.block.stage.recipe.batch);
         for place in 0..batch {
             let (label, _) = self.embed(self.pick(draw, place))?;
-            let slots = [block.y, block.rows.samples(place, 1), block.labels];
-            let [y, row, labels] = self.arena().lease(slots)?;
-            keep(&*y.get::<f32>()?, row)?;
-            let labels = labels.get::<u16>()?.iter_mut().skip(place as usize).take(1);
+            let slots = [block.y, block.rows, block.labels];
+            let [y, rows, labels] = self.arena().planned_leases(slots);
+            Kept::of(rows, block.y).write(place, y.planned());
+            let labels = labels.planned::<u16>().iter_mut().skip(place as usize).take(1);
             labels.for_each(|own| *own = label);
         }
-        block.mine(self.arena())?;
-        let score = block.tally(self.arena(), margin)?;
+        block.mine(self.arena());
+        let score = block.tally(self.arena(), margin);
         let share = match margin {
             Some(_) => 2.0 / score.anchors.max(1) as f32,
             None => 2.0,
         };
         for place in 0..batch {
-            let pairs = self.arena().view::<[u32; 4]>(block.pairs)?;
+            let pairs = self.arena().planned::<[u32; 4]>(block.pairs);
             let pulled = (0..).zip(pairs).any(|(anchor, pair)| {
                 let pair = Pair::from_words(*pair);
                 pair.complete() && [anchor, pair.same.index, pair.other.index].contains(&place)
@@ -637,15 +663,24 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
                 continue;
             }
             let (_, norm) = self.embed(self.pick(draw, place))?;
-            block.pull(self.arena(), place, share)?;
-            block.embed_backward(self.arena(), norm)?;
-            block.backward(self.arena())?;
+            block.pull(self.arena(), place, share);
+            block.embed_backward(self.arena(), norm);
+            block.backward(self.arena());
         }
         Ok(score)
     }
 }
 
 impl Block<'_> {
+    /// Whether the plan fits the arena: everything after this asks for slots without errors.
+    fn fits(&self, arena: &Arena<'_>) -> Result<(), Error> {
+        let (needed, given) = (self.bytes, arena.bytes());
+        if needed > given {
+            return Err(ArenaError::OutOfMemory { needed, given }.into());
+        }
+        Ok(())
+    }
+
     /// Its layers with parameters: each its number, their lengths, and where they lie.
     fn layers(&self) -> impl Iterator<Item = (usize, Tensors, ParamSlots)> {
         let layers = (usize::from(self.stage.first)..).zip(self.op.lengths).zip(self.slots);
@@ -660,13 +695,10 @@ impl Block<'_> {
         model: &Model<'_>,
         before: &dyn Fn(usize) -> Option<usize>,
     ) -> Result<(), Error> {
-        let (needed, given) = (self.bytes, arena.bytes());
-        if needed > given {
-            return Err(ArenaError::OutOfMemory { needed, given }.into());
-        }
+        self.fits(arena)?;
         let params = self.params;
         for slot in [params.trained(), params.measured(), params.state(0), params.state(1)] {
-            arena.view_mut::<f32>(slot)?.fill(0.0);
+            arena.planned::<f32>(slot).fill(0.0);
         }
         let [own, _] = self.op.lengths;
         let before = |layer: usize| match layer.checked_sub(self.stage.first.into()) {
@@ -680,7 +712,7 @@ impl Block<'_> {
                 let slot = slots.get(role);
                 let missing =
                     Error::Weights { layer, expected: slot.elements(), got: stored.len() };
-                if !slot.is_empty() && !stored.widen(arena.view_mut(slot)?) {
+                if !slot.is_empty() && !stored.widen(arena.planned(slot)) {
                     return Err(missing);
                 }
             }
@@ -690,6 +722,7 @@ impl Block<'_> {
 
     /// Copies its parameters out of the arena.
     fn store(&self, arena: &mut Arena<'_>, into: &mut [f32]) -> Result<(), Error> {
+        self.fits(arena)?;
         let [own, norm] = self.op.lengths;
         let (expected, got) = ((own.total() + norm.total()) as usize, into.len());
         if got != expected {
@@ -704,7 +737,7 @@ impl Block<'_> {
                     break;
                 };
                 if !slot.is_empty() {
-                    copy(arena.view(slot)?, own);
+                    copy(arena.planned(slot), own);
                 }
                 rest = others;
             }
@@ -715,10 +748,10 @@ impl Block<'_> {
     /// Runs the block on what the frozen ones gave.
     fn forward(&self, arena: &mut Arena<'_>, update: u32) -> Result<(), Error> {
         let (layer, y, won) = (self.stage.first, self.y, self.won);
-        arena.view_mut::<u8>(won)?.fill(0);
+        arena.planned::<u8>(won).fill(0);
         self.op.run_trained(arena, layer.into(), &self.slots)?;
-        let [ys, won] = arena.lease([y, won])?;
-        let (ys, won) = (&*ys.get::<f32>()?, won.get::<u8>()?);
+        let [ys, won] = arena.planned_leases([y, won]);
+        let (ys, won) = (&*ys.planned::<f32>(), won.planned::<u8>());
         if !ys.iter().all(|y| y.is_finite()) {
             return Err(Error::Diverged { stage: 0, layer, update });
         }
@@ -739,60 +772,54 @@ impl Block<'_> {
     }
 
     /// Makes the block's output an embedding; gives the norm that it had.
-    fn embed(&self, arena: &mut Arena<'_>) -> Result<f32, Error> {
-        let y = arena.view_mut::<f32>(self.y)?;
+    fn embed(&self, arena: &mut Arena<'_>) -> f32 {
+        let y = arena.planned::<f32>(self.y);
         let (shape, mut norm) = (Shape::rows(1, y.len() as u32), [1.0]);
         if self.is_unit() {
             L2Normalise.forward(shape, y, &mut norm);
         }
         let [norm] = norm;
-        Ok(norm)
+        norm
     }
 
     /// Makes the gradient of an embedding, the output of that norm, the output's.
-    fn embed_backward(&self, arena: &mut Arena<'_>, norm: f32) -> Result<(), Error> {
+    fn embed_backward(&self, arena: &mut Arena<'_>, norm: f32) {
         if self.is_unit() {
-            let [y, dy] = arena.lease([self.y, self.dy])?;
-            let (y, dy) = (&*y.get::<f32>()?, dy.get::<f32>()?);
+            let [y, dy] = arena.planned_leases([self.y, self.dy]);
+            let (y, dy) = (&*y.planned::<f32>(), dy.planned::<f32>());
             L2Normalise.backward(Shape::rows(1, y.len() as u32), y, &[norm], dy);
         }
-        Ok(())
     }
 
     /// Looks up the neighbours of all embeddings of the batch: each distance is made once.
-    fn mine(&self, arena: &mut Arena<'_>) -> Result<(), Error> {
-        arena.view_mut::<[u32; 4]>(self.pairs)?.fill(Pair::NONE.to_words());
-        for i in 0..self.rows.shape.n {
-            let slots = [self.rows.samples(i, 1), self.y];
-            let [row, a] = arena.lease(slots)?;
-            widen(row, a.get::<f32>()?)?;
-            for j in i + 1..self.rows.shape.n {
-                let slots = [self.y, self.rows.samples(j, 1), self.dy, self.labels, self.pairs];
-                let [a, row, b, labels, pairs] = arena.lease(slots)?;
-                let b = b.get::<f32>()?;
-                widen(row, b)?;
-                let dist2 = distance2(&*a.get::<f32>()?, b);
-                let (labels, pairs) = (&*labels.get::<u16>()?, pairs.get::<[u32; 4]>()?);
-                let same = labels.get(i as usize) == labels.get(j as usize);
+    fn mine(&self, arena: &mut Arena<'_>) {
+        let leases = [self.rows, self.y, self.dy, self.labels, self.pairs];
+        let [rows, a, b, labels, pairs] = arena.planned_leases(leases);
+        let (rows, a, b) = (Kept::of(rows, self.y), a.planned::<f32>(), b.planned::<f32>());
+        let (labels, pairs) = (&*labels.planned::<u16>(), pairs.planned::<[u32; 4]>());
+        pairs.fill(Pair::NONE.to_words());
+        for (i, one) in labels.iter().enumerate() {
+            rows.read(i, a);
+            for (j, other) in labels.iter().enumerate().skip(i + 1) {
+                rows.read(j, b);
+                let dist2 = distance2(&*a, &*b);
                 for (own, index) in [(i, j), (j, i)] {
-                    for words in pairs.iter_mut().skip(own as usize).take(1) {
-                        let mut pair = Pair::from_words(*words);
-                        let best = if same { &mut pair.same } else { &mut pair.other };
-                        let candidate = Nearest { index, dist2 };
-                        if candidate.precedes(*best) {
-                            *best = candidate;
-                        }
-                        *words = pair.to_words();
+                    let candidate = Nearest { index: index as u32, dist2 };
+                    let Some(words) = pairs.get_mut(own) else { continue };
+                    let mut pair = Pair::from_words(*words);
+                    let best = if one == other { &mut pair.same } else { &mut pair.other };
+                    if candidate.precedes(*best) {
+                        *best = candidate;
                     }
+                    *words = pair.to_words();
                 }
             }
         }
-        Ok(())
     }
 
     /// The loss of all anchors. Those that pull at nothing lose their pairs.
-    fn tally(&self, arena: &mut Arena<'_>, margin: Option<f32>) -> Result<Score, Error> {
-        let pairs = arena.view_mut::<[u32; 4]>(self.pairs)?;
+    fn tally(&self, arena: &mut Arena<'_>, margin: Option<f32>) -> Score {
+        let pairs = arena.planned::<[u32; 4]>(self.pairs);
         let mut score = Score::<f32>::default();
         for words in pairs.iter_mut() {
             let pair = Pair::from_words(*words);
@@ -816,16 +843,16 @@ impl Block<'_> {
         if margin.is_some() {
             score.value /= score.anchors.max(1) as f32;
         }
-        Ok(score)
+        score
     }
 
     /// The gradient of the embedding at `place`: what its own pair and the pairs that it is in pull.
-    fn pull(&self, arena: &mut Arena<'_>, place: u32, share: f32) -> Result<(), Error> {
-        arena.view_mut::<f32>(self.dy)?.fill(0.0);
-        for anchor in 0..self.rows.shape.n {
-            let pairs = arena.view::<[u32; 4]>(self.pairs)?;
-            let pair =
-                pairs.get(anchor as usize).map_or(Pair::NONE, |words| Pair::from_words(*words));
+    fn pull(&self, arena: &mut Arena<'_>, place: u32, share: f32) {
+        let [rows, dy, pairs] = arena.planned_leases([self.rows, self.dy, self.pairs]);
+        let (rows, dy) = (Kept::of(rows, self.y), dy.planned::<f32>());
+        dy.fill(0.0);
+        for (anchor, words) in (0..).zip(&*pairs.planned::<[u32; 4]>()) {
+            let pair = Pair::from_words(*words);
             if !pair.complete() {
                 continue;
             }
@@ -836,22 +863,19 @@ impl Block<'_> {
                     _ if place == partner => anchor,
                     _ => continue,
                 };
-                let slots = [self.dy, self.rows.samples(place, 1), self.rows.samples(there, 1)];
-                let [dy, here, there] = arena.lease(slots)?;
-                add_difference(dy.get::<f32>()?, here, there, weight)?;
+                rows.add_difference([place, there], weight, dy);
             }
         }
-        Ok(())
     }
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
-    fn backward(&self, arena: &mut Arena<'_>) -> Result<(), Error> {
+    fn backward(&self, arena: &mut Arena<'_>) {
         let Self { op: Op { group, .. }, slots: [w, n], x, y, won, dy, .. } = *self;
         let [xs, ys, won, dys, dw, db, gamma, variance] =
-            arena.lease([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance])?;
-        let (gamma, variance) = (&*gamma.get::<f32>()?, &*variance.get::<f32>()?);
-        let (xs, ys, won) = (&*xs.get::<f32>()?, &*ys.get::<f32>()?, &*won.get::<u8>()?);
-        let (dys, dw, db) = (dys.get::<f32>()?, dw.get::<f32>()?, db.get::<f32>()?);
+            arena.planned_leases([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance]);
+        let (gamma, variance) = (&*gamma.planned::<f32>(), &*variance.planned::<f32>());
+        let (xs, ys, won) = (&*xs.planned::<f32>(), &*ys.planned::<f32>(), &*won.planned::<u8>());
+        let (dys, dw, db) = (dys.planned::<f32>(), dw.planned::<f32>(), db.planned::<f32>());
         for (dy, won) in dys.iter_mut().zip(won) {
             if *won == FLAT {
                 *dy = 0.0;
@@ -884,80 +908,94 @@ impl Block<'_> {
             }
             Kind::Other(_) => {}
         }
-        Ok(())
     }
 
     /// One update of the parameters, counted from 1.
-    fn update(&self, arena: &mut Arena<'_>, rate: f32, update: u32) -> Result<(), Error> {
+    fn update(&self, arena: &mut Arena<'_>, rate: f32, update: u32) {
         let params = self.params;
         let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
-        let [p, g, first, second] = arena.lease(slots)?;
+        let [p, g, first, second] = arena.planned_leases(slots);
         let (rule, at) = (self.stage.recipe.rule, (rate, update));
-        (self.update)(rule, at, p.get()?, g.get()?, first.get()?, second.get()?);
-        Ok(())
+        (self.update)(rule, at, p.planned(), g.planned(), first.planned(), second.planned());
     }
 }
 
 /// A place where no gradient passes; those in a window are at most 254.
 const FLAT: u8 = 255;
 
-/// Keeps an embedding.
-///
-/// # Errors
-/// None for slots of the plan.
-fn keep(y: &[f32], row: Lease<'_>) -> Result<(), Error> {
-    #[cfg(feature = "f16")]
-    if row.dtype() == Dtype::F16 {
-        let row = row.get::<half::f16>()?;
-        row.iter_mut().zip(y).for_each(|(row, y)| *row = half::f16::from_f32(*y));
-        return Ok(());
-    }
-    copy(y, row.get()?);
-    Ok(())
-}
-
 fn copy(from: &[f32], into: &mut [f32]) {
     into.iter_mut().zip(from).for_each(|(into, from)| *into = *from);
 }
 
-/// An embedding as numbers.
-///
-/// # Errors
-/// None for slots of the plan.
-fn widen(row: Lease<'_>, into: &mut [f32]) -> Result<(), Error> {
-    #[cfg(feature = "f16")]
-    if row.dtype() == Dtype::F16 {
-        let row = row.get::<half::f16>()?;
-        into.iter_mut().zip(row).for_each(|(into, row)| *into = row.to_f32());
-        return Ok(());
-    }
-    copy(row.get()?, into);
-    Ok(())
+/// Embeddings of a batch, row by row.
+struct Kept<'a> {
+    rows: Numbers<'a>,
+    /// Numbers of one.
+    features: usize,
 }
 
-/// Adds `weight (here - there)`.
-///
-/// # Errors
-/// None for slots of the plan.
-fn add_difference(
-    dy: &mut [f32],
-    here: Lease<'_>,
-    there: Lease<'_>,
-    weight: f32,
-) -> Result<(), Error> {
+enum Numbers<'a> {
+    F32(&'a mut [f32]),
     #[cfg(feature = "f16")]
-    if here.dtype() == Dtype::F16 {
-        let (here, there) = (here.get::<half::f16>()?, there.get::<half::f16>()?);
-        for ((dy, here), there) in dy.iter_mut().zip(here).zip(there) {
-            *dy += weight * (here.to_f32() - there.to_f32());
+    F16(&'a mut [half::f16]),
+}
+
+impl<'a> Kept<'a> {
+    /// Embeddings each as long as the block's output.
+    fn of(rows: Lease<'a>, output: Slot) -> Self {
+        let rows = match rows.dtype() {
+            #[cfg(feature = "f16")]
+            Dtype::F16 => Numbers::F16(rows.planned()),
+            _ => Numbers::F32(rows.planned()),
+        };
+        Self { rows, features: output.elements().max(1) }
+    }
+
+    /// Row `at` as numbers.
+    fn read(&self, at: usize, into: &mut [f32]) {
+        let first = at * self.features;
+        match &self.rows {
+            Numbers::F32(rows) => copy(rows.get(first..).unwrap_or_default(), into),
+            #[cfg(feature = "f16")]
+            Numbers::F16(rows) => {
+                let row = rows.get(first..).unwrap_or_default();
+                into.iter_mut().zip(row).for_each(|(into, row)| *into = row.to_f32());
+            }
         }
-        return Ok(());
     }
-    let (here, there) = (here.get::<f32>()?, there.get::<f32>()?);
-    for ((dy, here), there) in dy.iter_mut().zip(here).zip(there) {
-        *dy += weight * (*here - *there);
+
+    /// Keeps an embedding as row `at`.
+    fn write(&mut self, at: u32, y: &[f32]) {
+        let first = at as usize * self.features;
+        match &mut self.rows {
+            Numbers::F32(rows) => copy(y, rows.get_mut(first..).unwrap_or_default()),
+            #[cfg(feature = "f16")]
+            Numbers::F16(rows) => {
+                let row = rows.get_mut(first..).unwrap_or_default();
+                row.iter_mut().zip(y).for_each(|(row, y)| *row = half::f16::from_f32(*y));
+            }
+        }
     }
-    Ok(())
+
+    /// Adds `weight` times the difference of two rows, the first less the second.
+    fn add_difference(&self, rows: [u32; 2], weight: f32, into: &mut [f32]) {
+        let [here, there] = rows.map(|row| row as usize * self.features);
+        match &self.rows {
+            Numbers::F32(rows) => {
+                let [here, there] = [here, there].map(|at| rows.get(at..).unwrap_or_default());
+                for ((into, here), there) in into.iter_mut().zip(here).zip(there) {
+                    *into += weight * (*here - *there);
+                }
+            }
+            #[cfg(feature = "f16")]
+            Numbers::F16(rows) => {
+                let [here, there] = [here, there].map(|at| rows.get(at..).unwrap_or_default());
+                for ((into, here), there) in into.iter_mut().zip(here).zip(there) {
+                    *into += weight * (here.to_f32() - there.to_f32());
+                }
+            }
+        }
+    }
 }
 
 /// Adds to the gradient of a convolution's weights: each dy reads the image below the place in its

@@ -118,11 +118,11 @@ impl Settings {
         Ok(Stage { first, last, calibrate: false, cut: Cut::Whole, recipe })
     }
 
-    /// The stage, and where all of it lies.
-    fn plan<'m>(&self, model: &'m Model) -> Result<(Stage<'static>, TuningPlan<'m>), Failure> {
+    /// What is tuned, and where all of it lies.
+    fn plan<'m>(&self, model: &'m Model) -> Result<TuningPlan<'m>, Failure> {
         let stage = self.stage(model)?;
         let narrow = model.with(|model| Ok(model.weights.is_narrow()))?;
-        Ok((stage, TuningPlan::new(model.net(), &stage, Embeddings::F32, narrow)?))
+        Ok(TuningPlan::new(model.net(), &stage, Embeddings::F32, narrow)?)
     }
 }
 
@@ -206,7 +206,7 @@ pub unsafe extern "C" fn sepal_tune_memory(
     // SAFETY: `sepal.h` asks the caller for a model, for settings and for a place for the answer.
     unsafe {
         let result = Model::at(model).and_then(|model| {
-            let (_, plan) = settings(by)?.plan(model)?;
+            let plan = settings(by)?.plan(model)?;
             lent::give(bytes, Word::round_up(plan.bytes()))
         });
         answer(detail, result)
@@ -232,12 +232,12 @@ pub unsafe extern "C" fn sepal_tune_begin(
             ptr::addr_of_mut!((*tuning).open).write(0);
             let own: &'static Model = Model::at(model)?;
             let settings = settings(by)?;
-            let (stage, plan) = settings.plan(own)?;
+            let plan = settings.plan(own)?;
             lent::aligned(memory, Word::BYTES)?;
             let arena = Region::of(memory, memory_len);
             lent::apart(arena, &own.regions())?;
             lent::apart(Region::of(tuning, 1), &[arena, Region::of(model, 1)])?;
-            let mut started = Tuning::new(own.net(), stage, plan, settings.seed);
+            let mut started = Tuning::new(plan, settings.seed);
             let mut backend = Micro::<false>::new(lent::words(memory, memory_len)?);
             own.with(|model| Ok(started.load(&mut backend, model)?))?;
             tuning.write(State {

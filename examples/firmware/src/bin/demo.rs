@@ -28,11 +28,6 @@ use sepal_models::lenet::LENET5;
 /// Samples that are kept, and those of them that a fifth leaves to train on.
 const PLACES: usize = 100;
 const TRAINED: usize = 80;
-/// Numbers of one embedding.
-const FEATURES: usize = 256;
-/// Parameters of the second block, and of the last layer.
-const BLOCK: usize = 2416;
-const LAST: usize = 850;
 /// Updates of each.
 const UPDATES: u32 = 60;
 /// Two slots of the second flash.
@@ -76,10 +71,10 @@ struct Ram {
     classes: [Class; CLASSES],
     entries: [Entry; PLACES],
     samples: [u8; PLACES * PIXELS],
-    rows: [f32; TRAINED * FEATURES],
+    rows: [f32; TRAINED * APART_PLAN.features()],
     labels: [u16; TRAINED],
-    block: [f32; BLOCK],
-    last: [f32; LAST],
+    block: [f32; APART_PLAN.parameters()],
+    last: [f32; LABELS_PLAN.parameters()],
 }
 
 #[entry]
@@ -90,10 +85,10 @@ fn main() -> ! {
         classes: [Class::NONE; CLASSES],
         entries: [Entry::FREE; PLACES],
         samples: [0; PLACES * PIXELS],
-        rows: [0.0; TRAINED * FEATURES],
+        rows: [0.0; TRAINED * APART_PLAN.features()],
         labels: [0; TRAINED],
-        block: [0.0; BLOCK],
-        last: [0.0; LAST],
+        block: [0.0; APART_PLAN.parameters()],
+        last: [0.0; LABELS_PLAN.parameters()],
     };
     match run(RAM) {
         Ok(true) => board::reset(),

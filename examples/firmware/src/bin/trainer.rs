@@ -9,7 +9,7 @@ use core::hint::black_box;
 use cortex_m_rt::entry;
 use sepal_core::arena::Word;
 use sepal_core::layer::{Flatten, L2Normalise, Layer};
-use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
+use sepal_core::micro::{Embeddings, Micro, Prefix, Program, Tuning, TuningPlan, operations};
 use sepal_core::net::{Model, Patch, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
@@ -18,9 +18,7 @@ use sepal_firmware::board;
 use sepal_firmware::flash::{self, CLASSES, Shown};
 use sepal_models::lenet::LENET5;
 
-/// Parameters of the second block, and of the last layer; updates of each.
-const BLOCK: usize = 2416;
-const LAST: usize = 850;
+/// Updates of the block, and of the last layer.
 const UPDATES: u32 = 10;
 
 const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
@@ -35,48 +33,48 @@ const fn stage(
     objective: Objective,
     rate: f32,
 ) -> Stage<'static> {
-    let (rule, schedule) = (Rule::adam(), Schedule::Cosine { warmup: 0 });
+    let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let schedule = Schedule::Constant;
     let (epochs, batch, stop) = (1, 16, Stop::Never);
     let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
     Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
 }
 
-/// Behind `N` operations of frozen layers.
-type Plan<const N: usize> = TuningPlan<'static, Program<'static, N>>;
+const OPERATIONS: usize = operations(&LENET5, LENET5.layers.len(), false);
+static PROGRAM: Program<'static, OPERATIONS> = match Program::new(LENET5, false) {
+    Ok(program) => program,
+    Err(_) => panic!("the layers do not fit each other"),
+};
 
-const fn plan<const N: usize>(stage: &Stage<'static>) -> Plan<N> {
-    match TuningPlan::program(LENET5, stage, Embeddings::F16, false) {
+type Plan = TuningPlan<'static, Prefix<'static>>;
+
+const fn plan(stage: &Stage<'static>) -> Plan {
+    match TuningPlan::program(&PROGRAM, stage, Embeddings::F16) {
         Ok(plan) => plan,
         Err(_) => panic!("the block cannot be tuned"),
     }
 }
 
-const fn before(layer: u16) -> usize {
-    operations(&LENET5, layer as usize, false)
-}
-
-static APART_PLAN: Plan<{ before(APART.first) }> = plan(&APART);
-static LABELS_PLAN: Plan<{ before(LABELS.first) }> = plan(&LABELS);
-const WHOLE: usize = before(LENET5.layers.len() as u16);
-static PROGRAM: Program<'static, WHOLE> = match Program::new(LENET5, false) {
-    Ok(program) => program,
-    Err(_) => panic!("the layers do not fit each other"),
-};
-// The larger of all three.
+static APART_PLAN: Plan = plan(&APART);
+static LABELS_PLAN: Plan = plan(&LABELS);
+// The larger of both; inference takes less.
 const WORDS: usize = Word::count(APART_PLAN.bytes());
-const _: () = assert!(WORDS >= Word::count(LABELS_PLAN.bytes()) && WORDS >= Word::count(PROGRAM.bytes()));
+const _: () = assert!(LABELS_PLAN.bytes() <= APART_PLAN.bytes());
 
 /// All memory of the device but the stack.
 struct Ram {
     arena: [Word; WORDS],
-    block: [f32; BLOCK],
-    last: [f32; LAST],
+    block: [f32; APART_PLAN.parameters()],
+    last: [f32; LABELS_PLAN.parameters()],
 }
 
 #[entry]
 fn main() -> ! {
-    static mut RAM: Ram =
-        Ram { arena: [Word::ZERO; WORDS], block: [0.0; BLOCK], last: [0.0; LAST] };
+    static mut RAM: Ram = Ram {
+        arena: [Word::ZERO; WORDS],
+        block: [0.0; APART_PLAN.parameters()],
+        last: [0.0; LABELS_PLAN.parameters()],
+    };
     board::exit(learn(RAM).is_none().into())
 }
 
@@ -95,8 +93,8 @@ fn learn(ram: &mut Ram) -> Option<[f32; CLASSES]> {
     Some(black_box(logits))
 }
 
-fn tune<const N: usize>(
-    plan: &'static Plan<N>,
+fn tune(
+    plan: &Plan,
     arena: &mut [Word],
     model: &Model<'_>,
     numbers: &mut [f32],
