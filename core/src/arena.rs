@@ -283,7 +283,8 @@ impl<'a> Arena<'a> {
         &mut self,
         slots: [Slot; N],
     ) -> Result<[Lease<'_>; N], ArenaError> {
-        let mut leases = slots.map(|Slot { at, dtype, .. }| Lease { at, dtype, bytes: &mut [] });
+        let slots = slots.each_ref();
+        let mut leases = slots.map(Lease::none);
         cut(bytemuck::cast_slice_mut(self.words), &slots, &mut leases)?;
         Ok(leases)
     }
@@ -292,14 +293,14 @@ impl<'a> Arena<'a> {
     /// for each slot. None where the slot does not fit or is of another type.
     #[inline(never)]
     pub(crate) fn planned<T: Element>(&mut self, slot: Slot) -> &mut [T] {
-        let [lease] = self.planned_leases([slot]);
+        let [lease] = self.planned_leases([&slot]);
         lease.planned()
     }
 
     /// As [`lease`](Self::lease), for slots of a plan that fits the arena: without bytes where they do
     /// not, or overlap.
-    pub(crate) fn planned_leases<const N: usize>(&mut self, slots: [Slot; N]) -> [Lease<'_>; N] {
-        let mut leases = slots.map(|Slot { at, dtype, .. }| Lease { at, dtype, bytes: &mut [] });
+    pub(crate) fn planned_leases<const N: usize>(&mut self, slots: [&Slot; N]) -> [Lease<'_>; N] {
+        let mut leases = slots.map(Lease::none);
         // What has no bytes is found where they are looked for.
         let _ = cut(bytemuck::cast_slice_mut(self.words), &slots, &mut leases);
         leases
@@ -330,6 +331,11 @@ pub struct Lease<'a> {
 }
 
 impl<'a> Lease<'a> {
+    /// That of a slot without its bytes.
+    fn none(slot: &Slot) -> Self {
+        Self { at: slot.at, dtype: slot.dtype, bytes: &mut [] }
+    }
+
     /// The slot's elements.
     ///
     /// # Errors
@@ -369,7 +375,7 @@ impl<'a> Lease<'a> {
 #[inline(never)]
 fn cut<'a>(
     bytes: &'a mut [u8],
-    slots: &[Slot],
+    slots: &[&Slot],
     leases: &mut [Lease<'a>],
 ) -> Result<(), ArenaError> {
     let given = bytes.len();

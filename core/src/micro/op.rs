@@ -33,6 +33,7 @@ pub(super) struct Op<'m> {
     pub y: Slot,
     /// What is kept: by unit length the norms, under training the places that won the pool.
     pub saved: Slot,
+    /// As numbers.
     pub scratch: Slot,
     /// Those of the first layer's parameters, and of the norm's behind it.
     pub lengths: [Tensors; 2],
@@ -66,16 +67,17 @@ impl<'m> Op<'m> {
         pass: Pass,
     ) -> Self {
         let (kernel, with) = kernel(&group, pass, y.dtype);
+        let scratch = numbers(scratch);
         Self { group, x, y, saved, scratch, lengths, before: 0, kernel, with }
     }
 
     /// x (unless the group works in place), y, what is saved, and scratch.
     fn memory<'a>(&self, arena: &'a mut Arena<'_>) -> [Lease<'a>; 4] {
-        arena.planned_leases([self.input(), self.y, self.saved, numbers(self.scratch)])
+        arena.planned_leases([self.input(), &self.y, &self.saved, &self.scratch])
     }
 
-    fn input(&self) -> Slot {
-        if self.x.at == self.y.at { Slot::EMPTY } else { self.x }
+    fn input(&self) -> &Slot {
+        if self.x.at == self.y.at { &Slot::EMPTY } else { &self.x }
     }
 
     /// What the reference is told to run a layer alone.
@@ -119,15 +121,15 @@ impl<'m> Op<'m> {
     ) -> Result<(), Error> {
         let [x, y, saved, scratch, leases @ ..] = arena.planned_leases([
             self.input(),
-            self.y,
-            self.saved,
-            numbers(self.scratch),
-            own.weight,
-            own.bias,
-            norm.weight,
-            norm.bias,
-            norm.mean,
-            norm.variance,
+            &self.y,
+            &self.saved,
+            &self.scratch,
+            &own.weight,
+            &own.bias,
+            &norm.weight,
+            &norm.bias,
+            &norm.mean,
+            &norm.variance,
         ]);
         let [weight, bias, gamma, beta, mean, variance] =
             leases.map(|lease| Stored { bytes: lease.bytes(), ..Stored::EMPTY });

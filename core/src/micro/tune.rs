@@ -617,7 +617,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
         let (block, mut all) = (self.block, Score::<f32>::default());
         for place in 0..block.stage.recipe.batch {
             let label = self.forward(self.pick(draw, place))?;
-            let [y, dy] = self.arena().planned_leases([block.y, block.dy]);
+            let [y, dy] = self.arena().planned_leases([&block.y, &block.dy]);
             let (y, dy) = (&*y.planned::<f32>(), dy.planned::<f32>());
             let own = loss::cross_entropy(y, y.len(), &[label], smoothing, Some(dy));
             if own.anchors > 0 {
@@ -641,7 +641,7 @@ impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
         let (block, batch) = (self.block, self.block.stage.recipe.batch);
         for place in 0..batch {
             let (label, _) = self.embed(self.pick(draw, place))?;
-            let slots = [block.y, block.rows, block.labels];
+            let slots = [&block.y, &block.rows, &block.labels];
             let [y, rows, labels] = self.arena().planned_leases(slots);
             Kept::of(rows, block.y).write(place, y.planned());
             let labels = labels.planned::<u16>().iter_mut().skip(place as usize).take(1);
@@ -747,10 +747,10 @@ impl Block<'_> {
 
     /// Runs the block on what the frozen ones gave.
     fn forward(&self, arena: &mut Arena<'_>, update: u32) -> Result<(), Error> {
-        let (layer, y, won) = (self.stage.first, self.y, self.won);
-        arena.planned::<u8>(won).fill(0);
+        let layer = self.stage.first;
+        arena.planned::<u8>(self.won).fill(0);
         self.op.run_trained(arena, layer.into(), &self.slots)?;
-        let [ys, won] = arena.planned_leases([y, won]);
+        let [ys, won] = arena.planned_leases([&self.y, &self.won]);
         let (ys, won) = (&*ys.planned::<f32>(), won.planned::<u8>());
         if !ys.iter().all(|y| y.is_finite()) {
             return Err(Error::Diverged { stage: 0, layer, update });
@@ -785,7 +785,7 @@ impl Block<'_> {
     /// Makes the gradient of an embedding, the output of that norm, the output's.
     fn embed_backward(&self, arena: &mut Arena<'_>, norm: f32) {
         if self.is_unit() {
-            let [y, dy] = arena.planned_leases([self.y, self.dy]);
+            let [y, dy] = arena.planned_leases([&self.y, &self.dy]);
             let (y, dy) = (&*y.planned::<f32>(), dy.planned::<f32>());
             L2Normalise.backward(Shape::rows(1, y.len() as u32), y, &[norm], dy);
         }
@@ -793,7 +793,7 @@ impl Block<'_> {
 
     /// Looks up the neighbours of all embeddings of the batch: each distance is made once.
     fn mine(&self, arena: &mut Arena<'_>) {
-        let leases = [self.rows, self.y, self.dy, self.labels, self.pairs];
+        let leases = [&self.rows, &self.y, &self.dy, &self.labels, &self.pairs];
         let [rows, a, b, labels, pairs] = arena.planned_leases(leases);
         let (rows, a, b) = (Kept::of(rows, self.y), a.planned::<f32>(), b.planned::<f32>());
         let (labels, pairs) = (&*labels.planned::<u16>(), pairs.planned::<[u32; 4]>());
@@ -848,7 +848,7 @@ impl Block<'_> {
 
     /// The gradient of the embedding at `place`: what its own pair and the pairs that it is in pull.
     fn pull(&self, arena: &mut Arena<'_>, place: u32, share: f32) {
-        let [rows, dy, pairs] = arena.planned_leases([self.rows, self.dy, self.pairs]);
+        let [rows, dy, pairs] = arena.planned_leases([&self.rows, &self.dy, &self.pairs]);
         let (rows, dy) = (Kept::of(rows, self.y), dy.planned::<f32>());
         dy.fill(0.0);
         for (anchor, words) in (0..).zip(&*pairs.planned::<[u32; 4]>()) {
@@ -870,9 +870,9 @@ impl Block<'_> {
 
     /// Adds one sample's share to the gradients of the parameters. The output's gradient is lost.
     fn backward(&self, arena: &mut Arena<'_>) {
-        let Self { op: Op { group, .. }, slots: [w, n], x, y, won, dy, .. } = *self;
+        let Self { op: Op { group, .. }, slots: [w, n], x, y, won, dy, .. } = self;
         let [xs, ys, won, dys, dw, db, gamma, variance] =
-            arena.planned_leases([x, y, won, dy, w.dweight, w.dbias, n.weight, n.variance]);
+            arena.planned_leases([x, y, won, dy, &w.dweight, &w.dbias, &n.weight, &n.variance]);
         let (gamma, variance) = (&*gamma.planned::<f32>(), &*variance.planned::<f32>());
         let (xs, ys, won) = (&*xs.planned::<f32>(), &*ys.planned::<f32>(), &*won.planned::<u8>());
         let (dys, dw, db) = (dys.planned::<f32>(), dw.planned::<f32>(), db.planned::<f32>());
@@ -914,7 +914,7 @@ impl Block<'_> {
     fn update(&self, arena: &mut Arena<'_>, rate: f32, update: u32) {
         let params = self.params;
         let slots = [params.trained(), params.gradients(), params.state(0), params.state(1)];
-        let [p, g, first, second] = arena.planned_leases(slots);
+        let [p, g, first, second] = arena.planned_leases(slots.each_ref());
         let (rule, at) = (self.stage.recipe.rule, (rate, update));
         (self.update)(rule, at, p.planned(), g.planned(), first.planned(), second.planned());
     }

@@ -93,12 +93,7 @@ fn learn(ram: &mut Ram) -> Option<[f32; CLASSES]> {
     Some(black_box(logits))
 }
 
-fn tune(
-    plan: &Plan,
-    arena: &mut [Word],
-    model: &Model<'_>,
-    numbers: &mut [f32],
-) -> Option<()> {
+fn tune(plan: &Plan, arena: &mut [Word], model: &Model<'_>, numbers: &mut [f32]) -> Option<()> {
     let mut backend = Micro::<false>::new(arena);
     let mut tuning = Tuning::new(*plan, 0);
     tuning.load(&mut backend, model).ok()?;
