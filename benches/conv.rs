@@ -19,7 +19,7 @@ use sepal::arena::{Dtype, Layout, Slot, Word};
 use sepal::backend::{Backend, Call, Device, Host, HostMut, Param, Phase};
 use sepal::cpu::{Instructions, OnCpu, words};
 use sepal::layer::{Conv2d, Layer, Pass};
-use sepal::plan::{Chain, ParamSlots, Place};
+use sepal::plan::{Chain, ParamSlots, Place, Reached};
 use sepal::shape::Shape;
 
 /// Name, input, filters, kernel, padding.
@@ -111,7 +111,8 @@ impl Work {
         // The first layer's input lies as the samples do.
         let layout = if shape.c > 3 { Layout::Nchw8c } else { Layout::Nchw };
         let x = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
-        let needs = device.open(&mut [])?.needs(&Chain::new(&layers), 0, x, Pass::Train);
+        let reached = Reached::first(x);
+        let needs = device.open(&mut [])?.needs(&Chain::new(&layers), 0, reached, Pass::Train);
         let needs = needs.ok_or("no such convolution")?;
         let y = Slot { layout: needs.layout, ..Slot::new(0, needs.out, Dtype::F32) };
         let scratch = |bytes: usize| {
@@ -125,6 +126,7 @@ impl Work {
             backward_scratch: lay(scratch(needs.backward_scratch)),
             dy: lay(y),
             dx: lay(x),
+            ..Place::NONE
         };
         let weights = conv.tensors(shape).ok_or("no such convolution")?.weight;
         let weight = Slot::vector(0, weights, Dtype::F32);

@@ -13,7 +13,7 @@ use crate::loss::Score;
 use crate::neighbour::{Nearest, Pair, Rows};
 use crate::net::{Model, Net, Normalisation, Stored};
 use crate::optim::Rule;
-use crate::plan::{self, Chain, ParamSlots, Place, PlanError};
+use crate::plan::{self, Chain, ParamSlots, Place, PlanError, Reached};
 use crate::shape::Shape;
 use crate::stage::Objective;
 
@@ -173,11 +173,12 @@ pub trait Backend {
     }
 
     /// What layer `at` of `chain` asks of the planner: layout, type and size of its output,
-    /// scratch. `x` is what reaches it: shape, type and layout (a chain's input lies as the
-    /// reference's); its place is not planned yet. Layers that are fused with the ones before
-    /// them ask for a view.
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        chain.get(at)?.needs(x.shape, pass)
+    /// scratch. `reached` says what reaches it: shape, type and layout (a chain's input lies as the
+    /// reference's), and what it adds; places are not planned yet. Layers that are fused with the
+    /// ones before them ask for a view: none of which the input is [held](Chain::held). Planners ask
+    /// through [`needs`].
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
+        chain.get(at)?.needs(reached.x.shape, pass)
     }
 
     /// Whether a net's first layer reads raw bytes as they are, so that a plan for evaluation has an
@@ -251,11 +252,20 @@ pub trait Backend {
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error>;
 
     /// Runs one layer backward. Adds to parameter gradients, overwrites dx where there is one;
-    /// dy may be overwritten.
+    /// dy may be overwritten. A residual addition copies dy to where y lay, which nobody reads any
+    /// more: there it waits for [`backward_source`](Self::backward_source).
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error>;
+
+    /// The rest of a residual addition's backward pass, once that of the layer that reads its source
+    /// first is done: adds what waits in y to the source's gradient, where there is one, and to the
+    /// gradients of a projection.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<(), Error>;
 
     /// The objective's value, count and gradient. Only the scalars come back to the host.
     ///
@@ -319,7 +329,7 @@ pub trait Backend {
         let mut walk = block.plan.walk(block.x);
         let mut params = block.params.walk();
         for at in 0..upto {
-            let (layer, needs) = needs(self, &block.chain, at, walk.x(), Pass::Train)?;
+            let (layer, needs) = needs(self, &block.chain, at, walk.reached(), Pass::Train)?;
             let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
             let place = walk.step(needs)?;
             self.forward(&Call { layer, index: at, place, param, phase: block.phase })?;
@@ -333,20 +343,56 @@ pub trait Backend {
     /// # Errors
     /// Those of [`backward`](Self::backward).
     fn backward_block(&mut self, block: &TrainBlock<'_>) -> Result<(), Error> {
-        for last in (0..block.chain.len()).rev() {
-            let mut walk = block.plan.walk(block.x);
-            let mut params = block.params.walk();
-            for at in 0..=last {
-                let (layer, needs) = needs(self, &block.chain, at, walk.x(), Pass::Train)?;
-                let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
-                let place = walk.step(needs)?;
-                if at == last {
-                    self.backward(&Call { layer, index: at, place, param, phase: block.phase })?;
-                }
-            }
+        for at in (0..block.chain.len()).rev() {
+            let call = train_call(self, block, at)?;
+            self.backward(&call)?;
+            backward_sources(self, block, at)?;
         }
         Ok(())
     }
+}
+
+/// The call of layer `last` of a block under training.
+///
+/// # Errors
+/// A layer that cannot take its input.
+pub fn train_call<'m, B: Backend + ?Sized>(
+    backend: &B,
+    block: &TrainBlock<'m>,
+    last: usize,
+) -> Result<Call<'m>, Error> {
+    let mut walk = block.plan.walk(block.x);
+    let mut params = block.params.walk();
+    let mut at = 0;
+    loop {
+        let (layer, needs) = needs(backend, &block.chain, at, walk.reached(), Pass::Train)?;
+        let param = Param::Ram(step(&mut params, layer, walk.x().shape, at)?);
+        let place = walk.step(needs)?;
+        if at == last {
+            return Ok(Call { layer, index: at, place, param, phase: block.phase });
+        }
+        at += 1;
+    }
+}
+
+/// Adds what waits for the gradient of layer `first`'s input, once the layer has run backward; what a
+/// backend does that runs several layers at once.
+///
+/// # Errors
+/// Those of [`Backend::backward_source`].
+pub fn backward_sources<B: Backend + ?Sized>(
+    backend: &mut B,
+    block: &TrainBlock<'_>,
+    first: usize,
+) -> Result<(), Error> {
+    let past = first + usize::from(block.chain.held(first));
+    for at in first + 1..=past {
+        if block.chain.source(at)? == Some(first) {
+            let call = train_call(backend, block, at)?;
+            backend.backward_source(&call)?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens backends in memory that the caller allocates once a plan says how much.
@@ -383,7 +429,7 @@ pub fn eval_calls<'b, B: Backend + ?Sized>(
         EvalParams::Model { .. } => None,
     };
     for at in 0..block.chain.len() {
-        let (layer, needs) = needs(backend, &block.chain, at, walk.x(), block.pass)?;
+        let (layer, needs) = needs(backend, &block.chain, at, walk.reached(), block.pass)?;
         let param = match (&mut params, block.params) {
             (Some(params), _) => Param::Ram(step(params, layer, walk.x().shape, at)?),
             (None, EvalParams::Model { model, first }) => Param::Model {
@@ -392,25 +438,28 @@ pub fn eval_calls<'b, B: Backend + ?Sized>(
             },
             (None, EvalParams::Ram(_)) => continue,
         };
-        let place = walk.step(needs);
+        let place = walk.step(needs)?;
         each(backend, &Call { layer, index: at, place, param, phase: Phase::Eval })?;
     }
     Ok(walk.x())
 }
 
-/// Layer `at` of a chain, and what it needs.
-fn needs<'m, B: Backend + ?Sized>(
+/// Layer `at` of a chain, and what it needs: what a plan is made of, and what a walk steps by.
+///
+/// # Errors
+/// A layer that cannot take its input, a residual addition that cannot be made.
+pub fn needs<'m, B: Backend + ?Sized>(
     backend: &B,
     chain: &Chain<'m>,
     at: usize,
-    x: Slot,
+    reached: Reached,
     pass: Pass,
 ) -> Result<(&'m Layer, Needs), PlanError> {
-    let impossible = PlanError::Shape { layer: at, input: x.shape };
+    let impossible = PlanError::Shape { layer: at, input: reached.x.shape };
     let layer = chain.get(at).ok_or(impossible)?;
     // No backend has to plan for weights that no tensor can hold.
-    layer.tensors(x.shape).ok_or(impossible)?;
-    Ok((layer, backend.needs(chain, at, x, pass).ok_or(impossible)?))
+    layer.tensors(reached.x.shape).ok_or(impossible)?;
+    Ok((layer, chain.needs(at, reached, backend.needs(chain, at, reached, pass))?))
 }
 
 fn step(
@@ -436,11 +485,9 @@ pub fn plan_eval<B: Backend + ?Sized>(
     pass: Pass,
 ) -> Result<plan::Eval, PlanError> {
     let mut plan = plan::Eval::of(at, input)?;
-    let mut x = plan.input();
     for i in 0..chain.len() {
-        let (_, needs) = needs(backend, chain, i, x, pass)?;
-        plan = plan.push(i, x.shape, x.layout, x.dtype, needs)?;
-        x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
+        let (_, needs) = needs(backend, chain, i, plan.reached(), pass)?;
+        plan = plan.push(needs)?;
     }
     Ok(plan)
 }
@@ -455,12 +502,8 @@ pub fn layout<B: Backend + ?Sized>(
     layer: usize,
 ) -> Result<Layout, PlanError> {
     let chain = net.chain(0, layer)?;
-    let mut x = Slot::new(0, net.input.shape.with_n(1), Dtype::F32);
-    for at in 0..chain.len() {
-        let (_, needs) = needs(backend, &chain, at, x, Pass::Eval)?;
-        x = Slot { shape: needs.out, dtype: needs.dtype, layout: needs.layout, ..x };
-    }
-    Ok(x.layout)
+    let input = Slot::new(0, net.input.shape.with_n(1), Dtype::F32);
+    Ok(plan_eval(backend, 0, &chain, input, Pass::Eval)?.reached().x.layout)
 }
 
 /// A backend's plan for training `chain` on the batch that lies at `input`, in a region from byte
@@ -476,13 +519,11 @@ pub fn plan_train<B: Backend + ?Sized>(
     objective: &Objective,
 ) -> Result<plan::Train, PlanError> {
     let mut plan = plan::Train::keeping(at, input, chain.kept());
-    let mut x = input;
     for i in 0..chain.len() {
-        let (_, needs) = needs(backend, chain, i, x, Pass::Train)?;
+        let (_, needs) = needs(backend, chain, i, plan.reached(), Pass::Train)?;
         plan = plan.push(needs)?;
-        x = Slot { at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
     }
-    plan.finish(backend.objective_scratch(objective, x))
+    plan.finish(backend.objective_scratch(objective, plan.reached().x))
 }
 
 impl Host<'_> {

@@ -1,6 +1,6 @@
 //! The weights that training begins with.
 
-use crate::layer::{Layer, Role};
+use crate::layer::{Layer, Residual, Role};
 use crate::net::Net;
 use crate::real::Real;
 use crate::rng::{Purpose, Rng};
@@ -8,8 +8,8 @@ use crate::shape::Shape;
 
 /// Draws all parameters of a net, flat as in [`Weights::Flat`](crate::net::Weights::Flat).
 ///
-/// * convolution: weights from N(0, 2 / fan-in) (He et al. 2015), biases from
-///   U(-1, 1) / sqrt(fan-in);
+/// * convolution, and the projection of a residual addition: weights from N(0, 2 / fan-in) (He et
+///   al. 2015), biases from U(-1, 1) / sqrt(fan-in);
 /// * dense: weights and biases from U(-1, 1) / sqrt(fan-in);
 /// * embedding: N(0, 1);
 /// * normalisation: scale 1, shift 0, mean 0, variance 1.
@@ -51,16 +51,17 @@ pub(crate) fn tensor(layer: &Layer, x: Shape, role: Role, mut rng: Rng, out: &mu
             (x.c / l.groups.max(1)).saturating_mul(kernel)
         }
         Layer::Dense(_) => x.sample().unwrap_or(0),
+        Layer::Residual(Residual { project: Some(p), .. }) => p.channels,
         _ => 0,
     };
     let bound = 1.0 / Real::sqrt(fan_in.max(1) as f32);
     match (layer, role) {
-        (Layer::Conv2d(_), Role::Weight) => {
+        (Layer::Conv2d(_) | Layer::Residual(_), Role::Weight) => {
             let deviation = Real::sqrt(2.0 / fan_in.max(1) as f32);
             out.iter_mut().for_each(|w| *w = rng.normal() * deviation);
         }
         (Layer::Embedding(_), _) => out.iter_mut().for_each(|w| *w = rng.normal()),
-        (Layer::Conv2d(_) | Layer::Dense(_), _) => {
+        (Layer::Conv2d(_) | Layer::Dense(_) | Layer::Residual(_), _) => {
             out.iter_mut().for_each(|w| *w = (rng.uniform() * 2.0 - 1.0) * bound);
         }
         (_, Role::Weight | Role::Variance) => out.fill(1.0),

@@ -110,7 +110,8 @@ impl<'m> Net<'m> {
         self.shape(self.layers.len())
     }
 
-    /// Checks that the layers fit each other, that blocks ascend and cover all layers.
+    /// Checks that the layers fit each other, that blocks ascend and cover all layers, and that no
+    /// residual addition reaches out of its block.
     ///
     /// # Errors
     /// What does not fit.
@@ -131,6 +132,22 @@ impl<'m> Net<'m> {
             return Err(PlanError::Range { first, last: self.features as usize, layers });
         }
         tri!(self.output());
+        let mut i = 0;
+        while let Some((first, last)) = self.block(i) {
+            match tri!(self.chain(first, last)).check(tri!(self.shape(first))) {
+                Err(PlanError::Source { layer, back }) => {
+                    return Err(PlanError::Source { layer: first + layer, back });
+                }
+                Err(PlanError::Sum { layer, input, source }) => {
+                    return Err(PlanError::Sum { layer: first + layer, input, source });
+                }
+                Err(PlanError::Sources { layer }) => {
+                    return Err(PlanError::Sources { layer: first + layer });
+                }
+                other => tri!(other),
+            }
+            i += 1;
+        }
         Ok(())
     }
 

@@ -5,13 +5,16 @@
 //! same walks.
 //!
 //! * [`Eval`] keeps two activations: the one read lies at one end of the region, the one written
-//!   at the other, and layers that work in place stay where they are.
+//!   at the other, and layers that work in place stay where they are. What a residual addition reads
+//!   again stays at its end until then, and the two ends that are left lie within it; the sum is
+//!   written over it.
 //! * [`Train`] keeps what backward reads from the bottom up, then a region in which gradients
-//!   alternate between the two ends.
+//!   alternate between the two ends. The gradient of a sum waits where the sum lay, which nobody reads
+//!   any more, until the branch's part of its source's gradient is there to be added to.
 //! * [`Params`] lays out trained parameters, measured ones, gradients and optimiser state.
 
 use crate::arena::{Dtype, Layout, Slot, Word};
-use crate::layer::{Layer, Needs, Pass, Role, Tensors};
+use crate::layer::{Layer, Needs, Pass, Residual, Role, Tensors};
 use crate::shape::Shape;
 
 /// Why there is no plan.
@@ -50,6 +53,27 @@ pub enum PlanError {
         /// The layer.
         layer: usize,
     },
+    /// A residual addition of what does not reach a layer of its block.
+    Source {
+        /// The layer, counted from the first of the block or the chain.
+        layer: usize,
+        /// How many layers before it lies what it adds.
+        back: u8,
+    },
+    /// A residual addition of two shapes.
+    Sum {
+        /// The layer, counted from the first of the block or the chain.
+        layer: usize,
+        /// What reaches it.
+        input: Shape,
+        /// What it adds, before a projection.
+        source: Shape,
+    },
+    /// More tensors that wait for a residual addition at once than a plan follows: [`SOURCES`].
+    Sources {
+        /// The layer that reads one too many.
+        layer: usize,
+    },
     /// More batches in flight than 2, or none.
     Queue {
         /// How many.
@@ -67,6 +91,17 @@ impl core::fmt::Display for PlanError {
             }
             Self::Batch { size } => write!(f, "a batch of {size} samples"),
             Self::Kernel { layer } => write!(f, "layer {layer} has no kernel for small cores"),
+            Self::Source { layer, back } => write!(
+                f,
+                "layer {layer} adds what lies {back} layers before it, which is not in its block"
+            ),
+            Self::Sum { layer, input, source } => {
+                write!(f, "layer {layer} cannot add {source} to {input}")
+            }
+            Self::Sources { layer } => write!(
+                f,
+                "at layer {layer} more than {SOURCES} tensors wait for a residual addition"
+            ),
             Self::Queue { batches } => write!(f, "{batches} batches in flight, expected 1 or 2"),
         }
     }
@@ -118,6 +153,89 @@ impl<'m> Chain<'m> {
         }
     }
 
+    /// The layer of which layer `at` adds the input: `None` where it adds none.
+    ///
+    /// # Errors
+    /// An input that does not lie within the chain.
+    pub const fn source(&self, at: usize) -> Result<Option<usize>, PlanError> {
+        match self.get(at) {
+            Some(Layer::Residual(Residual { back, .. })) => {
+                if *back == 0 || *back as usize > at {
+                    return Err(PlanError::Source { layer: at, back: *back });
+                }
+                Ok(Some(at - *back as usize))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// How many layers further on the last residual addition of the input of layer `at` comes; 0 where
+    /// there is none. A layer of which the input is held does not run within the one before it.
+    pub const fn held(&self, at: usize) -> u8 {
+        let mut held = 0;
+        let mut back = 1;
+        while back <= u8::MAX as usize && at + back < self.len() {
+            if let Ok(Some(source)) = self.source(at + back)
+                && source == at
+            {
+                held = back as u8;
+            }
+            back += 1;
+        }
+        held
+    }
+
+    /// What layer `at` needs, with what the chain asks for: `needs` are those of the layer alone.
+    ///
+    /// # Errors
+    /// A residual addition that cannot be made.
+    pub const fn needs(
+        &self,
+        at: usize,
+        reached: Reached,
+        needs: Option<Needs>,
+    ) -> Result<Needs, PlanError> {
+        let input = reached.x.shape;
+        if let (Some(Layer::Residual(residual)), Some(first)) =
+            (self.get(at), tri!(self.source(at)))
+        {
+            let source = match reached.sources.find(first) {
+                Some(source) => source.slot.shape,
+                None => return Err(PlanError::Source { layer: at, back: residual.back }),
+            };
+            if !residual.takes(source, input) {
+                return Err(PlanError::Sum { layer: at, input, source });
+            }
+        }
+        match needs {
+            Some(needs) => Ok(Needs { held: self.held(at), ..needs }),
+            None => Err(PlanError::Shape { layer: at, input }),
+        }
+    }
+
+    /// Checks that the layers fit each other, and that residual additions are of what they can add.
+    ///
+    /// # Errors
+    /// The first layer that does not fit.
+    pub const fn check(&self, input: Shape) -> Result<(), PlanError> {
+        let mut reached = Reached { x: Slot::new(0, input, Dtype::F32), sources: Sources::NONE };
+        let mut at = 0;
+        while at < self.len() {
+            let Some(layer) = self.get(at) else { break };
+            let moving = match layer.output(reached.x.shape) {
+                Some(out) => Some(Needs::moving(out)),
+                None => None,
+            };
+            let needs = tri!(self.needs(at, reached, moving));
+            let x = Slot { shape: needs.out, ..reached.x };
+            let lies = End { top: false, inner: 0 };
+            let sources = tri!(reached.sources.followed(at, reached.x, lies, &needs));
+            reached = Reached { x, sources };
+            at += 1;
+        }
+        Ok(())
+    }
+
     /// The shape that reaches layer `at`.
     ///
     /// # Errors
@@ -150,12 +268,31 @@ pub struct Place {
     pub saved: Slot,
     /// Scratch of the forward call, as bytes.
     pub scratch: Slot,
-    /// Scratch of the backward call, as bytes.
+    /// Scratch of the backward call, as bytes; of a residual addition, that of the source's.
     pub backward_scratch: Slot,
     /// The output's gradient; empty in a plan for evaluation.
     pub dy: Slot,
     /// The input's gradient; empty where nobody wants it.
     pub dx: Slot,
+    /// What a residual addition adds.
+    pub source: Slot,
+    /// Its gradient; empty where nobody wants it.
+    pub dsource: Slot,
+}
+
+impl Place {
+    /// Nowhere.
+    pub const NONE: Self = Self {
+        x: Slot::EMPTY,
+        y: Slot::EMPTY,
+        saved: Slot::EMPTY,
+        scratch: Slot::EMPTY,
+        backward_scratch: Slot::EMPTY,
+        dy: Slot::EMPTY,
+        dx: Slot::EMPTY,
+        source: Slot::EMPTY,
+        dsource: Slot::EMPTY,
+    };
 }
 
 const fn add(a: usize, b: usize, layer: usize) -> Result<usize, PlanError> {
@@ -215,13 +352,253 @@ const fn bytes_slot(at: usize, bytes: usize) -> Slot {
     Slot::new(at, Shape::new(words as u32, Word::BYTES as u32, 1, 1), Dtype::U8)
 }
 
-/// The state of a walk over the layers of a plan.
+/// How many tensors can wait for a residual addition at once: that of a block, and that of one within
+/// it.
+pub const SOURCES: usize = 2;
+
+/// Where in a region of two ends a tensor lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct End {
+    /// At the top end.
+    top: bool,
+    /// Bytes from that end to the tensor's inner edge.
+    inner: usize,
+}
+
+impl End {
+    /// The first byte of a slot that lies here, in a region of `bytes` from `at` on.
+    const fn at(self, (at, bytes): (usize, usize), slot: Slot) -> usize {
+        if self.top {
+            (at + bytes).saturating_sub(self.inner)
+        } else {
+            at + self.inner.saturating_sub(Word::round_up(slot.bytes()))
+        }
+    }
+}
+
+/// A tensor that a residual addition reads again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Source {
+    slot: Slot,
+    /// Where it lies, in a plan for evaluation; where its gradient does, in one for training.
+    lies: End,
+    /// The layer that reads it first, and the last that adds it.
+    layers: (usize, usize),
+}
+
+/// The tensors that wait for a residual addition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sources([Option<Source>; SOURCES]);
+
+impl Sources {
+    const NONE: Self = Self([None; SOURCES]);
+
+    /// The input of layer `first`.
+    const fn find(&self, first: usize) -> Option<Source> {
+        let mut i = 0;
+        while i < SOURCES {
+            if let Some(source) = self.0[i]
+                && source.layers.0 == first
+            {
+                return Some(source);
+            }
+            i += 1;
+        }
+        None
+    }
+
+    /// What `needs` of layer `layer` add.
+    const fn added(&self, layer: usize, needs: &Needs) -> Option<Source> {
+        match needs.adds {
+            Some(Residual { back, .. }) if back as usize <= layer => {
+                self.find(layer - back as usize)
+            }
+            _ => None,
+        }
+    }
+
+    /// Those behind layer `layer`, which reads `x`.
+    const fn followed(
+        mut self,
+        layer: usize,
+        x: Slot,
+        lies: End,
+        needs: &Needs,
+    ) -> Result<Self, PlanError> {
+        let mut waits = None;
+        if needs.held > 0 {
+            let layers = (layer, layer + needs.held as usize);
+            waits = Some(Source { slot: x, lies, layers });
+        }
+        let mut i = 0;
+        while i < SOURCES {
+            if let Some(source) = self.0[i]
+                && source.layers.1 <= layer
+            {
+                self.0[i] = None;
+            }
+            if self.0[i].is_none() {
+                (self.0[i], waits) = (waits, None);
+            }
+            i += 1;
+        }
+        if waits.is_some() { Err(PlanError::Sources { layer }) } else { Ok(self) }
+    }
+
+    /// Whether nothing that lies here waits any longer than for layer `last`: a view may.
+    const fn is_last(&self, here: &End, last: usize) -> bool {
+        let mut i = 0;
+        while i < SOURCES {
+            if let Some(Source { lies, layers, .. }) = self.0[i]
+                && lies.top == here.top
+                && lies.inner == here.inner
+                && layers.1 > last
+            {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+
+    /// Bytes from an end of the region to the inner edge of what waits there.
+    const fn bound(&self, top: bool) -> usize {
+        let (mut bound, mut i) = (0, 0);
+        while i < SOURCES {
+            if let Some(Source { lies, .. }) = self.0[i]
+                && lies.top == top
+            {
+                bound = max(bound, lies.inner);
+            }
+            i += 1;
+        }
+        bound
+    }
+}
+
+/// What a plan or a walk has reached: the tensor, and those that wait for a residual addition.
 #[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    /// The tensor; in a plan its place is not known yet.
+    pub x: Slot,
+    sources: Sources,
+}
+
+impl Reached {
+    /// What a chain begins with.
+    pub const fn first(x: Slot) -> Self {
+        Self { x, sources: Sources::NONE }
+    }
+
+    /// What layer `at` of `chain` adds; empty where it is no residual addition.
+    pub const fn source(&self, chain: &Chain<'_>, at: usize) -> Slot {
+        if let Ok(Some(first)) = chain.source(at)
+            && let Some(source) = self.sources.find(first)
+        {
+            return source.slot;
+        }
+        Slot::EMPTY
+    }
+}
+
+/// How far a plan for evaluation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
     layer: usize,
     x: Slot,
-    /// The tensor lies at the top end of its region.
-    top: bool,
+    lies: End,
+    /// Before which layer what it has reached may not be overwritten: it lies where a tensor does that
+    /// waits.
+    kept: usize,
+    sources: Sources,
+}
+
+/// Where one layer works in a region of two ends.
+#[derive(Clone, Copy)]
+struct Work {
+    y: Slot,
+    lies: End,
+    source: Slot,
+    /// Bytes from the two ends that tensors take while it does.
+    low: usize,
+    high: usize,
+}
+
+impl Cursor {
+    const fn new(x: Slot) -> Self {
+        let lies = End { top: true, inner: Word::round_up(x.bytes()) };
+        Self { layer: 0, x, lies, kept: 0, sources: Sources::NONE }
+    }
+
+    const fn reached(&self) -> Reached {
+        Reached { x: self.x, sources: self.sources }
+    }
+
+    /// Before which layer the input may not be overwritten.
+    const fn kept(&self, needs: &Needs) -> usize {
+        if needs.held > 0 { max(self.kept, self.layer + needs.held as usize) } else { self.kept }
+    }
+
+    /// Where the next layer works. The places of slots are not set.
+    const fn work(&self, needs: &Needs) -> Work {
+        let y = Slot { at: 0, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
+        let [x_bytes, y_bytes] = [Word::round_up(self.x.bytes()), Word::round_up(y.bytes())];
+        let free = self.kept(needs) < self.layer || self.kept(needs) == 0;
+        let added = self.sources.added(self.layer, needs);
+        let stays = End {
+            top: self.lies.top,
+            inner: if self.lies.top {
+                self.lies.inner
+            } else {
+                (self.lies.inner - x_bytes).saturating_add(y_bytes)
+            },
+        };
+        let moves = End {
+            top: !self.lies.top,
+            inner: self.sources.bound(!self.lies.top).saturating_add(y_bytes),
+        };
+        let lies = match (added, needs.adds) {
+            // Nobody reads the source any more: the sum takes its place, at an end.
+            (Some(Source { slot, lies, layers: (_, last) }), Some(residual))
+                if last == self.layer && free && self.sources.is_last(&lies, last) =>
+            {
+                let alike =
+                    slot.layout as u8 == y.layout as u8 && slot.dtype as u8 == y.dtype as u8;
+                if residual.project.is_none() && alike {
+                    lies
+                } else if lies.top == self.lies.top {
+                    moves
+                } else {
+                    stays
+                }
+            }
+            _ if needs.view || (needs.in_place && free) => stays,
+            _ => moves,
+        };
+        let [mut low, mut high] = [self.sources.bound(false), self.sources.bound(true)];
+        let ends = [self.lies, lies];
+        let mut i = 0;
+        while i < ends.len() {
+            if ends[i].top {
+                high = max(high, ends[i].inner);
+            } else {
+                low = max(low, ends[i].inner);
+            }
+            i += 1;
+        }
+        let source = match added {
+            Some(source) => source.slot,
+            None => Slot::EMPTY,
+        };
+        Work { y, lies, source, low, high }
+    }
+
+    /// Behind the next layer, which gives `y`.
+    const fn followed(self, needs: &Needs, y: Slot, lies: End) -> Result<Self, PlanError> {
+        let sources = tri!(self.sources.followed(self.layer, self.x, self.lies, needs));
+        let kept = if needs.view { self.kept(needs) } else { 0 };
+        Ok(Self { layer: self.layer + 1, x: y, lies, kept, sources })
+    }
 }
 
 /// A pass that keeps nothing.
@@ -230,6 +607,7 @@ pub struct Eval {
     at: usize,
     bytes: usize,
     input: Slot,
+    cursor: Cursor,
 }
 
 impl Eval {
@@ -249,7 +627,8 @@ impl Eval {
     pub const fn of(at: usize, input: Slot) -> Result<Self, PlanError> {
         let bytes = tri!(room(input.shape, input.layout, input.dtype, 0));
         tri!(add(at, bytes, 0));
-        Ok(Self { at, bytes, input: Slot { at, ..input } })
+        let input = Slot { at, ..input };
+        Ok(Self { at, bytes, input, cursor: Cursor::new(input) })
     }
 
     /// The plan of a chain on the reference backend.
@@ -263,41 +642,35 @@ impl Eval {
         pass: Pass,
     ) -> Result<Self, PlanError> {
         let mut plan = tri!(Self::new(at, input, Layout::Nchw));
-        let mut shape = input;
         let mut i = 0;
         while i < chain.len() {
             let Some(layer) = chain.get(i) else { break };
-            let Some(needs) = layer.needs(shape, pass) else {
-                return Err(PlanError::Shape { layer: i, input: shape });
-            };
-            plan = tri!(plan.push(i, shape, Layout::Nchw, Dtype::F32, needs));
-            shape = needs.out;
+            let needs = layer.needs(plan.cursor.x.shape, pass);
+            plan = tri!(plan.push(tri!(chain.needs(i, plan.reached(), needs))));
             i += 1;
         }
         Ok(plan)
     }
 
-    /// Makes room for one more layer, whose input is `x`.
+    /// What the last layer pushed gives.
+    pub const fn reached(&self) -> Reached {
+        self.cursor.reached()
+    }
+
+    /// Makes room for one more layer.
     ///
     /// # Errors
-    /// Sizes past the address space.
-    pub const fn push(
-        self,
-        layer: usize,
-        x: Shape,
-        layout: Layout,
-        dtype: Dtype,
-        needs: Needs,
-    ) -> Result<Self, PlanError> {
-        let mut bytes = tri!(room(x, layout, dtype, layer));
-        if !needs.in_place {
-            bytes =
-                tri!(add(bytes, tri!(room(needs.out, needs.layout, needs.dtype, layer)), layer));
-        }
+    /// Sizes past the address space, more tensors that wait for a residual addition than [`SOURCES`].
+    pub const fn push(self, needs: Needs) -> Result<Self, PlanError> {
+        let layer = self.cursor.layer;
+        tri!(room(needs.out, needs.layout, needs.dtype, layer));
+        let Work { y, lies, low, high, .. } = self.cursor.work(&needs);
+        let mut bytes = tri!(add(low, high, layer));
         bytes = tri!(add(bytes, tri!(saved_room(needs, layer)), layer));
         bytes = tri!(add(bytes, tri!(scratch_room(needs.forward_scratch, layer)), layer));
         tri!(add(self.at, bytes, layer));
-        Ok(Self { bytes: max(self.bytes, bytes), ..self })
+        let cursor = tri!(self.cursor.followed(&needs, y, lies));
+        Ok(Self { bytes: max(self.bytes, bytes), cursor, ..self })
     }
 
     /// Makes room for a tensor that lies at the region's start while the input is written, such
@@ -333,8 +706,8 @@ impl Eval {
 
     /// Begins to walk over the layers, `n` samples of the planned batch at a time.
     pub const fn walk(self, n: u32) -> EvalWalk {
-        let cursor = Cursor { layer: 0, x: self.input().head(n), top: true };
-        EvalWalk { plan: self, cursor }
+        let cursor = Cursor { x: self.input().head(n), ..Cursor::new(self.input()) };
+        EvalWalk { region: (self.at, self.bytes), cursor }
     }
 }
 
@@ -345,7 +718,8 @@ const fn saved_room(needs: Needs, layer: usize) -> Result<usize, PlanError> {
 /// A walk over an [`Eval`] plan.
 #[derive(Clone, Copy, Debug)]
 pub struct EvalWalk {
-    plan: Eval,
+    /// Where the region begins, and its bytes.
+    region: (usize, usize),
     cursor: Cursor,
 }
 
@@ -355,36 +729,30 @@ impl EvalWalk {
         self.cursor.x
     }
 
+    /// The same, with what waits for a residual addition.
+    pub const fn reached(&self) -> Reached {
+        self.cursor.reached()
+    }
+
     /// Where the next layer works; moves on to its output.
-    pub const fn step(&mut self, needs: Needs) -> Place {
-        let Cursor { x, top, layer } = self.cursor;
-        let (start, past) = (self.plan.at, self.plan.at + self.plan.bytes);
-        let x_bytes = Word::round_up(x.bytes());
-        let mut y = Slot { at: x.at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
-        let y_bytes = Word::round_up(y.bytes());
+    ///
+    /// # Errors
+    /// None for the needs that the plan was made of.
+    pub const fn step(&mut self, needs: Needs) -> Result<Place, PlanError> {
+        let x = self.cursor.x;
+        let Work { y, lies, source, low, .. } = self.cursor.work(&needs);
+        let y = Slot { at: lies.at(self.region, y), ..y };
         // Saved values and scratch lie between the two ends.
-        let free;
-        if needs.in_place {
-            free = if top { start } else { start + x_bytes };
-        } else if top {
-            y.at = start;
-            free = start + y_bytes;
-        } else {
-            y.at = past - y_bytes;
-            free = start + x_bytes;
-        }
-        let saved = Slot::vector(free, needs.saved.0, needs.saved.1);
-        let scratch_at = free + Word::round_up(saved.bytes());
-        self.cursor = Cursor { layer: layer + 1, x: y, top: top == needs.in_place };
-        Place {
-            x,
-            y,
-            saved,
-            scratch: bytes_slot(scratch_at, Word::round_up(needs.forward_scratch)),
-            backward_scratch: Slot::EMPTY,
-            dy: Slot::EMPTY,
-            dx: Slot::EMPTY,
-        }
+        let saved = Slot::vector(self.region.0 + low, needs.saved.0, needs.saved.1);
+        let scratch_at = saved.at + Word::round_up(saved.bytes());
+        let scratch = bytes_slot(scratch_at, Word::round_up(needs.forward_scratch));
+        self.cursor = tri!(self.cursor.followed(&needs, y, lies));
+        Ok(Place { x, y, saved, scratch, source, ..Place::NONE })
+    }
+
+    /// Passes over `layers` that the last one runs with it, and that are views of what it gave.
+    pub(crate) const fn skip(&mut self, layers: usize) {
+        self.cursor.layer += layers;
     }
 }
 
@@ -396,11 +764,14 @@ pub struct Train {
     gradients: usize,
     output: Shape,
     layout: Layout,
-    /// The last layer pushed keeps its output.
+    /// The last layer pushed keeps its output, or one before it that lies there.
     keeps: bool,
     /// After how many layers it does so whatever it needs itself.
     kept_after: usize,
     layers: usize,
+    sources: Sources,
+    /// Behind the last residual addition of which the sum lies, or lay, where the output does.
+    summed: usize,
 }
 
 impl Train {
@@ -421,6 +792,8 @@ impl Train {
             layout: input.layout,
             keeps: false,
             layers: 0,
+            sources: Sources::NONE,
+            summed: 0,
         }
     }
 
@@ -438,10 +811,8 @@ impl Train {
         let mut i = 0;
         while i < chain.len() {
             let Some(layer) = chain.get(i) else { break };
-            let Some(needs) = layer.needs(plan.output, Pass::Train) else {
-                return Err(PlanError::Shape { layer: i, input: plan.output });
-            };
-            plan = tri!(plan.push(needs));
+            let needs = layer.needs(plan.output, Pass::Train);
+            plan = tri!(plan.push(tri!(chain.needs(i, plan.reached(), needs))));
             i += 1;
         }
         plan.finish(loss_scratch)
@@ -449,14 +820,30 @@ impl Train {
 
     /// Whether the next layer may overwrite its input.
     const fn in_place(self, needs: Needs) -> bool {
-        needs.view || (needs.in_place && !self.keeps)
+        // Two sums of which the gradients wait at once lie in two places.
+        let waits = match needs.adds {
+            Some(Residual { back, .. }) => self.layers < self.summed + back as usize,
+            None => false,
+        };
+        needs.view || (needs.in_place && !self.keeps && needs.held == 0 && !waits)
+    }
+
+    /// What the last layer pushed gives.
+    pub const fn reached(&self) -> Reached {
+        let x = Slot { at: self.at, shape: self.output, dtype: Dtype::F32, layout: self.layout };
+        Reached { x, sources: self.sources }
     }
 
     /// Makes room for one more layer.
     ///
     /// # Errors
-    /// Sizes past the address space.
+    /// Sizes past the address space, more tensors that wait for a residual addition than [`SOURCES`].
     pub const fn push(self, needs: Needs) -> Result<Self, PlanError> {
+        self.followed(needs, self.reached().x, false)
+    }
+
+    /// Behind the next layer, which reads `x`, whose gradient lies at the top or not.
+    const fn followed(self, needs: Needs, x: Slot, top: bool) -> Result<Self, PlanError> {
         let layer = self.layers;
         let y = tri!(room(needs.out, needs.layout, needs.dtype, layer));
         let saved = tri!(saved_room(needs, layer));
@@ -472,12 +859,32 @@ impl Train {
         let backward =
             tri!(add(backward, tri!(scratch_room(needs.backward_scratch, layer)), layer));
         let forward = tri!(scratch_room(needs.forward_scratch, layer));
-        let gradients = max(self.gradients, max(backward, forward));
-        let keeps = if needs.view { self.keeps } else { needs.keeps_output };
+        let mut gradients = max(self.gradients, max(backward, forward));
+        if let Some(Source { slot, layers, .. }) = self.sources.added(layer, &needs) {
+            // Its gradient is there when the sum's is added to it.
+            let source = match layers {
+                (0, _) => 0,
+                _ => tri!(room(slot.shape, slot.layout, Dtype::F32, layer)),
+            };
+            let scratch = tri!(scratch_room(needs.backward_scratch, layer));
+            gradients = max(gradients, tri!(add(source, scratch, layer)));
+        }
+        let keeps = if needs.view { self.keeps || needs.held > 0 } else { needs.keeps_output };
         let keeps = keeps || layer + 1 == self.kept_after;
+        let lies = End { top, inner: 0 };
+        let sources = tri!(self.sources.followed(layer, x, lies, &needs));
+        let summed = if needs.adds.is_some() {
+            layer + 1
+        } else if self.in_place(needs) {
+            self.summed
+        } else {
+            0
+        };
         Ok(Self {
             kept,
             gradients,
+            sources,
+            summed,
             output: needs.out,
             layout: needs.layout,
             keeps,
@@ -506,7 +913,7 @@ impl Train {
     /// Begins to walk over the layers with the input at `x`.
     pub const fn walk(self, x: Slot) -> TrainWalk {
         let start = Self::keeping(self.at, x, self.kept_after);
-        TrainWalk { plan: self, done: start, cursor: Cursor { layer: 0, x, top: false } }
+        TrainWalk { plan: self, done: start, x, top: false }
     }
 }
 
@@ -515,25 +922,32 @@ impl Train {
 pub struct TrainWalk {
     plan: Train,
     done: Train,
-    cursor: Cursor,
+    x: Slot,
+    /// Its gradient lies at the top end of the region of gradients.
+    top: bool,
 }
 
 impl TrainWalk {
     /// The tensor that the walk has reached.
     pub const fn x(&self) -> Slot {
-        self.cursor.x
+        self.x
+    }
+
+    /// The same, with what waits for a residual addition.
+    pub const fn reached(&self) -> Reached {
+        Reached { x: self.x, sources: self.done.sources }
     }
 
     /// The gradient of the tensor that the walk has reached.
     pub const fn dx(&self) -> Slot {
-        self.gradient(self.cursor.x, self.cursor.top)
+        self.gradient(self.x, self.top)
     }
 
     /// Scratch for the objective, beside the gradient of the tensor that the walk has reached.
     pub const fn objective_scratch(&self) -> Slot {
         let used = Word::round_up(self.dx().bytes());
         let start = self.plan.at + self.plan.kept;
-        let at = if self.cursor.top { start } else { start + used };
+        let at = if self.top { start } else { start + used };
         bytes_slot(at, self.plan.gradients - used)
     }
 
@@ -553,7 +967,7 @@ impl TrainWalk {
     /// # Errors
     /// None for the needs that the plan was made of.
     pub const fn step(&mut self, needs: Needs) -> Result<Place, PlanError> {
-        let Cursor { x, top, layer } = self.cursor;
+        let (x, top, layer) = (self.x, self.top, self.done.layers);
         let mut free = self.plan.at + self.done.kept;
         let mut y = Slot { at: x.at, shape: needs.out, dtype: needs.dtype, layout: needs.layout };
         if !self.done.in_place(needs) {
@@ -573,9 +987,19 @@ impl TrainWalk {
         } else {
             wanted
         };
-        let scratch_at = start + Word::round_up(low.bytes());
-        self.done = tri!(self.done.push(needs));
-        self.cursor = Cursor { layer: layer + 1, x: y, top: y_top };
+        let mut scratch_at = start + Word::round_up(low.bytes());
+        let [mut source, mut dsource] = [Slot::EMPTY; 2];
+        if let Some(Source { slot, lies, layers: (first, _) }) =
+            self.done.sources.added(layer, &needs)
+        {
+            source = slot;
+            if first > 0 {
+                dsource = self.gradient(slot, lies.top);
+            }
+            scratch_at = if lies.top { start } else { start + Word::round_up(dsource.bytes()) };
+        }
+        self.done = tri!(self.done.followed(needs, x, top));
+        (self.x, self.top) = (y, y_top);
         Ok(Place {
             x,
             y,
@@ -584,6 +1008,8 @@ impl TrainWalk {
             backward_scratch: bytes_slot(scratch_at, Word::round_up(needs.backward_scratch)),
             dy,
             dx: wanted,
+            source,
+            dsource,
         })
     }
 }
@@ -805,7 +1231,7 @@ mod tests {
             let forward = Needs { forward_scratch: bytes, ..needs };
             let backward = Needs { backward_scratch: bytes, ..needs };
             let eval = Eval::new(0, x, Layout::Nchw).unwrap();
-            let eval = eval.push(0, x, Layout::Nchw, Dtype::F32, forward);
+            let eval = eval.push(forward);
             for plan in [Train::new(0, slot).push(forward), Train::new(0, slot).push(backward)] {
                 assert_eq!((plan.is_ok(), eval.is_ok()), (fits, fits), "{bytes}");
                 assert!(fits || plan == overflow);
@@ -813,7 +1239,7 @@ mod tests {
             let finished = Train::new(0, empty).finish(bytes);
             assert_eq!(finished.is_ok(), fits, "{bytes}");
             if let Ok(eval) = eval {
-                assert_eq!(eval.walk(2).step(forward).scratch.bytes(), bytes);
+                assert_eq!(eval.walk(2).step(forward).unwrap().scratch.bytes(), bytes);
             }
         }
         // What the objective has beside a large region is not nothing.

@@ -6,12 +6,12 @@ use crate::backend::{
     Backend, Bank, Call, Device, Host, HostMut, ObjectivePlace, Param, Phase, same_length,
 };
 use crate::error::Error;
-use crate::layer::{Layer, Pass, Role, Tensors};
+use crate::layer::{Layer, Pass, Residual, Role, Tensors};
 use crate::loss::{self, Score};
 use crate::neighbour::{Nearest, Pair, Rows, nearest_pair, top_k};
 use crate::net::{Normalisation, Stored};
 use crate::optim::Rule;
-use crate::plan;
+use crate::plan::{self, Place};
 use crate::shape::Shape;
 use crate::stage::{Loss, Objective};
 
@@ -139,6 +139,10 @@ impl Backend for Reference<'_> {
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
         backward(&mut self.arena, call)
+    }
+
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        backward_source(&mut self.arena, call)
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
@@ -381,6 +385,9 @@ pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
     let shape = place.x.shape;
     let pass = if phase == Phase::Eval { Pass::Eval } else { Pass::Train };
     let stays = layer.needs(shape, pass).is_some_and(|needs| needs.in_place);
+    if let Layer::Residual(l) = layer {
+        return add(arena, call, *l);
+    }
     if stays && place.x.at != place.y.at {
         let [x, y] = arena.lease([place.x, place.y])?;
         if !copy(x.get::<f32>()?, y.get::<f32>()?) {
@@ -414,9 +421,8 @@ pub fn forward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
             }
         }
         Param::Model { layer: index, tensors } => {
-            let room = (place.scratch.bytes() / size_of::<f32>()) as u32;
-            let scratch = Slot::vector(place.scratch.at, room, Dtype::F32);
-            let [x, y, saved, scratch] = arena.lease([x, place.y, place.saved, scratch])?;
+            let slots = [x, place.y, place.saved, numbers(place.scratch)];
+            let [x, y, saved, scratch] = arena.lease(slots)?;
             let lengths = layer.tensors(shape).unwrap_or(Tensors::NONE);
             let [weight, bias, mean, variance] = stored(index, lengths, tensors, scratch.get()?)?;
             let p = Parameters { weight, bias, mean, variance };
@@ -452,8 +458,63 @@ fn evaluate(
         Layer::KMaxPool(l) => l.forward(shape, x, y, None),
         Layer::SpaceToDepth(l) => l.forward(shape, x, y),
         Layer::Quantise(l) => l.forward(y),
+        // It reads two tensors; see `add`.
+        Layer::Residual(_) => {}
     }
     Ok(())
+}
+
+/// A residual addition. Where it writes over its source it adds x to that, otherwise its source to x.
+fn add(arena: &mut Arena<'_>, call: &Call<'_>, layer: Residual) -> Result<(), Error> {
+    let Place { x, y, source, scratch, .. } = call.place;
+    let (shape, filters) = (source.shape, x.shape.c);
+    if y.at == source.at {
+        let [x, y] = arena.lease([x, y])?;
+        layer.forward(shape, filters, x.get::<f32>()?, &[], &[], y.get()?);
+        return Ok(());
+    }
+    if y.at != x.at {
+        let [x, y] = arena.lease([x, y])?;
+        copy(x.get::<f32>()?, y.get()?);
+    }
+    match call.param {
+        Param::Ram(p) => {
+            let [source, w, b, y] = arena.lease([source, p.weight, p.bias, y])?;
+            let (w, b) = (w.get()?, b.get()?);
+            layer.forward::<f32>(shape, filters, source.get()?, w, b, y.get()?);
+        }
+        Param::Model { layer: index, tensors } => {
+            let [source, y, scratch] = arena.lease([source, y, numbers(scratch)])?;
+            let lengths = layer.tensors(x.shape).unwrap_or(Tensors::NONE);
+            let [w, b, ..] = stored(index, lengths, tensors, scratch.get()?)?;
+            layer.forward::<f32>(shape, filters, source.get()?, w, b, y.get()?);
+        }
+    }
+    Ok(())
+}
+
+/// Runs the rest of a residual addition's backward pass; see [`Backend::backward_source`].
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_source(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
+    let Layer::Residual(layer) = call.layer else { return Ok(()) };
+    let Param::Ram(p) = call.param else { return Err(FROZEN) };
+    let Place { x, y, source, dsource, .. } = call.place;
+    let shape = source.shape;
+    // What is added as it is was overwritten where it could be.
+    let source = if layer.project.is_some() { source } else { Slot::EMPTY };
+    let [source, w, dw, db, dy, ds] =
+        arena.lease([source, p.weight, p.dweight, p.dbias, y, dsource])?;
+    let (source, w, dy) = (source.get::<f32>()?, w.get()?, dy.get()?);
+    let ds = Some(ds.get()?).filter(|ds| !ds.is_empty());
+    layer.backward(shape, x.shape.c, source, w, dy, ds, dw.get()?, db.get()?);
+    Ok(())
+}
+
+/// Scratch as numbers.
+fn numbers(scratch: Slot) -> Slot {
+    Slot::vector(scratch.at, (scratch.bytes() / size_of::<f32>()) as u32, Dtype::F32)
 }
 
 /// A layer under training: batch statistics, winners kept, dropout drawn.
@@ -504,15 +565,15 @@ pub const fn layer_seed(seed: u64, index: usize) -> u64 {
     seed ^ ((index as u64) << 40)
 }
 
+const FROZEN: Error = Error::Unsupported("gradients of parameters that lie in the model");
+
 /// Runs one layer backward; see [`forward`].
 ///
 /// # Errors
 /// As [`forward`].
 pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
     let Call { layer, place, phase, .. } = *call;
-    let Param::Ram(p) = call.param else {
-        return Err(Error::Unsupported("gradients of parameters that lie in the model"));
-    };
+    let Param::Ram(p) = call.param else { return Err(FROZEN) };
     let shape = place.x.shape;
     let moves =
         |x, y| [x, y, place.saved, p.weight, p.variance, p.dweight, p.dbias, place.dy, place.dx];
@@ -524,14 +585,14 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
             moves(place.x, none)
         }
         Layer::BatchNorm(_) => in_place(place.x, none),
-        Layer::Activation(_) | Layer::L2Normalise(_) | Layer::Quantise(_) => {
+        Layer::Activation(_) | Layer::L2Normalise(_) | Layer::Quantise(_) | Layer::Residual(_) => {
             in_place(none, place.y)
         }
         Layer::Dropout(_) | Layer::Flatten(_) | Layer::Standardise(_) => in_place(none, none),
         _ => moves(none, none),
     };
     let [x, y, saved, weight, variance, dweight, dbias, dy, dx] = arena.lease(slots)?;
-    let (x, y) = (&*x.get::<f32>()?, &*y.get::<f32>()?);
+    let (x, y) = (&*x.get::<f32>()?, y.get::<f32>()?);
     let (weight, dweight, dbias) =
         (&*weight.get::<f32>()?, dweight.get::<f32>()?, dbias.get::<f32>()?);
     let dy = dy.get::<f32>()?;
@@ -551,6 +612,9 @@ pub fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<(), Error> {
             }
         }
         Layer::Flatten(_) => {}
+        Layer::Residual(_) => {
+            copy(dy, y);
+        }
         // The others have no parameters: without dx there is nothing to do.
         Layer::MaxPool(l) => {
             if let Some(dx) = dx {

@@ -375,13 +375,12 @@ impl StagePlan {
 
 /// Shape, type and layout of what the body of a chain under training gives.
 fn given<B: Backend + ?Sized>(backend: &B, chain: &Chain<'_>, x: Slot) -> Result<Slot, PlanError> {
-    let mut x = x;
+    let mut plan = plan::Train::new(0, x);
     for at in 0..chain.body.len() {
-        let needs = backend.needs(chain, at, x, Pass::Train);
-        let needs = needs.ok_or(PlanError::Shape { layer: at, input: x.shape })?;
-        x = Slot { shape: needs.out, dtype: needs.dtype, layout: needs.layout, ..x };
+        let (_, needs) = backend::needs(backend, chain, at, plan.reached(), Pass::Train)?;
+        plan = plan.push(needs)?;
     }
-    Ok(x)
+    Ok(Slot { at: x.at, ..plan.reached().x })
 }
 
 /// How far a session has come: all of its state that is not in the arena.
@@ -988,10 +987,8 @@ impl<'m> Session<'m> {
         let mut walk = block.plan.walk(block.x);
         let mut given = block.x;
         for at in 0..block.chain.len() {
-            let x = walk.x();
-            let needs = backend
-                .needs(&block.chain, at, x, Pass::Train)
-                .ok_or(PlanError::Shape { layer: at, input: x.shape })?;
+            let (_, needs) =
+                backend::needs(backend, &block.chain, at, walk.reached(), Pass::Train)?;
             walk.step(needs)?;
             if at + 1 == block.chain.body.len() {
                 given = walk.x();

@@ -7,11 +7,12 @@ use sepal_core::infer::Inference;
 use sepal_core::init;
 use sepal_core::layer::{
     Activation, AvgPool, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding, Flatten,
-    KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, RELU, SpaceToDepth, Standardise,
-    Window,
+    KMaxPool, L2Normalise, Layer, MaxPool, Project, Projection, Quantise, RELU, Residual,
+    SpaceToDepth, Standardise, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::optim::Rule;
+use sepal_core::plan::Chain;
 use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::shape::Shape;
@@ -109,6 +110,41 @@ const TEXT: Net<'static> = Net {
     features: 1,
 };
 
+const fn conv(filters: u32, stride: u8) -> Layer {
+    let stride = (stride, stride);
+    Layer::Conv2d(Conv2d { bias: false, stride, pad: (1, 1), ..Conv2d::new(filters, 3) })
+}
+
+/// Residual units, one of them with a projection.
+const RESIDUAL: Net<'static> = Net {
+    input: input(1, 8, 8),
+    layers: &[
+        conv(4, 1),
+        NORM,
+        RELU,
+        conv(4, 1),
+        NORM,
+        RELU,
+        conv(4, 1),
+        NORM,
+        Layer::Residual(Residual::new(5)),
+        RELU,
+        conv(6, 2),
+        NORM,
+        RELU,
+        conv(6, 1),
+        NORM,
+        Layer::Residual(Residual {
+            back: 5,
+            project: Some(Projection { channels: 4, stride: (2, 2) }),
+        }),
+        RELU,
+        Layer::Dense(Dense { units: 3, bias: true }),
+    ],
+    blocks: &[3, 10, 17, 18],
+    features: 3,
+};
+
 struct Running {
     name: &'static str,
     net: Net<'static>,
@@ -124,7 +160,7 @@ const fn running(name: &'static str, net: Net<'static>, n: u32) -> Running {
 }
 
 /// The sizes of inference: constants of the program.
-const RUNNINGS: [Running; 9] = [
+const RUNNINGS: [Running; 10] = [
     running("LeNet", LENET, 1),
     running("LeNet, 5 samples", LENET, 5),
     running("one layer", ONE_LAYER, 1),
@@ -134,6 +170,7 @@ const RUNNINGS: [Running; 9] = [
     running("MLP, 4 samples", MLP, 4),
     running("staying", STAYING, 1),
     running("text", TEXT, 2),
+    running("residual", RESIDUAL, 1),
 ];
 
 const HEAD: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
@@ -210,7 +247,7 @@ const READOUT: &[Layer] = &[
     Layer::L2Normalise(L2Normalise),
 ];
 
-const TRAININGS: [Training; 21] = [
+const TRAININGS: [Training; 25] = [
     training("LeNet 1", LENET, (0, 4), recipe(HEAD, MARGIN, Rule::adam()), Feed::BYTES),
     training("LeNet 2", LENET, (4, 8), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("LeNet 2, wide", LENET, (4, 8), recipe(HEAD, MARGIN, MOMENTUM), WIDE),
@@ -229,6 +266,10 @@ const TRAININGS: [Training; 21] = [
     training("staying", STAYING, (0, 4), recipe(&[], SOFT, Rule::sgd()), Feed::BYTES),
     training("text", TEXT, (0, 6), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("text, whole", TEXT, (0, 7), recipe(&[], ENTROPY, Rule::adam()), QUEUED),
+    training("residual 2", RESIDUAL, (3, 10), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
+    training("residual 3", RESIDUAL, (10, 17), recipe(HEAD, MARGIN, MOMENTUM), QUEUED),
+    training("residual, whole", RESIDUAL, (0, 18), recipe(&[], ENTROPY, Rule::adam()), NUMBERS),
+    every_block("residual, every block", RESIDUAL, 17, recipe(HEAD, SOFT, MOMENTUM), WIDE),
     every_block("LeNet, every block", LENET, 8, recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     every_block("MLP, every block", MLP, 6, recipe(&[], ENTROPY, MOMENTUM), QUEUED),
     every_block(
@@ -361,7 +402,7 @@ fn check(name: &str, bytes: usize, work: impl Fn(&mut [Word]) -> Result<Vec<u32>
     let mut exact = vec![Word::NAN; words];
     let mut roomy = pattern(2 * words + 64);
     let before = roomy.clone();
-    let numbers = work(&mut exact).unwrap();
+    let numbers = work(&mut exact).unwrap_or_else(|e| panic!("{name}: {e}"));
     assert_eq!(work(&mut roomy).unwrap(), numbers, "{name}: more memory changes nothing");
 
     // One word less is refused, with both sizes.
@@ -448,6 +489,11 @@ fn any_layer() -> impl Strategy<Value = Layer> {
         (1u8..5).prop_map(|k| Layer::KMaxPool(KMaxPool { k })),
         (1u32..9).prop_map(|dim| Layer::Project(Project { dim, seed: 5 })),
         (1u32..9, any::<bool>()).prop_map(|(units, bias)| Layer::Dense(Dense { units, bias })),
+        (1u8..5).prop_map(|back| Layer::Residual(Residual::new(back))),
+        (1u8..5, 1u32..4, 1u8..3).prop_map(|(back, channels, stride)| {
+            let project = Some(Projection { channels, stride: (stride, stride) });
+            Layer::Residual(Residual { back, project })
+        }),
     ]
 }
 
@@ -464,9 +510,11 @@ proptest! {
         let mut fitting = vec![];
         let mut at = net.input.shape;
         for layer in layers {
-            if let Some(next) = layer.output(at).filter(|next| next.len().is_some_and(|len| len > 0)) {
-                fitting.push(layer);
-                at = next;
+            fitting.push(layer);
+            let next = layer.output(at).filter(|next| next.len().is_some_and(|len| len > 0));
+            match next.filter(|_| Chain::new(&fitting).check(net.input.shape).is_ok()) {
+                Some(next) => at = next,
+                None => _ = fitting.pop(),
             }
         }
         prop_assume!(!fitting.is_empty());

@@ -9,12 +9,12 @@ use sepal_core::backend::{
     Backend, Bank, Call, Device, EvalBlock, Host, HostMut, ObjectivePlace, TrainBlock, same_length,
 };
 use sepal_core::error::Error;
-use sepal_core::layer::{Needs, Pass};
+use sepal_core::layer::{Layer, Needs, Pass};
 use sepal_core::loss::Score;
 use sepal_core::neighbour::{Nearest, Pair, Rows};
 use sepal_core::net::Normalisation;
 use sepal_core::optim::Rule;
-use sepal_core::plan::{self, Chain};
+use sepal_core::plan::{self, Chain, Reached};
 use sepal_core::reference::BankRows::{F16, F32};
 use sepal_core::reference::{Reference, rows};
 use sepal_core::stage::{Loss, Objective};
@@ -22,7 +22,7 @@ use sepal_core::stage::{Loss, Objective};
 use crate::arch::Instructions;
 use crate::conv::Precision;
 use crate::fused::Group;
-use crate::{blocks, folded, fused, layers, objective, optim, search, soft};
+use crate::{blocks, folded, fused, layers, objective, optim, residual, search, soft};
 
 /// The rows in f32, in `memory`.
 fn widened<'a>(rows: Rows<'a, half::f16>, memory: &'a mut Vec<f32>) -> Rows<'a, f32> {
@@ -195,8 +195,8 @@ impl Backend for Cpu<'_> {
         self.reference.bytes()
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        layers::needs(self.precision, chain, at, x, pass)
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
+        layers::needs(self.precision, chain, at, reached, pass)
     }
 
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
@@ -305,6 +305,12 @@ impl Backend for Cpu<'_> {
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
         let (with, precision) = (self.instructions, self.precision);
         self.run(|reference| layers::backward(with, precision, reference.arena(), call))
+    }
+
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        let Layer::Residual(l) = *call.layer else { return Ok(()) };
+        let (with, precision) = (self.instructions, self.precision);
+        self.run(|reference| residual::backward_source(with, precision, reference.arena(), call, l))
     }
 
     fn eval_block(&mut self, block: &EvalBlock<'_>) -> Result<Slot, Error> {

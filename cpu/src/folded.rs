@@ -36,11 +36,13 @@ impl Folded {
     fn new(chain: &Chain<'_>, at: usize) -> Option<Self> {
         let Some(Layer::Conv2d(conv)) = chain.get(at) else { return None };
         let mut folded = Self { conv: *conv, norm: None, clamp: None, pool: None };
-        if let Some(Layer::BatchNorm(norm)) = chain.get(at + folded.len()) {
+        // What a residual addition reads again is written.
+        let behind = |len| chain.get(at + len).filter(|_| chain.held(at + len) == 0);
+        if let Some(Layer::BatchNorm(norm)) = behind(folded.len()) {
             folded.norm = Some(*norm);
         }
         let top = f32::INFINITY;
-        match chain.get(at + folded.len()) {
+        match behind(folded.len()) {
             Some(Layer::Activation(Activation::Relu)) => {
                 folded.clamp = Some(Clamp { slope: 0.0, top });
             }
@@ -54,7 +56,7 @@ impl Folded {
             Some(Layer::Activation(_)) => return Some(folded),
             _ => {}
         }
-        match chain.get(at + folded.len()) {
+        match behind(folded.len()) {
             Some(Layer::MaxPool(pool)) => folded.pool = Some(Pool::Max(pool.window)),
             Some(Layer::AvgPool(pool)) => folded.pool = Some(Pool::Average(pool.window)),
             _ => {}

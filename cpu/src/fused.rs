@@ -12,7 +12,7 @@
 //! run in part, and single layers alone.
 
 use sepal_core::arena::{Arena, Slot};
-use sepal_core::backend::{Backend, Call, Param, Phase, TrainBlock};
+use sepal_core::backend::{self, Backend, Call, Param, Phase, TrainBlock, backward_sources};
 use sepal_core::error::Error;
 use sepal_core::layer::{Activation, BatchNorm, Layer, MaxPool, Pass};
 use sepal_core::plan::{Chain, ParamsWalk, PlanError, TrainWalk};
@@ -39,7 +39,11 @@ pub(crate) struct Group<'a> {
 fn length(chain: &Chain<'_>, at: usize, past: usize, x: Slot) -> usize {
     let body = chain.body.len();
     let past = if chain.keep && at < body { past.min(body) } else { past };
-    let layer = |i: usize| if at + i < past { chain.get(at + i) } else { None };
+    let layer = |i: usize| {
+        // What a residual addition reads again is written.
+        let within = at + i < past && (i == 0 || chain.held(at + i) == 0);
+        if within { chain.get(at + i) } else { None }
+    };
     if !is_blocked(x) {
         return 1;
     }
@@ -87,8 +91,8 @@ impl<'b, 'a, B: Backend + ?Sized> Calls<'b, 'a, B> {
         let (at, x) = (self.at, self.walk.x());
         let impossible = PlanError::Shape { layer: at, input: x.shape };
         let TrainBlock { chain, phase, .. } = *self.block;
-        let layer = chain.get(at).ok_or(impossible)?;
-        let needs = self.backend.needs(&chain, at, x, Pass::Train).ok_or(impossible)?;
+        let (layer, needs) =
+            backend::needs(self.backend, &chain, at, self.walk.reached(), Pass::Train)?;
         let param = Param::Ram(self.params.step(layer.tensors(x.shape).ok_or(impossible)?)?);
         let place = self.walk.step(needs)?;
         self.at += 1;
@@ -143,6 +147,7 @@ pub(crate) fn backward_block<B: Backend>(
         };
         past = calls.at - group.len;
         each(backend, &group)?;
+        backward_sources(backend, block, past)?;
     }
     Ok(())
 }

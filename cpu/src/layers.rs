@@ -6,7 +6,7 @@ use sepal_core::arena::{Arena, Dtype, Layout, Lease, Slot, Word};
 use sepal_core::backend::{Call, Param, Phase};
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Dropout, KMaxPool, Layer, Needs, Pass, Tensors};
-use sepal_core::plan::Chain;
+use sepal_core::plan::{Chain, Reached};
 use sepal_core::reference::{self, layer_seed, stored};
 use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
@@ -19,28 +19,31 @@ use crate::blocks::{
 use crate::conv::{Clamp, Conv, Epilogue, Precision};
 use crate::fused::norm_of_pool;
 use crate::norm::Coefficients;
-use crate::{dense, folded, norm, pool, unit};
+use crate::{dense, folded, norm, pool, residual, unit};
 
 /// What a layer asks of the planner here: the reference's needs in the layout that reaches it, and
 /// this crate's scratch.
 ///
 /// Convolutions read either layout and give blocks of eight channels. Norms, activations, pools,
-/// dropout, standardisation and unit length keep the layout of their input. The others read either
+/// dropout, standardisation, unit length and residual additions keep the layout of their input. The others read either
 /// layout and give the reference's.
 pub(crate) fn needs(
     precision: Precision,
     chain: &Chain<'_>,
     at: usize,
-    x: Slot,
+    reached: Reached,
     pass: Pass,
 ) -> Option<Needs> {
-    let layer = chain.get(at)?;
+    let (layer, x) = (chain.get(at)?, reached.x);
     if pass != Pass::Train
         && let Some(needs) = folded::needs(precision, chain, at, x, pass)
     {
         return needs;
     }
     let needs = layer.needs(x.shape, pass)?;
+    if let Layer::Residual(l) = layer {
+        return residual::needs(precision, *l, reached.source(chain, at), x, needs);
+    }
     let needs = match layer {
         Layer::Conv2d(_) => Needs { layout: Layout::Nchw8c, ..needs },
         _ if is_blocked(x) => blocked_needs(layer, x, pass, needs)?,
@@ -304,6 +307,9 @@ pub(crate) fn forward(
     let (layer, place, phase) = (call.layer, call.place, call.phase);
     let shape = place.x.shape;
     let Some(out) = layer.output(shape) else { return reference::forward(arena, call) };
+    if let Layer::Residual(l) = layer {
+        return residual::forward(with, precision, arena, call, *l);
+    }
     let eval = phase == Phase::Eval;
     let pass = if eval { Pass::Eval } else { Pass::Train };
     let stays = layer.needs(shape, pass).is_some_and(|needs| needs.in_place);
@@ -624,6 +630,7 @@ pub(crate) fn backward(
                 _ => back(layer, shape, out, dy, dx),
             }
         }
+        Layer::Residual(_) => residual::backward(arena, place)?,
         _ => return reference::backward(arena, call),
     }
     Ok(())

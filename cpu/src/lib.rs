@@ -43,6 +43,7 @@ mod norm;
 mod objective;
 mod optim;
 mod pool;
+mod residual;
 mod search;
 mod soft;
 mod sum;

@@ -6,12 +6,12 @@ mod common;
 use common::*;
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{
-    Backend, Device, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
+    self, Backend, Device, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
     plan_eval, plan_train,
 };
 use sepal_core::layer::*;
 use sepal_core::loss::Score;
-use sepal_core::plan::{self, Chain};
+use sepal_core::plan::{self, Chain, Reached};
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
@@ -242,7 +242,8 @@ impl<'a> Block<'a> {
         backend.read(y, HostMut::F32(&mut out)).unwrap();
         let mut walk = block.plan.walk(block.x);
         for at in 0..block.chain.len() {
-            let needs = backend.needs(&block.chain, at, walk.x(), Pass::Train).unwrap();
+            let (_, needs) =
+                backend::needs(backend, &block.chain, at, walk.reached(), Pass::Train).unwrap();
             walk.step(needs).unwrap();
         }
         backend.write(walk.dx(), Host::F32(&values(5, out.len()))).unwrap();
@@ -423,7 +424,7 @@ fn what_lies_between_is_left_out() {
     block.run(&mut cpu, &values(1, len(shape)));
     let chain = block.block.chain;
     let mut walk = block.block.plan.walk(block.block.x);
-    let needs = cpu.needs(&chain, 0, walk.x(), Pass::Train).unwrap();
+    let needs = cpu.needs(&chain, 0, walk.reached(), Pass::Train).unwrap();
     let between = walk.step(needs).unwrap().y;
     let mut numbers = vec![0.0; len(between.shape)];
     cpu.read(between, HostMut::F32(&mut numbers)).unwrap();
@@ -434,7 +435,7 @@ fn what_lies_between_is_left_out() {
     let chain = Chain::new(&layers);
     let mut x = Slot::new(0, shape, Dtype::F32);
     for at in 0..layers.len() {
-        let needs = cpu.needs(&chain, at, x, Pass::Eval).unwrap();
+        let needs = cpu.needs(&chain, at, Reached::first(x), Pass::Eval).unwrap();
         assert_eq!((needs.out, needs.view), (Shape::new(3, 8, 3, 3), at > 0), "{at}");
         x = Slot { shape: needs.out, layout: needs.layout, ..x };
     }

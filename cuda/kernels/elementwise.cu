@@ -1,7 +1,13 @@
-// Raw samples as the net takes them: a thread for each element, bound by memory bandwidth. Up to
-// four channels have a factor and a summand of their own; of more, all have the same.
+// Sums, and raw samples as the net takes them: a thread for each element, bound by memory bandwidth.
+// Of raw samples up to four channels have a factor and a summand of their own; of more, all have the
+// same.
 
 #include "common.cuh"
+
+KERNEL add(const float *__restrict__ x, float *y, u32 len) {
+    const u64 i = element();
+    if (i < len) y[i] = __fadd_rn(y[i], x[i]);
+}
 
 #define AFFINE(channel) \
     const u32 c = channel; \

@@ -10,19 +10,19 @@ use sepal_core::backend::{
     same_length,
 };
 use sepal_core::error::Error;
-use sepal_core::layer::{Needs, Pass, Role};
+use sepal_core::layer::{Layer, Needs, Pass, Role};
 use sepal_core::loss::Score;
 use sepal_core::neighbour::{Nearest, Pair};
 use sepal_core::net::{Model, Normalisation};
 use sepal_core::optim::Rule;
-use sepal_core::plan::{self, Chain};
+use sepal_core::plan::{self, Chain, Reached};
 use sepal_core::stage::Objective;
 
 use crate::driver::OpenError;
 use crate::gpu::{Address, Buffer, Gpu, Opened, Page};
 use crate::layers::{self, Backward, Forward};
 use crate::memory::Memory;
-use crate::{activation, conv, elementwise, folded, objective, optim, search};
+use crate::{activation, conv, elementwise, folded, objective, optim, residual, search};
 
 /// A CUDA device, on which backends are opened.
 ///
@@ -154,7 +154,11 @@ impl Backend for Cuda {
         2
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
+        let x = reached.x;
+        if let Layer::Residual(l) = chain.get(at)? {
+            return residual::needs(*l, reached.source(chain, at), x, pass);
+        }
         let folded = if pass == Pass::Train { None } else { folded::needs(chain, at, x, pass) };
         folded.unwrap_or_else(|| layers::needs(chain.get(at)?, x.shape, pass))
     }
@@ -262,6 +266,10 @@ impl Backend for Cuda {
 
     fn forward(&mut self, call: &Call<'_>) -> Result<(), Error> {
         let Call { layer, place, phase, .. } = *call;
+        if let Layer::Residual(l) = *layer {
+            let [w, b, ..] = self.parameters(call.param)?;
+            return residual::forward((&self.gpu, &self.memory), l, place, [w, b]);
+        }
         let shape = place.x.shape;
         let pass = if phase == Phase::Eval { Pass::Eval } else { Pass::Train };
         let needs = layers::needs(layer, shape, pass);
@@ -292,6 +300,9 @@ impl Backend for Cuda {
         let Param::Ram(p) = call.param else {
             return Err(Error::Unsupported("gradients of parameters that lie in the model"));
         };
+        if let Layer::Residual(_) = layer {
+            return residual::backward(&self.gpu, &self.memory, place);
+        }
         let shape = place.x.shape;
         let out = layer.output(shape);
         let out = out.ok_or(plan::PlanError::Shape { layer: call.index, input: shape })?;
@@ -327,6 +338,15 @@ impl Backend for Cuda {
                 dx,
             },
         )
+    }
+
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        let Layer::Residual(l) = *call.layer else { return Ok(()) };
+        let Param::Ram(p) = call.param else {
+            return Err(Error::Unsupported("gradients of parameters that lie in the model"));
+        };
+        let parameters = self.memory.lease([p.weight, p.dweight, p.dbias])?;
+        residual::backward_source((&self.gpu, &self.memory), l, call, parameters)
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {

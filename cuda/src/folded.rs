@@ -40,16 +40,18 @@ impl Folded {
     fn new(chain: &Chain<'_>, at: usize) -> Option<Self> {
         let Some(Layer::Conv2d(conv)) = chain.get(at) else { return None };
         let mut folded = Self { conv: *conv, norm: None, activation: None, pool: None };
-        if let Some(Layer::BatchNorm(norm)) = chain.get(at + folded.len()) {
+        // What a residual addition reads again is written.
+        let behind = |len| chain.get(at + len).filter(|_| chain.held(at + len) == 0);
+        if let Some(Layer::BatchNorm(norm)) = behind(folded.len()) {
             folded.norm = Some(*norm);
         }
-        match chain.get(at + folded.len()) {
+        match behind(folded.len()) {
             // More code than the rest of it, for few nets.
             Some(Layer::Activation(Activation::Tanh)) => return Some(folded),
             Some(Layer::Activation(activation)) => folded.activation = Some(*activation),
             _ => {}
         }
-        match chain.get(at + folded.len()) {
+        match behind(folded.len()) {
             Some(Layer::MaxPool(pool)) if is_in_thread(*pool) => folded.pool = Some(*pool),
             _ => {}
         }

@@ -37,6 +37,7 @@ mod objective;
 mod optim;
 mod pool;
 mod product;
+mod residual;
 mod search;
 
 pub use backend::{Cuda, OnCuda};

@@ -8,7 +8,7 @@ use sepal_conformance::{Cut, Tolerance, len, read, values, wide, write};
 use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{Backend, Call, Param, Phase};
 use sepal_core::layer::{Conv2d, Dense, Layer, Pass, Project};
-use sepal_core::plan::{Chain, ParamSlots, Place};
+use sepal_core::plan::{Chain, ParamSlots, Place, Reached};
 use sepal_core::shape::Shape;
 use sepal_cuda::{Cuda, OnCuda};
 
@@ -76,7 +76,8 @@ impl Case {
         let layers = [layer];
         let x = Slot::new(0, shape, Dtype::F32);
         let planner = device.backend(0).expect("no memory is there");
-        let needs = planner.needs(&Chain::new(&layers), 0, x, Pass::Train).expect("small");
+        let needs =
+            planner.needs(&Chain::new(&layers), 0, Reached::first(x), Pass::Train).expect("small");
 
         let mut cut = Cut::default();
         let vector = |cut: &mut Cut, len: usize| match len {
@@ -98,6 +99,7 @@ impl Case {
                 Passes::Weights => Slot::EMPTY,
                 _ => cut.slot(shape, Dtype::F32),
             },
+            ..Place::NONE
         };
         let call = Call { layer: &layer, index: 0, place, param: Param::Ram(slots), phase: PHASE };
 

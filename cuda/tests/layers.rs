@@ -16,7 +16,7 @@ use sepal_core::layer::{
 };
 use sepal_core::net::Normalisation;
 use sepal_core::optim::Rule;
-use sepal_core::plan::{self, Chain, ParamSlots, Place};
+use sepal_core::plan::{self, Chain, ParamSlots, Place, Reached};
 use sepal_core::reference::layer_seed;
 use sepal_core::shape::Shape;
 
@@ -86,7 +86,7 @@ impl Case {
         let layers = [layer];
         let planner = device.backend(0).expect("no memory is there");
         let x = Slot::new(0, shape, Dtype::F32);
-        let needs = planner.needs(&Chain::new(&layers), 0, x, pass).expect("small");
+        let needs = planner.needs(&Chain::new(&layers), 0, Reached::first(x), pass).expect("small");
 
         let mut cut = Cut::default();
         let vector = |cut: &mut Cut, len: usize, dtype| match len {
@@ -108,6 +108,7 @@ impl Case {
             backward_scratch: vector(&mut cut, needs.backward_scratch, Dtype::U8),
             dy,
             dx: if needs.gradient_in_place { Slot::EMPTY } else { cut.slot(shape, Dtype::F32) },
+            ..Place::NONE
         };
         let call = Call { layer: &layer, index: INDEX, place, param: Param::Ram(slots), phase };
 

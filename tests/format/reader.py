@@ -41,6 +41,7 @@ LAYERS = {
     15: ("avg_pool_to", [("rows", "b"), ("columns", "b")]),
     16: ("channel_std", []),
     17: ("project", [("dimensions", "w"), ("seed", "d")]),
+    18: ("residual", [("back", "b"), ("projects", "t")]),
     19: ("embedding", [("tokens", "w"), ("dimensions", "w")]),
     20: ("k_max_pool", [("k", "b")]),
     21: ("space_to_depth", [("factor", "b")]),
@@ -163,6 +164,18 @@ def output(name, f, shape):
     return shape
 
 
+def check_sum(f, index, shape, waiting):
+    """Whether a layer can add what reached one of `waiting`, the layers of its block before it."""
+    need(f["back"] and index - f["back"] in waiting, "layer", index, "adds what is not in its block")
+    source = waiting[index - f["back"]]
+    if f["projects"]:
+        c, h, w = source
+        need(c == f["channels"], "channels are", c)
+        sh, sw = f["stride"]
+        source = shape[0], places(h, 1, sh, 0), places(w, 1, sw, 0)
+    need(source == shape, "layer", index, "adds", source, "to", shape)
+
+
 def parameters(name, f, shape):
     """Elements of weight, bias, mean and variance."""
     c, h, w = shape
@@ -178,6 +191,8 @@ def parameters(name, f, shape):
         return 0, 0, c * h * w, c * h * w
     if name == "embedding":
         return f["tokens"] * f["dimensions"], 0, 0, 0
+    if name == "residual" and f["projects"]:
+        return c * f["channels"], c, 0, 0
     return 0, 0, 0, 0
 
 
@@ -246,6 +261,8 @@ class File:
             need(tag in LAYERS, "tag is", tag)
             name, layout = LAYERS[tag]
             fields = {key: f.all(kinds) if len(kinds) > 1 else f.one(kinds) for key, kinds in layout}
+            if name == "residual" and fields["projects"]:
+                fields |= {"channels": f.one("w"), "stride": f.all("bb")}
             self.layers.append((name, fields))
         elif kind == TENSOR:
             self.tensors.append(tuple(f.all("hbbwwww")))
@@ -279,8 +296,19 @@ class File:
         need(ascending and (ends[-1] if ends else 0) == len(self.layers), "blocks end at", ends)
         need(self.net["features"] <= len(ends), "features are", self.net["features"])
         shape, expected = self.net["input"], []
+        shapes, waits = {}, {}
+        for index, (name, fields) in enumerate(self.layers):
+            if name == "residual":
+                waits[index - fields["back"]] = index
         for index, (name, fields) in enumerate(self.layers):
             need(all(shape), "layer", index, "takes", shape)
+            if index in ends:
+                shapes = {}
+            if name == "residual":
+                check_sum(fields, index, shape, shapes)
+            shapes[index] = shape
+            held = [first for first in shapes if waits.get(first, 0) > index]
+            need(len(held) <= 2, "at layer", index, "wait", len(held))
             after = output(name, fields, shape)
             lengths = enumerate(parameters(name, fields, shape))
             expected += [(index, role, elements) for role, elements in lengths if elements]

@@ -12,15 +12,15 @@ use super::record::Fields;
 use crate::arena::Dtype;
 use crate::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, Role,
-    SpaceToDepth, Standardise, Window,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Projection, Quantise,
+    Residual, Role, SpaceToDepth, Standardise, Window,
 };
 
 macro_rules! tags {
     ($($name:ident = $number:literal, $text:literal;)*) => {
         $(#[doc = concat!("The tag of `", $text, "`.")] pub const $name: u16 = $number;)*
 
-        /// Every tag with the layer's name, [`Layer::name`]; [`RESIDUAL`] is reserved.
+        /// Every tag with the layer's name, [`Layer::name`].
         pub const TABLE: &[(u16, &str)] = &[$(($name, $text)),*];
     };
 }
@@ -43,7 +43,7 @@ tags! {
     AVG_POOL_TO = 15, "avg_pool_to";
     CHANNEL_STD = 16, "channel_std";
     PROJECT = 17, "project";
-    RESIDUAL = 18, "residual addition";
+    RESIDUAL = 18, "residual";
     EMBEDDING = 19, "embedding";
     K_MAX_POOL = 20, "k_max_pool";
     SPACE_TO_DEPTH = 21, "space_to_depth";
@@ -70,6 +70,7 @@ pub const fn of(layer: &Layer) -> u16 {
         Layer::AvgPoolTo(_) => AVG_POOL_TO,
         Layer::ChannelStd(_) => CHANNEL_STD,
         Layer::Project(_) => PROJECT,
+        Layer::Residual(_) => RESIDUAL,
         Layer::Embedding(_) => EMBEDDING,
         Layer::KMaxPool(_) => K_MAX_POOL,
         Layer::SpaceToDepth(_) => SPACE_TO_DEPTH,
@@ -101,6 +102,10 @@ impl Serialize for Tagged<'_> {
             Layer::Dropout(Dropout { rate }) => (tag, rate).serialize(s),
             Layer::AvgPoolTo(AvgPoolTo { h, w }) => (tag, h, w).serialize(s),
             Layer::Project(Project { dim, seed }) => (tag, dim, seed).serialize(s),
+            Layer::Residual(Residual { back, project: None }) => (tag, back, false).serialize(s),
+            Layer::Residual(Residual { back, project: Some(Projection { channels, stride }) }) => {
+                (tag, back, true, channels, stride).serialize(s)
+            }
             Layer::Embedding(Embedding { tokens, dim }) => (tag, tokens, dim).serialize(s),
             Layer::KMaxPool(KMaxPool { k }) => (tag, k).serialize(s),
             Layer::SpaceToDepth(SpaceToDepth { factor }) => (tag, factor).serialize(s),
@@ -145,6 +150,14 @@ pub(super) fn layer(f: &mut Fields<'_>) -> Result<Layer, FormatError> {
         AVG_POOL_TO => Layer::AvgPoolTo(AvgPoolTo { h: f.next()?, w: f.next()? }),
         CHANNEL_STD => Layer::ChannelStd(ChannelStd),
         PROJECT => Layer::Project(Project { dim: f.next()?, seed: f.next()? }),
+        RESIDUAL => {
+            let (back, projects) = (f.next()?, f.next()?);
+            let project = match projects {
+                true => Some(Projection { channels: f.next()?, stride: f.pair()? }),
+                false => None,
+            };
+            Layer::Residual(Residual { back, project })
+        }
         EMBEDDING => Layer::Embedding(Embedding { tokens: f.next()?, dim: f.next()? }),
         K_MAX_POOL => Layer::KMaxPool(KMaxPool { k: f.next()? }),
         SPACE_TO_DEPTH => Layer::SpaceToDepth(SpaceToDepth { factor: f.next()? }),
@@ -179,7 +192,7 @@ mod tests {
     use crate::format::record::Raw;
 
     const WINDOW: Window = Window { kernel: (1, 2), stride: (3, 4), pad: (5, 6) };
-    const LAYERS: [Layer; 21] = [
+    const LAYERS: [Layer; 22] = [
         Layer::Conv2d(Conv2d {
             filters: 300,
             kernel: (1, 2),
@@ -204,6 +217,10 @@ mod tests {
         Layer::AvgPoolTo(AvgPoolTo { h: 1, w: 2 }),
         Layer::ChannelStd(ChannelStd),
         Layer::Project(Project { dim: 3, seed: u64::MAX }),
+        Layer::Residual(Residual {
+            back: 200,
+            project: Some(Projection { channels: 70_000, stride: (1, 2) }),
+        }),
         Layer::Embedding(Embedding { tokens: 70_000, dim: 16 }),
         Layer::KMaxPool(KMaxPool { k: 8 }),
         Layer::SpaceToDepth(SpaceToDepth { factor: 2 }),
@@ -212,8 +229,7 @@ mod tests {
 
     #[test]
     fn every_layer_has_its_own_tag_and_comes_back() {
-        let tags = TABLE.iter().filter(|(tag, _)| *tag != RESIDUAL);
-        for (layer, &(tag, name)) in LAYERS.iter().zip(tags) {
+        for (layer, &(tag, name)) in LAYERS.iter().zip(TABLE) {
             let mut bytes = [0; 64];
             let written = postcard::to_slice(&Tagged(layer), &mut bytes).unwrap();
             assert_eq!((u16::from(written[0]), of(layer), layer.name()), (tag, tag, name));
@@ -224,7 +240,12 @@ mod tests {
                 assert!(super::layer(&mut Fields::new(&raw)).is_err(), "{name} cut");
             }
         }
-        assert_eq!(TABLE.len(), LAYERS.len() + 1, "all but the reserved one");
+        assert_eq!(TABLE.len(), LAYERS.len());
+        let plain = Layer::Residual(Residual::new(3));
+        let mut bytes = [0; 8];
+        let written = postcard::to_slice(&Tagged(&plain), &mut bytes).unwrap();
+        assert_eq!(*written, [18, 3, 0]);
+        assert_eq!(super::layer(&mut Fields::new(&Raw::new(0, written))), Ok(plain));
     }
 
     #[test]
@@ -234,12 +255,12 @@ mod tests {
         }
         assert_eq!(of(&LAYERS[0]), 1);
         assert_eq!(of(&LAYERS[16]), 17);
-        assert_eq!(of(&LAYERS[17]), 19);
+        assert_eq!(of(&LAYERS[18]), 19);
     }
 
     #[test]
-    fn reserved_and_unknown_tags_are_refused() {
-        for tag in [0, RESIDUAL, 99] {
+    fn unknown_tags_are_refused() {
+        for tag in [0u16, 23, 99] {
             let bytes = [tag as u8];
             let refused = super::layer(&mut Fields::new(&Raw::new(0, &bytes)));
             let unknown = FormatError::Unknown { field: "layer tag", found: u64::from(tag) };

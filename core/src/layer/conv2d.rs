@@ -94,10 +94,21 @@ impl Conv2d {
     pub fn forward<T: Real>(self, shape: Shape, x: &[T], w: &[T], b: &[T], y: &mut [T]) {
         let Some(out) = self.output(shape) else { return };
         let g = Geometry::new(self, shape, out);
+        for y in y.chunks_exact_mut(g.y_sample) {
+            for (k, y) in y.chunks_exact_mut(g.y_plane).enumerate() {
+                y.fill(b.get(k).copied().unwrap_or(T::ZERO));
+            }
+        }
+        self.accumulate(shape, x, w, y);
+    }
+
+    /// As [`forward`](Self::forward) without a bias, added to `y`.
+    pub(crate) fn accumulate<T: Real>(self, shape: Shape, x: &[T], w: &[T], y: &mut [T]) {
+        let Some(out) = self.output(shape) else { return };
+        let g = Geometry::new(self, shape, out);
         for (x, y) in x.chunks_exact(g.x_sample).zip(y.chunks_exact_mut(g.y_sample)) {
             let filters = y.chunks_exact_mut(g.y_plane).zip(w.chunks_exact(g.filter));
             for (k, (y, w)) in filters.enumerate() {
-                y.fill(b.get(k).copied().unwrap_or(T::ZERO));
                 for (x, w) in g.group(x, k).zip(w.chunks_exact(g.taps)) {
                     for (tap, &w) in w.iter().enumerate() {
                         for (x, y) in rows(self.window(), tap, shape, out).pairs_mut(x, y) {
@@ -129,11 +140,26 @@ impl Conv2d {
         dw: &mut [T],
         db: &mut [T],
     ) {
-        let Some(out) = self.output(shape) else { return };
-        let g = Geometry::new(self, shape, out);
         if let Some(dx) = dx.as_deref_mut() {
             dx.fill(T::ZERO);
         }
+        self.accumulate_gradients(shape, x, w, dy, dx, dw, db);
+    }
+
+    /// As [`backward`](Self::backward), added to `dx` too.
+    #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
+    pub(crate) fn accumulate_gradients<T: Real>(
+        self,
+        shape: Shape,
+        x: &[T],
+        w: &[T],
+        dy: &[T],
+        mut dx: Option<&mut [T]>,
+        dw: &mut [T],
+        db: &mut [T],
+    ) {
+        let Some(out) = self.output(shape) else { return };
+        let g = Geometry::new(self, shape, out);
         let samples = x.chunks_exact(g.x_sample).zip(dy.chunks_exact(g.y_sample));
         for (n, (x, dy)) in samples.enumerate() {
             for (k, (dy, dw)) in

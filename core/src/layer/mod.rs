@@ -28,6 +28,7 @@ mod l2_normalise;
 mod max_pool;
 mod project;
 mod quantise;
+mod residual;
 mod space_to_depth;
 mod standardise;
 mod sum;
@@ -49,6 +50,7 @@ pub use l2_normalise::L2Normalise;
 pub use max_pool::MaxPool;
 pub use project::Project;
 pub use quantise::Quantise;
+pub use residual::{Projection, Residual};
 pub use space_to_depth::SpaceToDepth;
 pub use standardise::Standardise;
 pub(crate) use sum::{sum, sum_pairs};
@@ -160,6 +162,7 @@ pub enum Layer {
     KMaxPool(KMaxPool),
     SpaceToDepth(SpaceToDepth),
     Quantise(Quantise),
+    Residual(Residual),
 }
 
 /// Rectified linear units: the layer that most nets name most often.
@@ -199,6 +202,11 @@ pub struct Needs {
     pub forward_scratch: usize,
     /// Needed during backward only.
     pub backward_scratch: usize,
+    /// What is added to the input.
+    pub adds: Option<Residual>,
+    /// How many layers further on the last residual addition of what this one reads comes; 0 where
+    /// there is none. Until then that stays where it is.
+    pub held: u8,
 }
 
 impl Needs {
@@ -214,6 +222,8 @@ impl Needs {
             saved: (0, Dtype::F32),
             forward_scratch: 0,
             backward_scratch: 0,
+            adds: None,
+            held: 0,
         }
     }
 }
@@ -243,6 +253,7 @@ impl Layer {
             Self::KMaxPool(_) => "k_max_pool",
             Self::SpaceToDepth(_) => "space_to_depth",
             Self::Quantise(_) => "quantise",
+            Self::Residual(_) => "residual",
         }
     }
 
@@ -267,6 +278,7 @@ impl Layer {
             Self::KMaxPool(l) => l.output(x),
             Self::SpaceToDepth(l) => l.output(x),
             Self::Quantise(l) => l.output(x),
+            Self::Residual(l) => l.output(x),
         }
     }
 
@@ -278,6 +290,7 @@ impl Layer {
             Self::Dense(l) => l.tensors(x),
             Self::Standardise(l) => l.tensors(x),
             Self::Embedding(l) => l.tensors(x),
+            Self::Residual(l) => l.tensors(x),
             _ => Some(Tensors::NONE),
         }
     }
@@ -286,13 +299,14 @@ impl Layer {
     pub const fn macs(&self, x: Shape) -> u64 {
         let (Some(y), Some(t)) = (self.output(x), self.tensors(x)) else { return 0 };
         match self {
-            Self::Conv2d(_) => y.n as u64 * t.weight as u64 * y.plane() as u64,
+            Self::Conv2d(_) | Self::Residual(_) => y.n as u64 * t.weight as u64 * y.plane() as u64,
             Self::Dense(_) => y.n as u64 * t.weight as u64,
             _ => 0,
         }
     }
 
-    /// What the reference asks of the planner; `None` where the layer cannot take `x`.
+    /// What the reference asks of the planner; `None` where the layer cannot take `x`. What the chain
+    /// around it asks for is not known here; see [`Chain::needs`](crate::plan::Chain::needs).
     pub const fn needs(&self, x: Shape, pass: Pass) -> Option<Needs> {
         let Some(out) = self.output(x) else { return None };
         let train = matches!(pass, Pass::Train);
@@ -306,7 +320,9 @@ impl Layer {
         Some(match self {
             Self::Activation(_) | Self::Quantise(_) => Needs { keeps_output: train, ..staying },
             Self::Flatten(_) => Needs { view: true, ..staying },
+            Self::Dropout(_) if !train => Needs { view: true, ..staying },
             Self::Dropout(_) | Self::Standardise(_) => staying,
+            Self::Residual(l) => Needs { adds: Some(*l), ..staying },
             Self::L2Normalise(_) => {
                 Needs { keeps_output: train, saved: (x.n, Dtype::F32), ..staying }
             }

@@ -5,7 +5,7 @@ use crate::arena::Dtype;
 use crate::layer::{
     Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise, RELU, Tensors,
 };
-use crate::plan::Chain;
+use crate::plan::{Chain, Reached};
 use crate::shape::Shape;
 
 /// Places that are computed side by side.
@@ -228,9 +228,9 @@ const fn joins(activation: &Activation, numbers: bool) -> bool {
     }
 }
 
-/// The layer at `at`, where it lies before `past`.
+/// The layer at `at`, where it lies before `past` and no residual addition reads what it reads.
 const fn before<'m>(chain: &Chain<'m>, at: usize, past: usize) -> Option<&'m Layer> {
-    if at < past { chain.get(at) } else { None }
+    if at < past && chain.held(at) == 0 { chain.get(at) } else { None }
 }
 
 /// Whether the pool cuts its input into windows that a tile holds: nothing is computed twice.
@@ -257,13 +257,17 @@ const fn is_computed(chain: &Chain<'_>, at: usize) -> bool {
 pub(crate) const fn needs(
     chain: &Chain<'_>,
     at: usize,
-    x: Shape,
-    dtype: Dtype,
+    reached: Reached,
     pass: Pass,
 ) -> Option<Needs> {
     let Some(layer) = chain.get(at) else { return None };
+    let (x, dtype) = (reached.x.shape, reached.x.dtype);
     if matches!(pass, Pass::Train) {
         return layer.needs(x, pass);
+    }
+    let added = reached.source(chain, at).dtype;
+    if matches!(layer, Layer::Residual(_)) && !matches!((dtype, added), (Dtype::F32, Dtype::F32)) {
+        return None;
     }
     let Some(group) = Group::of(chain, at) else { return None };
     if at > group.first {

@@ -22,6 +22,7 @@
 //! bytes too. Where `Quantise` is the first layer, with the steps of raw bytes, they are read as
 //! they are. Layers that no `Quantise` stands before compute in f32: a net can be of both kinds.
 //! Batch norm and leaky ReLU behind sums of bytes run in f32, each alone, and take its memory.
+//! Residual additions are of numbers: a net that has one cannot be planned where bytes would reach it.
 
 mod conv;
 mod float;
@@ -42,7 +43,7 @@ use crate::loss::Score;
 use crate::neighbour::{Nearest, Pair};
 use crate::net::{Model, Net, Normalisation, Stored};
 use crate::optim::Rule;
-use crate::plan::{self, Chain, ParamSlots, PlanError, tri};
+use crate::plan::{self, Chain, ParamSlots, PlanError, Reached, tri};
 use crate::reference::{self, Reference};
 use crate::stage::Objective;
 use group::Kind;
@@ -61,7 +62,8 @@ const ROWS: usize = 2;
 /// With `ALL`, the default, layers without a kernel of their own run as the reference runs them.
 /// Without it they are an error, and the code of the reference is not linked: what a firmware image
 /// wants. There are kernels for convolution, dense, batch norm, max-pool, mean pools,
-/// activations but tanh, flattening, dropout, standardisation, unit length and `Quantise`.
+/// activations but tanh, flattening, dropout, standardisation, unit length, residual additions and
+/// `Quantise`.
 ///
 /// Objectives, searches and the training of whole batches are the reference's; [`Tuning`] trains one
 /// block, one sample at a time.
@@ -118,17 +120,16 @@ pub(crate) const fn plan(
     pass: Pass,
 ) -> Result<plan::Eval, PlanError> {
     let mut plan = tri!(plan::Eval::of(at, input));
-    let (mut x, mut i) = (input, 0);
+    let mut i = 0;
     while i < chain.len() {
-        let impossible = PlanError::Shape { layer: i, input: x.shape };
+        let reached = plan.reached();
+        let impossible = PlanError::Shape { layer: i, input: reached.x.shape };
         let Some(layer) = chain.get(i) else { return Err(impossible) };
-        let (Some(_), Some(needs)) =
-            (layer.tensors(x.shape), needs(&chain, i, x.shape, x.dtype, pass))
-        else {
+        if layer.tensors(reached.x.shape).is_none() {
             return Err(impossible);
-        };
-        plan = tri!(plan.push(i, x.shape, x.layout, x.dtype, needs));
-        x = Slot { shape: needs.out, dtype: needs.dtype, ..x };
+        }
+        let own = needs(&chain, i, reached, pass);
+        plan = tri!(plan.push(tri!(chain.needs(i, reached, own))));
         i += 1;
     }
     Ok(plan)
@@ -290,8 +291,8 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
         matches!(input_type(net, pass), Dtype::U8)
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        needs(chain, at, x.shape, x.dtype, pass)
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
+        needs(chain, at, reached, pass)
     }
 
     fn write(&mut self, slot: Slot, from: Host<'_>) -> Result<(), Error> {
@@ -328,6 +329,10 @@ impl<const ALL: bool> Backend for Micro<'_, ALL> {
 
     fn backward(&mut self, call: &Call<'_>) -> Result<(), Error> {
         self.reference.backward(call)
+    }
+
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<(), Error> {
+        self.reference.backward_source(call)
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {

@@ -31,7 +31,8 @@ pub(super) struct Op<'m> {
     pub group: Group<'m>,
     pub x: Slot,
     pub y: Slot,
-    /// What is kept: by unit length the norms, under training the places that won the pool.
+    /// What is kept: by unit length the norms, under training the places that won the pool. What a
+    /// residual addition adds.
     pub saved: Slot,
     /// As numbers.
     pub scratch: Slot,
@@ -73,7 +74,9 @@ impl<'m> Op<'m> {
 
     /// x (unless the group works in place), y, what is saved, and scratch.
     fn memory<'a>(&self, arena: &'a mut Arena<'_>) -> [Lease<'a>; 4] {
-        arena.planned_leases([self.input(), &self.y, &self.saved, &self.scratch])
+        // A sum that is written over what it adds is that and x.
+        let saved = if self.saved.at == self.y.at { &Slot::EMPTY } else { &self.saved };
+        arena.planned_leases([self.input(), &self.y, saved, &self.scratch])
     }
 
     fn input(&self) -> &Slot {
@@ -82,13 +85,12 @@ impl<'m> Op<'m> {
 
     /// What the reference is told to run a layer alone.
     pub fn call<'a>(&'a self, param: Param<'a>) -> Call<'a> {
-        let none = Slot::EMPTY;
         let layer = match self.group.kind {
             Kind::Other(layer) => layer,
             _ => &RELU,
         };
         let Self { x, y, saved, scratch, .. } = *self;
-        let place = Place { x, y, saved, scratch, backward_scratch: none, dy: none, dx: none };
+        let place = Place { x, y, saved, scratch, source: saved, ..Place::NONE };
         Call { layer, index: self.group.first, place, param, phase: Phase::Eval }
     }
 
@@ -211,8 +213,11 @@ impl<'m> Ops<'m> {
         ) else {
             return Err(impossible);
         };
-        let place = self.walk.step(needs);
-        let op = Op::new(group, [place.x, place.y, place.saved, place.scratch], lengths, self.pass);
+        let needs = tri!(self.chain.needs(self.at, self.walk.reached(), Some(needs)));
+        let place = tri!(self.walk.step(needs));
+        self.walk.skip(group.len.saturating_sub(1));
+        let saved = if needs.adds.is_some() { place.source } else { place.saved };
+        let op = Op::new(group, [place.x, place.y, saved, place.scratch], lengths, self.pass);
         Ok((Op { before: self.before, ..op }, group.len))
     }
 }

@@ -20,6 +20,7 @@ pub(super) const fn kernel(layer: &Layer, writes: Dtype) -> Option<Kernel> {
         Layer::GlobalAvgPool(_) => global_avg_pool,
         Layer::Standardise(_) => standardise,
         Layer::L2Normalise(_) => l2_normalise,
+        Layer::Residual(_) => residual,
         _ => return None,
     })
 }
@@ -78,6 +79,25 @@ fn l2_normalise(
 ) -> Result<(), Error> {
     if let Kind::Other(Layer::L2Normalise(l)) = op.group.kind {
         l.forward::<f32>(op.x.shape, y.planned(), saved.planned());
+    }
+    Ok(())
+}
+
+/// Adds x to what is added where the sum is written over that, otherwise what is added to x.
+fn residual(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [x, y, source, scratch]: Memory<'_>,
+) -> Result<(), Error> {
+    if let Kind::Other(Layer::Residual(l)) = op.group.kind {
+        let (x, y, source) = (x.planned::<f32>(), y.planned::<f32>(), source.planned::<f32>());
+        if source.is_empty() {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
+            return Ok(());
+        }
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = *x);
+        let [w, b, ..] = p.numbers(op, scratch.planned())?;
+        l.forward(op.saved.shape, op.x.shape.c, source, w, b, y);
     }
     Ok(())
 }

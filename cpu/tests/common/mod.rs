@@ -4,7 +4,7 @@
 use sepal_core::arena::{Dtype, Layout, Slot, Word};
 use sepal_core::backend::{Backend, Call, Host, HostMut, Param, Phase};
 use sepal_core::layer::{Layer, Pass, Role, Tensors};
-use sepal_core::plan::{Chain, ParamSlots, Place};
+use sepal_core::plan::{Chain, ParamSlots, Place, Reached};
 use sepal_core::shape::Shape;
 
 /// How far two results may be apart: at most `relative` times the larger of 1 and the largest
@@ -122,7 +122,7 @@ fn place<B: Backend>(
 ) -> Placed {
     let layers = [*layer];
     let x = Slot { layout, ..Slot::new(0, shape, Dtype::F32) };
-    let needs = backend.needs(&Chain::new(&layers), 0, x, pass).unwrap();
+    let needs = backend.needs(&Chain::new(&layers), 0, Reached::first(x), pass).unwrap();
     let tensors = if pass == Pass::Narrow { Tensors::NONE } else { layer.tensors(shape).unwrap() };
     let mut bump = Bump(0);
     let place = Place {
@@ -133,6 +133,7 @@ fn place<B: Backend>(
         backward_scratch: bump.bytes(needs.backward_scratch),
         dy: bump.lying(needs.out, Dtype::F32, needs.layout),
         dx: bump.lying(shape, Dtype::F32, layout),
+        ..Place::NONE
     };
     let slots = ParamSlots {
         weight: bump.vector(tensors.weight, Dtype::F32),

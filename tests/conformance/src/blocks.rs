@@ -5,10 +5,11 @@ use sepal_core::arena::{Dtype, Slot};
 use sepal_core::backend::{self, Backend, EvalBlock, EvalParams, Phase, TrainBlock};
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, RELU, Role,
-    SpaceToDepth, Standardise, Window,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Pass, Project, Projection, RELU,
+    Residual, Role, SpaceToDepth, Standardise, Window,
 };
 use sepal_core::plan::{self, Chain};
+use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
 use sepal_core::stage::Objective;
 
@@ -34,6 +35,20 @@ const fn dense(units: u32) -> Layer {
 
 const fn max_pool(size: u8) -> Layer {
     Layer::MaxPool(MaxPool { window: Window::square(size) })
+}
+
+const fn add(back: u8) -> Layer {
+    Layer::Residual(Residual::new(back))
+}
+
+/// An addition of what has `channels`, every `stride`-th place of it.
+const fn project(back: u8, channels: u32, stride: u8) -> Layer {
+    let project = Some(Projection { channels, stride: (stride, stride) });
+    Layer::Residual(Residual { back, project })
+}
+
+const fn half(filters: u32) -> Layer {
+    Layer::Conv2d(Conv2d { stride: (2, 2), pad: (1, 1), ..Conv2d::new(filters, 3) })
 }
 
 /// A chain's parameters, input, and where they lie for training.
@@ -110,8 +125,8 @@ impl<'a> Bench<'a> {
     fn dy(&self, backend: &dyn Backend) -> Slot {
         let mut walk = self.plan.walk(self.x);
         for at in 0..self.chain.len() {
-            let needs = backend.needs(&self.chain, at, walk.x(), Pass::Train);
-            walk.step(needs.expect("the layer runs")).expect("it was planned");
+            let needs = backend::needs(backend, &self.chain, at, walk.reached(), Pass::Train);
+            walk.step(needs.expect("the layer runs").1).expect("it was planned");
         }
         walk.dx()
     }
@@ -305,6 +320,128 @@ pub fn everything_in_place(with: With) {
     let layers = [dense(8), STANDARDISE, DROPOUT, STANDARDISE, TANH, L2];
     check(with, &layers, Shape::rows(4, 5));
     check(with, &[dense(8), L2, L2, TANH, TANH], Shape::rows(4, 5));
+}
+
+/// Units of a ResNet: the sum of what they read and of a branch, or of its projection, and ReLU.
+pub fn residual_units(with: With) {
+    for (c, shape) in
+        [(3, Shape::new(3, 2, 6, 6)), (8, Shape::new(2, 3, 4, 5)), (9, Shape::new(2, 1, 7, 5))]
+    {
+        let unit = [conv(c), NORM, RELU, conv(c), NORM, add(5), RELU];
+        let (first, second) = ([conv(c), NORM, RELU], [dense(2)]);
+        check(with, &[&first[..], &unit, &second].concat(), shape);
+        check(with, &[&first[..], &unit, &unit, &second].concat(), shape);
+        let smaller = [half(2 * c), NORM, RELU, conv(2 * c), NORM, project(5, c, 2), RELU];
+        check(with, &[&first[..], &smaller, &second].concat(), shape);
+        check(with, &[&first[..], &unit, &smaller, &second].concat(), shape);
+        // The block's input is added: its gradient is nobody's, that of the projection is.
+        let c = shape.c;
+        check(with, &[conv(c), NORM, add(2), RELU, conv(2)], shape);
+        check(with, &[half(5), NORM, project(2, c, 2), RELU, conv(2)], shape);
+        check(with, &[conv(4), RELU, conv(c), project(3, c, 1)], shape);
+    }
+}
+
+/// Three convolutions in a branch, ReLU6 within it and none behind the sum; depthwise ones.
+pub fn residual_bottlenecks(with: With) {
+    let depthwise = |c| Layer::Conv2d(Conv2d { groups: c, pad: (1, 1), ..Conv2d::new(c, 3) });
+    let point = |filters| Layer::Conv2d(Conv2d::new(filters, 1));
+    let relu6 = Layer::Activation(Activation::Relu6);
+    let unit = [point(12), NORM, relu6, depthwise(12), NORM, relu6, point(3), NORM, add(8)];
+    check(
+        with,
+        &[&[conv(3), NORM][..], &unit, &unit, &[dense(2)]].concat(),
+        Shape::new(3, 2, 5, 4),
+    );
+    let smaller = [point(4), RELU, half(4), RELU, point(9), project(5, 3, 2)];
+    check(with, &[&[conv(3), LEAKY][..], &smaller, &[TANH]].concat(), Shape::new(2, 2, 6, 6));
+}
+
+/// Norm and activation in front: the layers that read what is added would overwrite it.
+pub fn residual_before_norms(with: With) {
+    let unit = [NORM, RELU, conv(3), NORM, LEAKY, conv(3), add(6)];
+    let shape = Shape::new(3, 2, 4, 4);
+    check(with, &[&[conv(3)][..], &unit, &unit, &[dense(2)]].concat(), shape);
+    for first in [RELU, TANH, LEAKY, DROPOUT, STANDARDISE, L2, NORM] {
+        check(with, &[conv(3), first, conv(3), add(2), dense(2)], shape);
+        check(with, &[conv(3), first, TANH, add(2), RELU, dense(2)], shape);
+        check(with, &[first, LEAKY, conv(2), add(3), dense(2)], shape);
+        // What is added lies between layers that would run as one.
+        check(with, &[conv(3), NORM, first, max_pool(1), add(2), LEAKY], shape);
+        check(with, &[conv(3), NORM, LEAKY, max_pool(2), first, add(1), dense(2)], shape);
+    }
+}
+
+/// Sums within sums, in a row, of one source, and one that reaches from within another.
+pub fn residual_nests(with: With) {
+    let shape = Shape::new(3, 2, 4, 4);
+    let (c, t) = (conv(3), TANH);
+    check(with, &[c, c, c, t, add(2), c, add(5), t, dense(2)], shape);
+    check(with, &[c, c, add(1), add(2), add(3), dense(2)], shape);
+    check(with, &[c, c, add(1), c, add(3), c, add(1), dense(2)], shape);
+    check(with, &[c, c, t, c, add(2), t, c, add(4), c, dense(2)], shape);
+    check(with, &[c, RELU, c, project(2, 3, 1), project(3, 3, 1), c], shape);
+    check(
+        with,
+        &[c, half(3), project(1, 3, 2), t, half(5), project(2, 3, 2), project(5, 3, 4)],
+        Shape::new(2, 2, 9, 9),
+    );
+    // Two gradients that wait at once, of sums that could lie in one place.
+    check(with, &[c, c, add(1), project(1, 3, 1), DROPOUT, project(3, 3, 1), dense(2)], shape);
+    check(with, &[c, c, LEAKY, c, add(3), LEAKY, add(1), LEAKY, dense(2)], shape);
+}
+
+/// Rows, views of what is added, and sums whose memory other layers keep.
+pub fn residual_rows(with: With) {
+    let rows = Shape::rows(5, 6);
+    let d = dense(6);
+    check(with, &[d, TANH, d, add(2), L2], rows);
+    check(with, &[d, TANH, FLATTEN, d, add(2), TANH, add(1), L2], rows);
+    check(with, &[d, DROPOUT, FLATTEN, TANH, DROPOUT, add(3), d], rows);
+    check(with, &[d, FLATTEN, add(1), RELU, d], rows);
+    check(with, &[d, FLATTEN, TANH, add(2), d, add(2), FLATTEN, add(2)], rows);
+    check(with, &[d, STANDARDISE, RELU, dense(9), project(3, 6, 1), NORM, d], rows);
+    check(
+        with,
+        &[conv(8), FLATTEN, dense(9), TANH, dense(128), add(3), dense(2)],
+        Shape::new(2, 2, 4, 4),
+    );
+}
+
+/// Chains at random: what a plan overwrites too early shows.
+pub fn residual_chains(with: With) {
+    for chain in 0..40 {
+        let mut rng = Rng::new(2, Purpose::Sample, 0, chain);
+        let input = Shape::new(3, 2, 6, 5);
+        let (mut layers, mut shapes) = (vec![conv(3)], vec![input, Shape { c: 3, ..input }]);
+        while layers.len() < 10 {
+            let back = 1 + rng.below(5);
+            let first = (layers.len() as u32).saturating_sub(back) as usize;
+            let layer = match rng.below(12) {
+                0 => half(1 + rng.below(9)),
+                1 => conv(1 + rng.below(9)),
+                2 => conv(3),
+                3 => NORM,
+                4 => LEAKY,
+                5 => TANH,
+                6 => DROPOUT,
+                7 => max_pool(1),
+                8 => FLATTEN,
+                9 => project(back as u8, shapes[first].c, 1 + rng.below(2) as u8),
+                _ => add(back as u8),
+            };
+            // A norm of few numbers is far from the function that it is near.
+            let reached = shapes[layers.len()];
+            let few = reached.n * reached.plane() < 12 && matches!(layer, Layer::BatchNorm(_));
+            layers.push(layer);
+            match layer.output(reached) {
+                Some(out) if !few && Chain::new(&layers).check(input).is_ok() => shapes.push(out),
+                _ => _ = layers.pop(),
+            }
+        }
+        layers.push(dense(2));
+        check(with, &layers, input);
+    }
 }
 
 /// Two dropout layers of one width drop different places.

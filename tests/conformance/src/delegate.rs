@@ -61,6 +61,11 @@ macro_rules! delegate {
             self.$i.backward(call)
         }
     };
+    (@ $i:ident backward_source) => {
+        fn backward_source(&mut self, call: &$crate::seam::Call<'_>) -> $crate::seam::Result<()> {
+            self.$i.backward_source(call)
+        }
+    };
     (@ $i:ident objective) => {
         fn objective(
             &mut self,

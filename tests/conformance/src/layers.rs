@@ -349,8 +349,8 @@ impl Bench {
         let block = self.block(phase);
         let mut walk = block.plan.walk(block.x);
         let mut step = |at| {
-            let needs = backend.needs(&block.chain, at, walk.x(), Pass::Train);
-            walk.step(needs.expect("the layer runs")).expect("it was planned")
+            let needs = backend::needs(backend, &block.chain, at, walk.reached(), Pass::Train);
+            walk.step(needs.expect("the layer runs").1).expect("it was planned")
         };
         let (_, place) = (step(0), step(1));
         Call { layer: &self.layers[1], index: 1, place, param: Param::Ram(self.slots()), phase }

@@ -129,7 +129,9 @@ macro_rules! suite {
                 convolution_norm_pool, convolution_tanh_pool, dense_dropout, relu_over_tanh,
                 unit_length_over_relu, relu_over_dropout, first_layer_in_place, views_in_a_row,
                 norms_in_a_row, deviation_and_projection, text, planes_to_channels,
-                pools_in_a_row, everything_in_place, two_dropouts_differ, gradients_accumulate
+                pools_in_a_row, everything_in_place, two_dropouts_differ, gradients_accumulate,
+                residual_units, residual_bottlenecks, residual_before_norms, residual_nests,
+                residual_rows, residual_chains
             } }
             $crate::tests! { objectives {
                 random, images, single_sample, one_class, class_of_one, duplicates, ties,

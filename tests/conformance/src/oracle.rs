@@ -134,6 +134,8 @@ impl Forward {
             }
             Layer::SpaceToDepth(l) => l.forward(shape, x, y),
             Layer::Quantise(l) => l.forward(y),
+            // The chain adds what it adds.
+            Layer::Residual(_) => {}
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
     }
@@ -178,6 +180,7 @@ impl Forward {
             Layer::KMaxPool(l) => l.backward(shape, &self.places, dy, &mut dx),
             Layer::SpaceToDepth(l) => l.backward(shape, dy, &mut dx),
             Layer::Quantise(l) => l.backward(y, &mut dx),
+            Layer::Residual(_) => {}
             _ => panic!("a layer that the suite does not know: {}", self.layer.name()),
         }
         Backward { dx, dparams: [dw, db] }
@@ -195,7 +198,12 @@ pub fn forward(
     let (mut x, mut shape) = (x.to_vec(), shape);
     let mut steps = vec![];
     for (at, (layer, params)) in layers.iter().zip(params).enumerate() {
-        let step = Forward::new(layer, shape, phase_of(phase, at), &x, params);
+        let mut step = Forward::new(layer, shape, phase_of(phase, at), &x, params);
+        if let Layer::Residual(l) = layer {
+            let source: &Forward = &steps[at - usize::from(l.back)];
+            let [w, b, ..] = &step.params;
+            l.forward(source.shape, shape.c, &source.x, w, b, &mut step.y);
+        }
         shape = layer.output(shape).expect("the layers fit each other");
         x = step.y.clone();
         steps.push(step);
@@ -206,15 +214,85 @@ pub fn forward(
 /// The gradients of all parameters, layer by layer.
 pub fn backward(steps: &[Forward], dy: &[f64]) -> Vec<[Vec<f64>; 2]> {
     let mut dy = dy.to_vec();
-    let mut gradients: Vec<_> = steps
-        .iter()
+    // What residual additions further on add to the gradient of each layer's input.
+    let mut added: Vec<_> = steps.iter().map(|step| vec![0.0; step.x.len()]).collect();
+    let mut gradients: Vec<_> = (0..steps.len())
         .rev()
-        .map(|step| {
-            let Backward { dx, dparams } = step.backward(&dy);
-            dy = dx;
+        .map(|at| {
+            let step = &steps[at];
+            let Backward { dx, mut dparams } = step.backward(&dy);
+            if let Layer::Residual(l) = step.layer {
+                let first = at - usize::from(l.back);
+                let (source, [w, ..], [dw, db]) = (&steps[first], &step.params, &mut dparams);
+                let (shape, c, ds) = (source.shape, step.shape.c, &mut added[first]);
+                l.backward(shape, c, &source.x, w, &dy, Some(ds), dw, db);
+            }
+            dy = dx.iter().zip(&added[at]).map(|(dx, added)| dx + added).collect();
             dparams
         })
         .collect();
     gradients.reverse();
     gradients
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sepal_core::layer::{Activation, BatchNorm, Conv2d, Projection, Residual};
+
+    /// Gradients of whole chains, by central differences: additions one behind the other, one within
+    /// another, with and without a projection, and two of one source.
+    #[test]
+    fn gradients_of_chains_are_derivatives() {
+        let conv = |filters| Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(filters, 3) });
+        let add = |back| Layer::Residual(Residual::new(back));
+        let project = |back, channels, stride| {
+            let project = Some(Projection { channels, stride: (stride, stride) });
+            Layer::Residual(Residual { back, project })
+        };
+        let norm = Layer::BatchNorm(BatchNorm { affine: true, eps: 1e-3, momentum: 0.1 });
+        let tanh = Layer::Activation(Activation::Tanh);
+        let half = Layer::Conv2d(Conv2d { stride: (2, 2), pad: (1, 1), ..Conv2d::new(3, 3) });
+        let chains = [
+            vec![conv(2), norm, tanh, conv(2), add(3), tanh, half, norm, tanh, project(3, 2, 2)],
+            vec![conv(2), conv(2), tanh, add(2), project(3, 2, 1), add(4), conv(1)],
+        ];
+        let shape = Shape::new(2, 2, 4, 4);
+        for layers in chains {
+            let mut reached = shape;
+            let mut numbers = vec![];
+            for (at, layer) in (1..).zip(&layers) {
+                numbers.push(params(layer, reached, 50 * at));
+                reached = layer.output(reached).expect("the layers fit each other");
+            }
+            let phase = Phase::Train { seed: 0, update: 0 };
+            let x = wide(&values(9, len(shape)));
+            let dy = wide(&values(8, len(reached)));
+            let steps = forward(&layers, shape, phase, &x, &numbers);
+            let gradients = backward(&steps, &dy);
+            let value = |numbers: &[Params]| -> f64 {
+                let steps = forward(&layers, shape, phase, &x, numbers);
+                let y = &steps.last().expect("there are layers").y;
+                y.iter().zip(&dy).map(|(y, dy)| y * dy).sum()
+            };
+            for (layer, roles) in gradients.iter().enumerate() {
+                for (role, gradient) in roles.iter().enumerate() {
+                    for (at, gradient) in gradient.iter().enumerate() {
+                        let moved = |by: f32| {
+                            let mut numbers = numbers.clone();
+                            numbers[layer][role][at] += by;
+                            (value(&numbers), f64::from(numbers[layer][role][at]))
+                        };
+                        let ((above, most), (below, least)) = (moved(1e-3), moved(-1e-3));
+                        let slope = (above - below) / (most - least);
+                        let bound = 1e-4 * gradient.abs().max(1.0);
+                        assert!(
+                            (slope - gradient).abs() < bound,
+                            "layer {layer}, {role}, {at}: {gradient} against {slope}"
+                        );
+                    }
+                }
+            }
+        }
+    }
 }

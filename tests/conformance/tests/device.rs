@@ -180,6 +180,10 @@ impl Backend for Device {
         self.launch(|b| b.backward(call))
     }
 
+    fn backward_source(&mut self, call: &Call<'_>) -> Result<()> {
+        self.launch(|b| b.backward_source(call))
+    }
+
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score> {
         self.launch(|b| b.objective(objective, at))
     }

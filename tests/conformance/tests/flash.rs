@@ -111,7 +111,8 @@ struct Watched<'a> {
 
 impl Backend for Watched<'_> {
     sepal_conformance::delegate! {
-        inner: bytes write read fill zero copy widen backward objective update nearest top_k
+        inner: bytes write read fill zero copy widen backward backward_source objective update
+            nearest top_k
     }
 
     fn prepare(&mut self, _: &Model<'_>, first: usize, last: usize) -> Result<()> {

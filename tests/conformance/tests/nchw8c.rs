@@ -5,9 +5,9 @@
 use sepal_conformance::Backend;
 use sepal_conformance::seam::{Call, Host, HostMut, Result, Slot};
 use sepal_core::arena::{Arena, ArenaError, Dtype, Layout, Word};
-use sepal_core::backend::{Param, Phase, TrainBlock, plan_train, same_length};
+use sepal_core::backend::{self, Param, Phase, TrainBlock, plan_train, same_length};
 use sepal_core::layer::{BatchNorm, Conv2d, Layer, MaxPool, Needs, Pass, RELU, Role, Window};
-use sepal_core::plan::{self, Chain};
+use sepal_core::plan::{self, Chain, Reached};
 use sepal_core::reference::{Reference, stored};
 use sepal_core::shape::Shape;
 use sepal_core::stage::Objective;
@@ -24,9 +24,10 @@ fn is_own(layer: Option<&Layer>) -> bool {
     matches!(layer, Some(Conv2d(_) | BatchNorm(_) | Activation(_) | MaxPool(_) | AvgPool(_)))
 }
 
-/// The layout of what layer `at` reads; that of its output for the next.
+/// The layout of what layer `at` reads; that of its output for the next. What is added further on lies
+/// as the addition reads it.
 fn layout(chain: &Chain<'_>, at: usize) -> Layout {
-    let blocked = at > 0 && (0..=at).all(|at| is_own(chain.get(at)));
+    let blocked = at > 0 && chain.held(at) == 0 && (0..=at).all(|at| is_own(chain.get(at)));
     if blocked { Layout::Nchw8c } else { Layout::Nchw }
 }
 
@@ -294,12 +295,12 @@ fn backward(arena: &mut Arena<'_>, call: &Call<'_>) -> Result<()> {
 
 impl Backend for Blocked<'_> {
     sepal_conformance::delegate! {
-        inner: bytes fill zero copy widen objective update nearest top_k
+        inner: bytes fill zero copy widen backward_source objective update nearest top_k
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
         let layer = chain.get(at)?;
-        let needs = layer.needs(x.shape, pass)?;
+        let needs = layer.needs(reached.x.shape, pass)?;
         if !is_own(Some(layer)) {
             return Some(needs);
         }
@@ -377,7 +378,7 @@ fn blocks_run_in_their_own_layout() {
     let block = TrainBlock { chain, params, plan, x, phase: Phase::Eval };
     let mut walk = block.plan.walk(block.x);
     let layouts = (0..layers.len()).map(|at| {
-        let needs = backend.needs(&chain, at, walk.x(), Pass::Train).unwrap();
+        let (_, needs) = backend::needs(&backend, &chain, at, walk.reached(), Pass::Train).unwrap();
         let place = walk.step(needs).unwrap();
         assert_eq!(place.dy.layout, place.y.layout);
         assert_eq!(place.y.bytes() % Word::BYTES, 0);

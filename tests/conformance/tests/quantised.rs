@@ -3,7 +3,7 @@
 
 use sepal_conformance::seam::{Call, Result};
 use sepal_conformance::{Backend, Tolerance, Word, values};
-use sepal_core::arena::{Dtype, Slot};
+use sepal_core::arena::Dtype;
 use sepal_core::backend::Param;
 use sepal_core::error::Error;
 use sepal_core::infer::Inference;
@@ -11,7 +11,7 @@ use sepal_core::layer::{
     Activation, Conv2d, Dense, Flatten, Layer, MaxPool, Needs, Pass, RELU, Role, Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Stored, TensorRecord, Weights};
-use sepal_core::plan::Chain;
+use sepal_core::plan::{Chain, Reached};
 use sepal_core::reference::Reference;
 use sepal_core::shape::Shape;
 
@@ -81,11 +81,12 @@ fn convolve(conv: Conv2d, shape: Shape, x: &[i8], weights: &[i8], [n, k, p, q]: 
 
 impl Backend for Quantised<'_> {
     sepal_conformance::delegate! {
-        inner: bytes write read fill zero copy widen backward objective update nearest top_k
+        inner: bytes write read fill zero copy widen backward backward_source objective update
+            nearest top_k
     }
 
-    fn needs(&self, chain: &Chain<'_>, at: usize, x: Slot, pass: Pass) -> Option<Needs> {
-        let layer = chain.get(at)?;
+    fn needs(&self, chain: &Chain<'_>, at: usize, reached: Reached, pass: Pass) -> Option<Needs> {
+        let (layer, x) = (chain.get(at)?, reached.x);
         let needs = layer.needs(x.shape, Pass::Eval)?;
         assert_ne!(pass, Pass::Train, "this backend only evaluates");
         let last = at + 1 == chain.len();
