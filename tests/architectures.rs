@@ -15,6 +15,7 @@ use sepal::models::fit::Fit;
 use sepal::models::gesture::{gesture, gesture_layers};
 use sepal::models::lenet::{lenet, lenet_layers, lenet5, lenet5_layers};
 use sepal::models::recipe;
+use sepal::models::resnet::{resnet8, resnet8_layers, resnet18, resnet18_layers};
 use sepal::models::simcnn::*;
 use sepal::models::vdcnn::*;
 use sepal::models::vgg::{vgg16, vgg16_layers, vgg19, vgg19_layers};
@@ -212,6 +213,12 @@ fn alexnets() {
 fn vggs() {
     check(vgg16(&scaled(vgg16_layers(CLASSES), 5), image(3, 32)));
     check(vgg19(&scaled(vgg19_layers(CLASSES), 5), image(1, 32)));
+}
+
+#[test]
+fn resnets() {
+    check(resnet8(&scaled(resnet8_layers(CLASSES), 25), image(1, 9)));
+    check(resnet18(&scaled(resnet18_layers(CLASSES), 5), image(3, 8)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use sepal::layer::Layer;
 use sepal::models::data::Dataset;
 use sepal::models::width::scaled;
-use sepal::models::{alexnet, gesture, lenet, simcnn, vdcnn, vgg};
+use sepal::models::{alexnet, gesture, lenet, resnet, simcnn, vdcnn, vgg};
 use sepal::net::{Input, Net, Normalisation};
 use sepal::source::Source;
 
@@ -25,6 +25,10 @@ pub enum Model {
     Vgg19,
     /// Five convolutions, dense 4096-4096-classes
     Alexnet,
+    /// A convolution and three residual units of 16 to 64 filters: MLPerf Tiny's net for images
+    Resnet8,
+    /// A convolution and eight residual units of 64 to 512 filters
+    Resnet18,
     /// Five 3x3 convolutions from 256 filters; space to depth halves the image
     Simcnn1,
     /// Four from 128 filters; each learns with an auxiliary net of one more of its width behind it
@@ -65,6 +69,8 @@ impl Model {
             Self::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
             Self::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
             Self::Alexnet => scaled(alexnet::alexnet_layers(classes), width).to_vec(),
+            Self::Resnet8 => scaled(resnet::resnet8_layers(classes), width).to_vec(),
+            Self::Resnet18 => scaled(resnet::resnet18_layers(classes), width).to_vec(),
             Self::Simcnn1 => scaled(simcnn::simcnn1_layers(classes), width).to_vec(),
             Self::Simcnn2 => scaled(simcnn::simcnn2_layers(classes), width).to_vec(),
             Self::Simcnn3 => scaled(simcnn::simcnn3_layers(classes), width).to_vec(),
@@ -84,6 +90,8 @@ impl Model {
             Self::Vgg16 => vgg::vgg16(layers, input),
             Self::Vgg19 => vgg::vgg19(layers, input),
             Self::Alexnet => alexnet::alexnet(layers, input),
+            Self::Resnet8 => resnet::resnet8(layers, input),
+            Self::Resnet18 => resnet::resnet18(layers, input),
             Self::Simcnn1 => simcnn::simcnn1(layers, input),
             Self::Simcnn2 => simcnn::simcnn2(layers, input),
             Self::Simcnn3 => simcnn::simcnn3(layers, input),

@@ -80,6 +80,10 @@ impl Row {
             Layer::BatchNorm(l) if l.affine => format!("{name} affine"),
             Layer::Dense(l) if l.bias => format!("{name} bias"),
             Layer::Dropout(l) => format!("{name} {}", l.rate),
+            Layer::Residual(l) => match l.project {
+                Some(p) => format!("{name} {} back, 1x1 /{}", l.back, p.stride.0),
+                None => format!("{name} {} back", l.back),
+            },
             _ => name.to_owned(),
         }
     }

@@ -30,7 +30,7 @@ use sepal_core::backend::Device;
 use sepal_core::error::Error;
 use sepal_core::layer::{BatchNorm, Conv2d, Dense, Layer, Quantise, Role};
 use sepal_core::net::{Input, Model, Net, Normalisation, TensorRecord, Weights};
-use sepal_core::plan::PlanError;
+use sepal_core::plan::{Chain, PlanError};
 use sepal_core::shape::Shape;
 use sepal_core::source::Source;
 
@@ -58,6 +58,11 @@ pub enum ExportError {
     Activation {
         /// The layer that it reaches.
         layer: usize,
+    },
+    /// A block with a residual addition, which is of numbers, among those that are to be bytes.
+    Residual {
+        /// The block.
+        block: usize,
     },
     /// A block that the net does not have.
     Block {
@@ -88,6 +93,10 @@ impl std::fmt::Display for ExportError {
             Self::Activation { layer } => {
                 write!(f, "what reaches layer {layer}: a number that is not finite")
             }
+            Self::Residual { block } => write!(
+                f,
+                "block {block} holds a residual addition, expected it among those that stay in f32"
+            ),
             Self::Block { block, blocks } => {
                 write!(f, "block {block}, expected one of {blocks}, counted from 0")
             }
@@ -189,7 +198,7 @@ impl Export {
             ranges: Vec::new(),
         };
         for block in blocks {
-            for Part { layer, numbers, scales } in block {
+            for Part { layer, numbers, scales, .. } in block {
                 for (role, numbers) in Role::ALL.into_iter().zip(&numbers) {
                     let scales = if role == Role::Weight { &scales[..] } else { &[] };
                     this.push(role, numbers, scales)?;
@@ -256,13 +265,15 @@ impl Export {
 /// filter or unit, are stored as i8.
 struct Part {
     layer: Layer,
+    /// Its place in its block, before layers went.
+    at: usize,
     numbers: [Vec<f32>; 4],
     scales: Vec<f32>,
 }
 
 impl Part {
     fn plain(layer: Layer) -> Self {
-        Self { layer, numbers: [const { Vec::new() }; 4], scales: Vec::new() }
+        Self { layer, at: 0, numbers: [const { Vec::new() }; 4], scales: Vec::new() }
     }
 
     /// Filters or units of a layer that multiplies.
@@ -303,7 +314,7 @@ fn parts(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
             if matches!(layer, Layer::Quantise(_)) {
                 return Err(ExportError::Quantised { layer: index });
             }
-            let mut part = Part::plain(*layer);
+            let mut part = Part { at: index - first, ..Part::plain(*layer) };
             let lengths = layer.tensors(shape).unwrap_or_default();
             let stored = model.weights.layer(&net, index);
             for ((role, stored), numbers) in
@@ -335,7 +346,8 @@ fn parts(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
 /// w'[k] = w[k] g[k],  b'[k] = (b[k] - mean[k]) g[k] + beta[k],  g = gamma / sqrt(variance + eps)
 /// w'[u,d] = w[u,d] / deviation[d],  b'[u] = b[u] - sum_d w'[u,d] mean[d]
 /// ```
-/// (0 for w' where the deviation is 0). What stands elsewhere stays. Weights become f32.
+/// (0 for w' where the deviation is 0). What stands elsewhere stays, and what gives or reads a tensor that
+/// a residual addition reads too. Weights become f32.
 ///
 /// # Errors
 /// A net that is none, or is quantised; weights that are missing or not finite.
@@ -346,6 +358,8 @@ pub fn fold(model: &Model<'_>) -> Result<Export, ExportError> {
 fn folded(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
     let mut blocks = parts(model)?;
     for block in &mut blocks {
+        let layers: Vec<Layer> = block.iter().map(|part| part.layer).collect();
+        let held = |at: usize| Chain::new(&layers).held(at) > 0;
         // A block is a layer at least.
         let dropouts = block.iter().filter(|p| matches!(p.layer, Layer::Dropout(_))).count();
         if dropouts < block.len() {
@@ -355,6 +369,7 @@ fn folded(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
         for mut part in std::mem::take(block) {
             if let (Layer::BatchNorm(norm), Some(last)) = (part.layer, done.last_mut())
                 && last.rows().is_some()
+                && !held(part.at)
             {
                 fold_norm(norm, &part, last);
                 continue;
@@ -363,7 +378,9 @@ fn folded(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
                 let flat = done.iter().rev().take_while(|p| matches!(p.layer, Layer::Flatten(_)));
                 let before = done.len() - flat.count();
                 let at = before.checked_sub(1).filter(|&at| {
-                    done.get(at).is_some_and(|p| matches!(p.layer, Layer::Standardise(_)))
+                    done.get(at).is_some_and(|p| {
+                        matches!(p.layer, Layer::Standardise(_)) && !(p.at + 1..=part.at).any(held)
+                    })
                 });
                 if let Some(at) = at {
                     fold_standardise(&done.remove(at), &mut part);
@@ -371,9 +388,23 @@ fn folded(model: &Model<'_>) -> Result<Vec<Vec<Part>>, ExportError> {
             }
             done.push(part);
         }
+        link(&mut done);
         *block = done;
     }
     Ok(blocks)
+}
+
+/// Has the residual additions of a block find what they add, now that layers before them have gone: the
+/// first that is left of those that read it, or stood behind it, reads it now.
+fn link(block: &mut [Part]) {
+    let places: Vec<usize> = block.iter().map(|part| part.at).collect();
+    for (at, part) in block.iter_mut().enumerate() {
+        if let Layer::Residual(residual) = &mut part.layer {
+            let source = part.at.saturating_sub(residual.back.into());
+            let first = places.partition_point(|&place| place < source);
+            residual.back = at.saturating_sub(first) as u8;
+        }
+    }
 }
 
 fn fold_norm(norm: BatchNorm, part: &Part, into: &mut Part) {
@@ -413,7 +444,7 @@ fn fold_standardise(part: &Part, into: &mut Part) {
 /// is small beside its bias has larger steps, or the sum would not hold the bias.
 ///
 /// # Errors
-/// As [`fold`]; settings that make no sense; activations that are not finite; samples of another
+/// As [`fold`]; settings that make no sense; a residual addition in a block that is to be bytes; activations that are not finite; samples of another
 /// shape than the net takes; what the device says.
 pub fn quantise<D: Device, S: Source>(
     device: &D,
@@ -435,6 +466,10 @@ pub fn quantise<D: Device, S: Source>(
     let mut folded = folded(model)?;
     let mut input = model.net.input;
     let float = |block: usize| floats.iter().any(|&float| usize::from(float) == block);
+    let adds = |block: &Vec<Part>| block.iter().any(|p| matches!(p.layer, Layer::Residual(_)));
+    if let Some(block) = (0..).zip(&folded).find(|&(at, block)| !float(at) && adds(block)) {
+        return Err(ExportError::Residual { block: block.0 });
+    }
     let bytes = match samples.is_u8() && !float(0) {
         true => read_bytes(&mut input, folded.first_mut().map_or(&mut [], |block| block)),
         false => None,
@@ -735,6 +770,93 @@ mod tests {
         blocks: &[5, 7, 8, 9, 10, 16, 17],
         features: 4,
     };
+
+    /// Layers go from around and within what is added, and the sums stay what they were.
+    #[test]
+    fn additions_find_what_they_add_when_layers_go() {
+        use sepal_core::layer::Residual;
+        let conv = |filters| Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(filters, 3) });
+        let (norm, add) =
+            (Layer::BatchNorm(BatchNorm::new()), |back| Layer::Residual(Residual::new(back)));
+        let drop = Layer::Dropout(Dropout { rate: 0.5 });
+        let layers = [
+            conv(3),
+            drop,
+            norm,
+            RELU,
+            drop,
+            conv(3),
+            norm,
+            drop,
+            add(4),
+            RELU,
+            conv(3),
+            norm,
+            add(1),
+            conv(3),
+            norm,
+            add(2),
+            Layer::Standardise(Standardise),
+            Layer::Flatten(Flatten),
+            Layer::Dense(Dense::new(75)),
+            add(1),
+            Layer::Dense(Dense::new(2)),
+        ];
+        let net = Net {
+            input: Input { shape: Shape::new(1, 2, 5, 5), normalisation: Normalisation::NONE },
+            layers: &layers,
+            blocks: &[16, 21],
+            features: 1,
+        };
+        assert_eq!(net.check(), Ok(()));
+        let mut weights = vec![0.0; net.params(layers.len()).unwrap()];
+        assert!(sepal_core::init::weights(&net, 3, &mut weights));
+        // What was measured is not what norms begin with.
+        for (at, layer) in layers.iter().enumerate() {
+            if matches!(layer, Layer::BatchNorm(_) | Layer::Standardise(_)) {
+                let range = net.params(at).unwrap()..net.params(at + 1).unwrap();
+                (0u8..)
+                    .zip(&mut weights[range])
+                    .for_each(|(i, w)| *w = 0.3 + f32::from(i % 5) * 0.2);
+            }
+        }
+        let model = Model { net, weights: Weights::Flat(&weights) };
+        let folded = fold(&model).unwrap();
+        let names: Vec<_> = folded.layers().iter().map(Layer::name).collect();
+        let expected = [
+            "conv2d",
+            "relu",
+            "conv2d",
+            "residual",
+            "relu",
+            "conv2d",
+            "batch_norm",
+            "residual",
+            "conv2d",
+            "residual",
+            "standardise",
+            "flatten",
+            "dense",
+            "residual",
+            "dense",
+        ];
+        assert_eq!(names, expected);
+        let run = |model: &Model<'_>| {
+            use sepal_core::infer::Inference;
+            use sepal_core::reference::Reference;
+            let plan = Inference::reference(model.net, 1).unwrap();
+            let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
+            let mut y = [0.0; 2];
+            let fill =
+                |raw: &mut [u8]| (0u8..).zip(raw).for_each(|(i, raw)| *raw = i.wrapping_mul(37));
+            plan.run(&mut Reference::new(&mut memory), model, 1, fill, &mut y).unwrap();
+            y
+        };
+        let (before, after) = (run(&model), run(&folded.model()));
+        for (before, after) in before.iter().zip(after) {
+            assert!((before - after).abs() < 1e-3 * before.abs().max(1.0), "{before} {after}");
+        }
+    }
 
     #[test]
     fn a_folded_net_is_the_same_net_block_by_block() {

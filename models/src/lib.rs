@@ -35,6 +35,7 @@ pub mod onnx;
 #[cfg(feature = "std")]
 mod pca;
 pub mod recipe;
+pub mod resnet;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 pub mod simcnn;

@@ -1,10 +1,10 @@
 //! Wider and narrower nets.
 
-use sepal_core::layer::{Conv2d, Dense, Embedding, Layer};
+use sepal_core::layer::{Conv2d, Dense, Embedding, Layer, Projection, Residual};
 
 /// The same layers with `percent` of the filters, hidden units and embedding dimensions: rounded
 /// to the nearest, at least 1. A dense layer that is the last keeps its size: it has an output for
-/// each class. Groups stay, so grouped convolutions may no longer fit.
+/// each class. Channels that a shortcut projects change as the filters that give them do. Groups stay, so grouped convolutions may no longer fit.
 ///
 /// ```
 /// use sepal_core::layer::{Dense, Layer};
@@ -29,6 +29,10 @@ pub const fn scaled<const LAYERS: usize>(
                 Layer::Dense(Dense { units: part(l.units, percent), ..l })
             }
             Layer::Embedding(l) => Layer::Embedding(Embedding { dim: part(l.dim, percent), ..l }),
+            Layer::Residual(Residual { back, project: Some(Projection { channels, stride }) }) => {
+                let project = Some(Projection { channels: part(channels, percent), stride });
+                Layer::Residual(Residual { back, project })
+            }
             other => other,
         };
         at += 1;
