@@ -132,9 +132,10 @@ impl<'m> Net<'m> {
             return Err(PlanError::Range { first, last: self.features as usize, layers });
         }
         tri!(self.output());
-        let mut i = 0;
+        let (mut shape, mut i) = (self.input.shape, 0);
         while let Some((first, last)) = self.block(i) {
-            match tri!(self.chain(first, last)).check(tri!(self.shape(first))) {
+            let chain = tri!(self.chain(first, last));
+            match chain.check(shape) {
                 Err(PlanError::Source { layer, back }) => {
                     return Err(PlanError::Source { layer: first + layer, back });
                 }
@@ -146,6 +147,7 @@ impl<'m> Net<'m> {
                 }
                 other => tri!(other),
             }
+            shape = tri!(chain.shape(shape, chain.len()));
             i += 1;
         }
         Ok(())

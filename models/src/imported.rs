@@ -18,7 +18,7 @@ pub enum Ending {
 
 /// A net with its weights. Where the file does not say otherwise it is cut into blocks that begin
 /// with a convolution or a dense layer, which the flattening, standardisation and dropout directly
-/// before it go with.
+/// before it go with; what a residual addition spans is one block.
 ///
 /// Features then end before the first dense layer. Where there is none, or nothing before it, they end
 /// before the last block.
@@ -84,6 +84,31 @@ pub(crate) fn not_finite(numbers: &[f32]) -> Option<String> {
     Some(format!("element {at} is {number}, expected a finite number"))
 }
 
+/// Has a convolution do what a batch norm behind it does: scale, shift, means and variances.
+pub(crate) fn fold_norm(
+    norm: &[Vec<f32>; 4],
+    eps: f32,
+    weight: &mut [f32],
+    bias: &mut [f32],
+) -> Result<(), String> {
+    let [gamma, beta, mean, variance] = norm;
+    let lengths = norm.each_ref().map(Vec::len);
+    if lengths != [bias.len(); 4] {
+        return Err(format!("{lengths:?} numbers, expected {} of each", bias.len()));
+    }
+    let rows = weight.chunks_mut((weight.len() / bias.len().max(1)).max(1));
+    let norms = gamma.iter().zip(beta).zip(mean.iter().zip(variance));
+    for ((row, bias), ((gamma, beta), (mean, variance))) in rows.zip(bias).zip(norms) {
+        let factor = f64::from(*gamma) / (f64::from(*variance) + f64::from(eps)).sqrt();
+        if !factor.is_finite() {
+            return Err(format!("variance {variance}, expected more than {}", -eps));
+        }
+        row.iter_mut().for_each(|w| *w = (f64::from(*w) * factor) as f32);
+        *bias = ((f64::from(*bias) - f64::from(*mean)) * factor + f64::from(*beta)) as f32;
+    }
+    Ok(())
+}
+
 impl Imported {
     /// Joins `pieces`, whose parameters have the right lengths.
     pub(crate) fn new(input: Input, pieces: Vec<Piece>, ending: Ending) -> Result<Self, PlanError> {
@@ -142,11 +167,21 @@ fn cut(layers: &[Layer]) -> (Vec<u16>, u16) {
     let joins = |layer: &&Layer| {
         matches!(layer, Layer::Flatten(_) | Layer::Standardise(_) | Layer::Dropout(_))
     };
+    let crosses = |first: usize| {
+        let mut ahead = layers.iter().enumerate().skip(first).take(u8::MAX.into());
+        ahead.any(|(at, layer)| match layer {
+            Layer::Residual(l) => at.saturating_sub(l.back.into()) < first,
+            _ => false,
+        })
+    };
     let (mut blocks, mut features): (Vec<u16>, Option<u16>) = (Vec::new(), None);
     let mut multiplied = false;
     for (at, layer) in layers.iter().enumerate().filter(|(_, layer)| multiplies(layer)) {
         let along = layers.iter().take(at).rev().take_while(joins).count();
         let first = (at - along) as u16;
+        if multiplied && crosses(first.into()) {
+            continue;
+        }
         if multiplied {
             blocks.push(first);
         }
@@ -166,7 +201,7 @@ fn cut(layers: &[Layer]) -> (Vec<u16>, u16) {
 mod tests {
     use super::*;
     use crate::lenet::lenet5_layers;
-    use sepal_core::layer::{Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, RELU};
+    use sepal_core::layer::{Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, RELU, Residual};
 
     #[test]
     fn blocks_begin_with_what_multiplies() {
@@ -175,7 +210,11 @@ mod tests {
         const DROP: Layer = Layer::Dropout(Dropout { rate: 0.5 });
         const FLAT: Layer = Layer::Flatten(Flatten);
         const POOL: Layer = Layer::GlobalAvgPool(GlobalAvgPool);
-        let cases: [(&[Layer], &[u16], u16); 8] = [
+        const ADD: Layer = Layer::Residual(Residual::new(2));
+        let cases: [(&[Layer], &[u16], u16); 11] = [
+            (&[CONV, RELU, CONV, CONV, ADD, RELU, CONV, CONV, ADD, DENSE], &[2, 6, 9, 10], 3),
+            (&[CONV, DENSE, DENSE, ADD, DENSE], &[1, 4, 5], 1),
+            (&[CONV, CONV, ADD, CONV, CONV, ADD], &[3, 6], 1),
             (&lenet5_layers(10), &[3, 6, 9, 11, 12], 2),
             (&[RELU, CONV, RELU, CONV, POOL, FLAT, DROP, DENSE], &[3, 5, 8], 2),
             (&[FLAT, DENSE, RELU, DENSE, RELU, DENSE], &[3, 5, 6], 2),

@@ -2,8 +2,8 @@
 
 use prost::Message;
 use sepal_core::layer::{
-    Activation, AvgPool, AvgPoolTo, BatchNorm, Conv2d, Dense, Dropout, Layer, MaxPool, Role,
-    SpaceToDepth, Window,
+    Activation, AvgPool, AvgPoolTo, BatchNorm, Conv2d, Dense, Dropout, Layer, MaxPool, Residual,
+    Role, SpaceToDepth, Window,
 };
 use sepal_core::net::{Model, Normalisation};
 use sepal_core::shape::Shape;
@@ -70,11 +70,14 @@ struct Writer {
     /// The value that the next node reads, and whether it is a matrix of rows.
     last: String,
     rows: bool,
+    /// The same for what reached each layer.
+    reached: Vec<(String, bool)>,
 }
 
 impl Writer {
     fn new(rows: bool) -> Self {
-        Self { nodes: Vec::new(), tensors: Vec::new(), last: "input".to_owned(), rows }
+        let (nodes, tensors, reached) = (Vec::new(), Vec::new(), Vec::new());
+        Self { nodes, tensors, last: "input".to_owned(), rows, reached }
     }
 
     fn tensor(&mut self, name: String, dims: &[u32], numbers: &[f32]) -> String {
@@ -124,6 +127,7 @@ impl Writer {
     /// One layer; false where no operator is written for it.
     fn layer(&mut self, at: usize, layer: &Layer, x: Shape, numbers: [Vec<f32>; 4]) -> bool {
         let Some(y) = layer.output(x) else { return false };
+        self.reached.push((self.last.clone(), self.rows));
         let name = format!("{at}_{}", layer.name());
         let [weight, bias, mean, variance] = numbers;
         match *layer {
@@ -212,6 +216,7 @@ impl Writer {
             Layer::SpaceToDepth(SpaceToDepth { factor }) => {
                 self.node(name, "SpaceToDepth", Vec::new(), vec![int("blocksize", factor.into())]);
             }
+            Layer::Residual(l) => return self.add(at, name, l, x, weight, bias),
             Layer::Dropout(Dropout { rate }) => {
                 let constant = self.tensor(format!("{at}.ratio"), &[], &[rate]);
                 self.node(name, "Dropout", vec![constant], Vec::new());
@@ -234,6 +239,34 @@ impl Writer {
             }
             _ => return false,
         }
+        true
+    }
+
+    /// A residual addition; false where its source is written as rows and x is not.
+    fn add(
+        &mut self,
+        at: usize,
+        name: String,
+        l: Residual,
+        x: Shape,
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+    ) -> bool {
+        let source = at.checked_sub(l.back.into()).and_then(|first| self.reached.get(first));
+        let Some((mut source, rows)) = source.cloned() else { return false };
+        if rows != self.rows || rows && l.project.is_some() {
+            return false;
+        }
+        if let Some(project) = l.project {
+            let dims = [x.c, project.channels, 1, 1];
+            let weight = self.tensor(format!("{at}.weight"), &dims, &weight);
+            let bias = self.tensor(format!("{at}.bias"), &[x.c], &bias);
+            let last = std::mem::replace(&mut self.last, source);
+            let attributes = window(project.conv(x.c).window());
+            self.node(format!("{at}_project"), "Conv", vec![weight, bias], attributes);
+            source = std::mem::replace(&mut self.last, last);
+        }
+        self.node(name, "Add", vec![source], Vec::new());
         true
     }
 
@@ -264,7 +297,7 @@ impl Writer {
     }
 
     fn finish(self, input: ValueInfo, y: Shape) -> Result<Vec<u8>, OnnxError> {
-        let Self { nodes, tensors, last, rows } = self;
+        let Self { nodes, tensors, last, rows, .. } = self;
         let graph = Graph {
             name: "sepal".to_owned(),
             input: vec![input],

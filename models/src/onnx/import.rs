@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use prost::Message;
 use sepal_core::layer::{
     Activation, AvgPool, BatchNorm, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, Layer, MaxPool,
-    RELU, Role, SpaceToDepth, Window,
+    Projection, RELU, Residual, Role, SpaceToDepth, Window,
 };
 use sepal_core::net::{Input, Normalisation};
 use sepal_core::shape::Shape;
@@ -14,7 +14,7 @@ use super::node::{self, Taps, axes, window};
 use super::proto::{Graph, Model, Node, Tensor, ValueInfo, element};
 use super::tensor::{Constant, fault};
 use super::{OPSETS, OnnxError, Unsupported};
-use crate::imported::{Ending, Imported, Piece};
+use crate::imported::{Ending, Imported, Piece, fold_norm};
 
 /// Numbers that the weights of a net may have, before [`OnnxError::Weights`]: these, and one for
 /// each byte of the file.
@@ -26,7 +26,9 @@ const ALLOWANCE: usize = 1 << 20;
 /// sample without moving its numbers becomes [`Flatten`] or nothing. Where a constant is added to
 /// what a convolution or a dense layer gives, or it is multiplied, one number for each channel, that
 /// goes into weights and bias; before the first layer it goes into the normalisation of samples. A
-/// kernel that is dilated, or padded on one side, gets zeros where it reads nothing. A softmax at
+/// kernel that is dilated, or padded on one side, gets zeros where it reads nothing. A sum of two
+/// activations is a residual addition where one of them is what the other was made of, or that behind a
+/// convolution of 1x1 and a batch norm, which goes into the convolution. A softmax at
 /// the end is [`Imported::ending`]. Batch norm stays a layer;
 /// [`export::fold`](crate::export::fold) takes it away.
 ///
@@ -68,8 +70,29 @@ enum Value<'a> {
         dims: Vec<usize>,
         version: usize,
     },
+    /// What a convolution beside the layers gives: the number of a [`Shortcut`].
+    Shortcut(usize),
     /// What a node that is not supported gives.
     Unknown,
+}
+
+/// A convolution of 1x1, with the norm behind it, of which the output is added further on.
+struct Shortcut {
+    /// The activation that it reads.
+    version: usize,
+    project: Projection,
+    dims: Vec<usize>,
+    /// Weights and biases.
+    numbers: [Vec<f32>; 2],
+}
+
+/// Where an activation came about.
+#[derive(Clone, Copy)]
+struct Made {
+    /// How many layers gave it.
+    layers: usize,
+    /// What gave it gives something else since: it computes what stood behind it, too.
+    changed: bool,
 }
 
 /// Why a node is no layer.
@@ -108,6 +131,11 @@ struct Walk<'a> {
     read: HashSet<&'a str>,
     pieces: Vec<Piece>,
     version: usize,
+    /// Each version of the input.
+    made: Vec<Made>,
+    /// Outputs of nodes that stand beside the layers.
+    beside: HashSet<&'a str>,
+    shortcuts: Vec<Shortcut>,
     /// Factor and summand of each channel before the first layer.
     affine: Option<Vec<(f64, f64)>>,
     ending: Ending,
@@ -138,6 +166,9 @@ impl<'a> Walk<'a> {
             read,
             pieces: Vec::new(),
             version: 0,
+            made: vec![Made { layers: 0, changed: false }],
+            beside: beside(graph),
+            shortcuts: Vec::new(),
             affine: None,
             ending: Ending::Logits,
             end: None,
@@ -246,6 +277,7 @@ impl<'a> Walk<'a> {
 
     fn next(&mut self, dims: Vec<usize>) -> Value<'a> {
         self.version += 1;
+        self.made.push(Made { layers: self.pieces.len(), changed: false });
         Value::Activation { dims, version: self.version }
     }
 
@@ -274,7 +306,7 @@ impl<'a> Walk<'a> {
     fn activation(&mut self, node: &'a Node, at: usize) -> Result<Vec<usize>, Stop> {
         match self.value(node, at)? {
             Some(Value::Activation { dims, version }) if version == self.version => Ok(dims),
-            Some(Value::Activation { .. }) => Err(branch(node, at)),
+            Some(Value::Activation { .. } | Value::Shortcut(_)) => Err(branch(node, at)),
             Some(Value::Constant(constant)) => {
                 let name = constant.name;
                 Err(format!("`{name}` is a constant, expected what a layer gives").into())
@@ -288,7 +320,7 @@ impl<'a> Walk<'a> {
     fn optional(&mut self, node: &'a Node, at: usize) -> Result<Option<Constant<'a>>, Stop> {
         match self.value(node, at)? {
             Some(Value::Constant(constant)) => Ok(Some(constant)),
-            Some(Value::Activation { .. }) => {
+            Some(Value::Activation { .. } | Value::Shortcut(_)) => {
                 let name = node.input.get(at).map_or("", String::as_str);
                 Err(format!("`{name}` depends on the graph's input, expected a constant").into())
             }
@@ -371,7 +403,10 @@ impl<'a> Walk<'a> {
         if !matches!(node.domain.as_str(), "" | "ai.onnx") {
             return Err("no layer computes it".into());
         }
+        let first = node.output.first().map_or("", String::as_str);
         match node.op_type.as_str() {
+            "Conv" if self.beside.contains(first) => self.shortcut(node),
+            "BatchNormalization" if self.beside.contains(first) => self.shortcut_norm(node),
             "Conv" => self.conv(node),
             "Gemm" => self.gemm(node),
             "MatMul" => self.matmul(node),
@@ -542,6 +577,19 @@ impl<'a> Walk<'a> {
 
     fn batch_norm(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
         let dims = self.activation(node, 0)?;
+        let (numbers, eps) = self.norm(node)?;
+        let share = 1.0 - f64::from(node::float(node, "momentum").unwrap_or(0.9));
+        let norm = BatchNorm {
+            affine: true,
+            eps,
+            // 1 - 0.9 is 0.1, whatever 0.9 is as f32.
+            momentum: ((share * 1e6).round() / 1e6) as f32,
+        };
+        self.push(node, Layer::BatchNorm(norm), numbers, &dims, dims.clone())
+    }
+
+    /// Scale, shift, mean and variance of a batch norm, and what is added to the variance.
+    fn norm(&mut self, node: &'a Node) -> Result<([Vec<f32>; 4], f32), Stop> {
         if node::int(node, "training_mode").unwrap_or(0) != 0 {
             return Err("training_mode 1, expected a net for inference".into());
         }
@@ -553,14 +601,7 @@ impl<'a> Walk<'a> {
             let constant = self.constant(node, at)?;
             *numbers = self.take(node, &constant, 1)?;
         }
-        let share = 1.0 - f64::from(node::float(node, "momentum").unwrap_or(0.9));
-        let norm = BatchNorm {
-            affine: true,
-            eps: node::float(node, "epsilon").unwrap_or(1e-5),
-            // 1 - 0.9 is 0.1, whatever 0.9 is as f32.
-            momentum: ((share * 1e6).round() / 1e6) as f32,
-        };
-        self.push(node, Layer::BatchNorm(norm), numbers, &dims, dims.clone())
+        Ok((numbers, node::float(node, "epsilon").unwrap_or(1e-5)))
     }
 
     fn clip(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
@@ -808,10 +849,10 @@ impl<'a> Walk<'a> {
             [Some(Value::Constant(_)), Some(_)] | [Some(_), Some(Value::Constant(_))] => {
                 return Err(Stop::Behind);
             }
-            [Some(_), Some(_)] => {
-                let branches = "nets with branches are not supported";
-                return Err(format!("it joins what two nodes give: {branches}").into());
+            [Some(Value::Unknown), Some(_)] | [Some(_), Some(Value::Unknown)] => {
+                return Err(Stop::Behind);
             }
+            [Some(one), Some(other)] => return self.residual(node, one, other),
             _ => return Err("it has no two inputs".into()),
         };
         let dims = self.activation(node, at)?;
@@ -842,7 +883,113 @@ impl<'a> Walk<'a> {
             None => self.normalise(&affine, channels)?,
             Some(piece) => scale(piece, &affine)?,
         }
+        let layers = self.pieces.len();
+        let same = self.made.iter_mut().rev().take_while(|made| made.layers == layers);
+        same.for_each(|made| made.changed = true);
         Ok(self.next(dims))
+    }
+
+    /// The sum of what the last layer gives and of what gave that, or a shortcut from there.
+    fn residual(
+        &mut self,
+        node: &'a Node,
+        one: Value<'a>,
+        other: Value<'a>,
+    ) -> Result<Value<'a>, Stop> {
+        if node.op_type != "Add" {
+            return Err("it joins what two nodes give, expected their sum".into());
+        }
+        let is_last = |value: &Value<'_>| match value {
+            Value::Activation { version, .. } => *version == self.version,
+            _ => false,
+        };
+        let (at, last, other) = match (is_last(&one), is_last(&other)) {
+            (true, _) => (0, one, other),
+            (false, true) => (1, other, one),
+            (false, false) => return Err(branch(node, 0)),
+        };
+        let Value::Activation { dims, .. } = last else { return Err(branch(node, at)) };
+        let (version, of, project, numbers) = match other {
+            Value::Activation { version, dims } => (version, dims, None, Default::default()),
+            Value::Shortcut(at) => match self.shortcuts.get_mut(at) {
+                Some(s) => {
+                    let [weight, bias] = std::mem::take(&mut s.numbers);
+                    let numbers = [weight, bias, Vec::new(), Vec::new()];
+                    (s.version, s.dims.clone(), Some(s.project), numbers)
+                }
+                None => return Err(branch(node, 1 - at)),
+            },
+            _ => return Err(branch(node, 1 - at)),
+        };
+        if of != dims {
+            return Err(format!("a sum of {of:?} and {dims:?}, expected one shape").into());
+        }
+        let name = node.input.get(1 - at).map_or("", String::as_str);
+        let made = self.made.get(version).copied();
+        let Some(Made { layers, changed: false }) = made else {
+            let of = "expected that only layers read it, and no constants change it";
+            return Err(format!("`{name}` is added further on: {of}").into());
+        };
+        let back = self.pieces.len().saturating_sub(layers);
+        let Some(back) = u8::try_from(back).ok().filter(|&back| back > 0) else {
+            return Err(format!("{back} layers lie between its inputs, expected 1 to 255").into());
+        };
+        let layer = Layer::Residual(Residual { back, project });
+        self.push(node, layer, numbers, &dims, dims.clone())
+    }
+
+    /// A convolution beside the layers.
+    fn shortcut(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
+        let (from, version) = match self.value(node, 0)? {
+            Some(Value::Activation { dims, version }) => (dims, version),
+            Some(Value::Unknown) => return Err(Stop::Behind),
+            _ => return Err(branch(node, 0)),
+        };
+        let weight = self.constant(node, 1)?;
+        let kernel: Vec<i64> = weight.dims.iter().skip(2).map(|_| 1).collect();
+        let [rows, columns] = axes(node, &from, &kernel)?;
+        let [rows, columns] = [rows.taps()?, columns.taps()?];
+        let group = node::int(node, "group").unwrap_or(1);
+        let padded = (rows.pad, columns.pad, rows.kernel, columns.kernel) != (0, 0, 1, 1);
+        let &[filters, channels, ..] = weight.dims.as_slice() else {
+            return Err(format!("`{}` has no filters", weight.name).into());
+        };
+        let x = shape(&from)?;
+        if group != 1 || padded || weight.dims.len() != from.len() || x.c as usize != channels {
+            let of = "of 1x1, without padding, of one group, that fits what it reads";
+            return Err(format!("it is added further on: expected a convolution {of}").into());
+        }
+        let filters = u32::try_from(filters).map_err(|_| format!("{filters} filters"))?;
+        let project = Projection { channels: x.c, stride: (rows.stride, columns.stride) };
+        let Some(y) = project.conv(filters).output(x) else {
+            return Err(format!("strides of {:?} do not fit it", project.stride).into());
+        };
+        let numbers = self.take(node, &weight, 1)?;
+        let bias = match self.optional(node, 2)? {
+            Some(bias) => self.take(node, &bias, 1)?,
+            None => vec![0.0; numbers.len() / channels.max(1)],
+        };
+        let mut dims = vec![batch(&from), y.c as usize, y.h as usize, y.w as usize];
+        if from.len() == 3 {
+            dims.remove(2);
+        }
+        self.shortcuts.push(Shortcut { version, project, dims, numbers: [numbers, bias] });
+        Ok(Value::Shortcut(self.shortcuts.len() - 1))
+    }
+
+    /// A batch norm behind a convolution beside the layers, which goes into it.
+    fn shortcut_norm(&mut self, node: &'a Node) -> Result<Value<'a>, Stop> {
+        let at = match self.value(node, 0)? {
+            Some(Value::Shortcut(at)) => at,
+            Some(Value::Unknown) => return Err(Stop::Behind),
+            _ => return Err(branch(node, 0)),
+        };
+        let (numbers, eps) = self.norm(node)?;
+        let Some(Shortcut { numbers: [weight, bias], .. }) = self.shortcuts.get_mut(at) else {
+            return Err(branch(node, 0));
+        };
+        fold_norm(&numbers, eps, weight, bias)?;
+        Ok(Value::Shortcut(at))
     }
 
     /// Changes what happens to samples before the first layer; `affine` is one for all channels, or
@@ -878,6 +1025,7 @@ impl<'a> Walk<'a> {
         let dims = match self.value(node, 0)? {
             Some(Value::Activation { dims, .. }) => dims,
             Some(Value::Constant(constant)) => constant.dims,
+            Some(Value::Shortcut(_)) => return Err(branch(node, 0)),
             Some(Value::Unknown) => return Err(Stop::Behind),
             None => return Err("it has no input".into()),
         };
@@ -927,6 +1075,66 @@ impl<'a> Walk<'a> {
             (rank, perm) => Err(format!("{perm:?} of {rank} dimensions, expected a matrix").into()),
         }
     }
+}
+
+/// Outputs of the nodes that stand beside the layers: in each sum of two nodes the convolution, with the
+/// norm behind it or without, that reads what the other was made of, and that nobody else reads. Where
+/// both are that it is the second.
+fn beside(graph: &Graph) -> HashSet<&str> {
+    /// Nodes that are gone back over at most: more layers than a residual addition spans.
+    const MOST: usize = 1024;
+    let mut gives: HashMap<&str, &Node> = HashMap::new();
+    for node in &graph.node {
+        for output in &node.output {
+            gives.entry(output).or_insert(node);
+        }
+    }
+    let mut readers: HashMap<&str, usize> = HashMap::new();
+    for name in graph.node.iter().flat_map(|node| &node.input) {
+        *readers.entry(name).or_default() += 1;
+    }
+    let once = |name: &str| readers.get(name) == Some(&1);
+    let first = |name: &str| gives.get(name).and_then(|node| node.input.first());
+    // A convolution of 1x1 can be told by its weights alone; that is seen when it is read.
+    let shortcut = |sum: &'_ str| {
+        let node = gives.get(sum).copied().filter(|_| once(sum))?;
+        let conv = match (node.op_type.as_str(), node.input.first()) {
+            ("BatchNormalization", Some(name)) if once(name) => {
+                gives.get(name.as_str()).copied()?
+            }
+            _ => node,
+        };
+        (conv.op_type == "Conv").then_some((node, conv))
+    };
+    let dims: HashMap<&str, &[i64]> =
+        graph.initializer.iter().map(|tensor| (tensor.name.as_str(), &tensor.dims[..])).collect();
+    let point = |conv: &Node| {
+        let dims = conv.input.get(1).and_then(|weight| dims.get(weight.as_str()));
+        dims.is_none_or(|dims| dims.iter().skip(2).all(|&d| d == 1))
+    };
+    let mut beside = HashSet::new();
+    for node in graph.node.iter().filter(|node| node.op_type == "Add") {
+        let [one, other] = node.input.as_slice() else { continue };
+        for (side, branch) in [(other, one), (one, other)] {
+            let Some((last, conv)) = shortcut(side).filter(|(_, conv)| point(conv)) else {
+                continue;
+            };
+            let Some(source) = conv.input.first() else { continue };
+            let mut behind = Some(branch);
+            for _ in 0..MOST {
+                match behind {
+                    Some(name) if name != source => behind = first(name),
+                    _ => break,
+                }
+            }
+            if behind == Some(source) && branch != source {
+                let outputs = [last, conv].into_iter().filter_map(|node| node.output.first());
+                beside.extend(outputs.map(String::as_str));
+                break;
+            }
+        }
+    }
+    beside
 }
 
 fn broken(node: &Node, value: &str, reason: &'static str) -> OnnxError {

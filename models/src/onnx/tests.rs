@@ -2,7 +2,8 @@ use proptest::prelude::*;
 use prost::Message;
 use sepal_core::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool,
-    KMaxPool, Layer, MaxPool, Project, RELU, SpaceToDepth, Standardise, Window,
+    KMaxPool, Layer, MaxPool, Project, Projection, RELU, Residual, SpaceToDepth, Standardise,
+    Window,
 };
 use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::shape::Shape;
@@ -19,9 +20,9 @@ fn input(c: u32, h: u32, w: u32) -> Input {
     Input { shape: Shape::new(1, c, h, w), normalisation: Normalisation::NONE }
 }
 
-/// A file with the layers, every one its own block.
+/// A file with the layers.
 fn written(input: Input, layers: &[Layer]) -> Result<Vec<u8>, OnnxError> {
-    let blocks: Vec<u16> = (1..=layers.len() as u16).collect();
+    let blocks = [layers.len() as u16];
     let net = Net { input, layers, blocks: &blocks, features: 0 };
     let weights = numbers(net.params(layers.len()).unwrap());
     write(&Model { net, weights: Weights::Flat(&weights) })
@@ -42,7 +43,29 @@ fn small() -> Vec<u8> {
 fn what_is_written_is_read_as_it_was() {
     let window = Window { kernel: (3, 2), stride: (2, 1), pad: (1, 0) };
     let conv = Conv2d { kernel: (3, 2), stride: (1, 2), pad: (1, 0), ..Conv2d::new(4, 1) };
-    let cases: [(Input, &[Layer]); 5] = [
+    let same = |filters| Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(filters, 3) });
+    let half = Layer::Conv2d(Conv2d { stride: (2, 2), pad: (1, 1), ..Conv2d::new(4, 3) });
+    let project = Some(Projection { channels: 2, stride: (2, 2) });
+    let cases: [(Input, &[Layer]); 7] = [
+        (
+            input(2, 6, 7),
+            &[
+                same(2),
+                RELU,
+                same(2),
+                Layer::Residual(Residual::new(2)),
+                half,
+                RELU,
+                same(4),
+                Layer::Residual(Residual { back: 3, project }),
+                RELU,
+                Layer::Residual(Residual {
+                    back: 1,
+                    project: Some(Projection { channels: 4, stride: (1, 1) }),
+                }),
+            ],
+        ),
+        (input(5, 1, 1), &[Layer::Dense(Dense::new(5)), RELU, Layer::Residual(Residual::new(2))]),
         (input(1, 28, 28), &lenet5_layers(10)),
         (
             Input {
@@ -241,6 +264,97 @@ fn graphs_that_are_none_are_named() {
     assert!(error.contains("2x5x5") && error.contains("2x?x3"), "{error}");
     let net = read_shaped(&open, Shape::new(1, 2, 5, 3)).unwrap();
     assert_eq!(net.model().net.input.shape, Shape::new(1, 2, 5, 3));
+}
+
+/// A unit of a ResNet in all the orders that its nodes can have.
+#[test]
+fn shortcuts_are_read_wherever_they_stand() {
+    let stride = || vec![ints("strides", &[2, 2])];
+    let pads = || vec![ints("pads", &[1, 1, 1, 1]), ints("strides", &[2, 2])];
+    let conv = node("Conv", &["x", "w", "b"], "a", vec![]);
+    let shortcut = [
+        node("Conv", &["a", "p"], "s", stride()),
+        node("BatchNormalization", &["s", "c", "b3", "b3", "v"], "t", vec![]),
+    ];
+    let branch = [node("Conv", &["a", "w2"], "u", pads()), node("Relu", &["u"], "z", vec![])];
+    let tensors = || {
+        let mut v = tensor("v", &[3]);
+        v.float_data = vec![1.0, 4.0, 0.25];
+        vec![
+            tensor("w", &[2, 1, 1, 1]),
+            tensor("b", &[2]),
+            tensor("p", &[3, 2, 1, 1]),
+            tensor("c", &[3]),
+            tensor("b3", &[3]),
+            v,
+            tensor("w2", &[3, 2, 3, 3]),
+        ]
+    };
+    let sums = [["z", "t"], ["t", "z"]].map(|of| node("Add", &of, "y", vec![]));
+    let mut read_before = None;
+    for sum in sums {
+        for first in [[&shortcut, &branch], [&branch, &shortcut]] {
+            let nodes = [&[conv.clone()][..], first[0], first[1], &[sum.clone()]].concat();
+            let net = read(&graph(&[1, 1, 5, 5], nodes, tensors())).unwrap();
+            let project = Some(Projection { channels: 2, stride: (2, 2) });
+            assert_eq!(net.model().net.layers[3], Layer::Residual(Residual { back: 2, project }));
+            let (layers, weights) = (net.model().net.layers.to_vec(), net.model().weights);
+            let Weights::Flat(weights) = weights else { panic!("weights are in memory") };
+            let read = (layers, weights.to_vec());
+            // Weights and biases of the shortcut are the last: by the norm's definition.
+            let of = |name: &str| {
+                let tensors = tensors();
+                let tensor = tensors.iter().find(|t| t.name == name).unwrap();
+                tensor.float_data.iter().copied().map(f64::from).collect::<Vec<_>>()
+            };
+            let (p, c, b, v) = (of("p"), of("c"), of("b3"), of("v"));
+            let factor = |k: usize| c[k] / (v[k] + f64::from(1e-5f32)).sqrt();
+            let expected = (0..6).map(|at| p[at] * factor(at / 2));
+            let expected = expected.chain((0..3).map(|k| b[k] - b[k] * factor(k)));
+            let found = &read.1[read.1.len() - 9..];
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
+            }
+            assert_eq!(*read_before.get_or_insert(read.clone()), read);
+        }
+    }
+}
+
+#[test]
+fn sums_that_are_no_residual_additions_say_why() {
+    let dims = [1, 2, 4, 4];
+    let run =
+        |nodes: Vec<Node>, tensors, parts: &[&str]| refused(&graph(&dims, nodes, tensors), parts);
+    let conv = |x, w, y| node("Conv", &[x, w], y, vec![]);
+    let weights =
+        || vec![tensor("w", &[2, 2, 1, 1]), tensor("k", &[2, 2, 3, 3]), tensor("c", &[1, 2, 1, 1])];
+    run(
+        vec![conv("x", "k", "a"), node("Mul", &["a", "x"], "y", vec![])],
+        weights(),
+        &["expected their sum"],
+    );
+    run(
+        vec![conv("x", "k", "a"), node("Add", &["a", "x"], "y", vec![])],
+        weights(),
+        &["[1, 2, 2, 2]", "[1, 2, 4, 4]"],
+    );
+    run(vec![node("Add", &["x", "x"], "y", vec![])], weights(), &["0 layers", "1 to 255"]);
+    let nodes = vec![
+        conv("x", "w", "a"),
+        node("Add", &["a", "c"], "b", vec![]),
+        node("Relu", &["b"], "d", vec![]),
+        node("Add", &["d", "a"], "y", vec![]),
+    ];
+    run(nodes, weights(), &["`a`", "no constants change it"]);
+    // Two branches of more than one layer each.
+    let nodes = vec![
+        conv("x", "w", "a"),
+        node("Relu", &["a"], "b", vec![]),
+        conv("x", "w", "c2"),
+        node("Relu", &["c2"], "d", vec![]),
+        node("Add", &["b", "d"], "y", vec![]),
+    ];
+    run(nodes, weights(), &["not what the layer before gives"]);
 }
 
 #[test]

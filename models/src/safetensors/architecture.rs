@@ -1,8 +1,8 @@
 //! Architectures as PyTorch's users write them.
 
 use sepal_core::layer::{
-    AvgPoolTo, BatchNorm, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, Layer, MaxPool, RELU,
-    Role, Window,
+    AvgPoolTo, BatchNorm, Conv2d, Dense, Dropout, Flatten, GlobalAvgPool, Layer, MaxPool,
+    Projection, RELU, Residual, Role, Window,
 };
 use sepal_core::plan::PlanError;
 use sepal_core::shape::Shape;
@@ -32,6 +32,13 @@ pub enum Architecture {
         /// The first convolution's step: 2 for images of 224x224, 1 is usual for 32x32.
         stride: u8,
     },
+    /// torchvision's `resnet18` and `resnet34`, and nets of such units with the names of their modules:
+    /// as many units in each of `layer1`, `layer2` and so on as the file has, each of two convolutions.
+    /// Norms behind shortcuts go into their convolutions.
+    ResNet {
+        /// A first convolution's step of 2 and a pool, for images of 224x224; otherwise neither.
+        large: bool,
+    },
 }
 
 /// Steps of MobileNet's depthwise convolutions.
@@ -48,8 +55,18 @@ const DROPOUT: Layer = Layer::Dropout(Dropout { rate: 0.5 });
 
 impl Architecture {
     /// All names that [`named`](Self::named) knows.
-    pub const NAMES: [&str; 8] =
-        ["lenet", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "mobilenet", "mobilenet-cifar"];
+    pub const NAMES: [&str; 10] = [
+        "lenet",
+        "alexnet",
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vgg19",
+        "mobilenet",
+        "mobilenet-cifar",
+        "resnet",
+        "resnet-cifar",
+    ];
 
     /// The architecture of a name.
     ///
@@ -68,6 +85,8 @@ impl Architecture {
             "vgg19" => Self::Vgg { depth: 19 },
             "mobilenet" => Self::MobileNet { stride: 2 },
             "mobilenet-cifar" => Self::MobileNet { stride: 1 },
+            "resnet" => Self::ResNet { large: true },
+            "resnet-cifar" => Self::ResNet { large: false },
             _ => return None,
         })
     }
@@ -118,6 +137,10 @@ impl Architecture {
                 }
                 build.layer(Layer::GlobalAvgPool(GlobalAvgPool))?;
             }
+            Self::ResNet { .. } => {}
+        }
+        if let Self::ResNet { large } = self {
+            build.resnet(large)?;
         }
         if matches!(self, Self::AlexNet | Self::Vgg { .. }) {
             build.adapt(first)?;
@@ -166,6 +189,36 @@ impl<'m> Build<'m> {
     /// The next convolution, padded by half its kernel or not at all.
     fn conv(&mut self, stride: (u8, u8), padded: bool) -> Result<&mut Self, SafetensorsError> {
         self.padded(stride, |kernel| if padded { kernel / 2 } else { 0 })
+    }
+
+    /// A convolution, units of two as far as there are modules, and a mean over the plane. The first
+    /// convolution of each group of units but the first has a step of 2.
+    fn resnet(&mut self, large: bool) -> Result<(), SafetensorsError> {
+        let step = |two: bool| if two { (2, 2) } else { (1, 1) };
+        self.conv(step(large), true)?;
+        if large {
+            let window = Window { kernel: (3, 3), stride: (2, 2), pad: (1, 1) };
+            self.layer(Layer::MaxPool(MaxPool { window }))?;
+        }
+        // Names of the modules of units, such as `layer2.0.conv1`.
+        let firsts: Vec<String> = self
+            .modules
+            .of(Kind::Conv)
+            .filter_map(|module| module.name.strip_suffix(".conv1").map(str::to_owned))
+            .filter(|name| name.contains('.'))
+            .collect();
+        for unit in firsts {
+            let (from, first) = (self.shape, self.layers.len());
+            let halves = unit.ends_with(".0") && !unit.ends_with("layer1.0");
+            self.conv(step(halves), true)?.conv((1, 1), true)?;
+            // The sum stands between norm and ReLU.
+            self.layers.pop();
+            let shortcut = self.modules.named(&format!("{unit}.downsample.0")).is_some();
+            let project = shortcut.then_some(Projection { channels: from.c, stride: step(halves) });
+            let back = (self.layers.len() - first) as u8;
+            self.layer(Layer::Residual(Residual { back, project }))?.layer(RELU)?;
+        }
+        Ok(self.layer(Layer::GlobalAvgPool(GlobalAvgPool)).map(|_| ())?)
     }
 
     /// The next convolution with its norm, where there are norms, and ReLU.

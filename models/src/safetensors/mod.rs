@@ -29,7 +29,7 @@ use std::collections::HashMap;
 
 use ::safetensors::tensor::{Dtype, TensorView};
 use ::safetensors::{SafeTensorError, SafeTensors};
-use sepal_core::layer::{Layer, Role};
+use sepal_core::layer::{BatchNorm, Conv2d, Layer, Residual, Role};
 use sepal_core::net::{Input, Model, Net, Normalisation};
 use sepal_core::plan::PlanError;
 use sepal_core::shape::Shape;
@@ -37,7 +37,7 @@ use sepal_core::shape::Shape;
 pub use architecture::Architecture;
 use modules::{Kind, Module, Modules};
 
-use crate::imported::{Ending, Imported, Piece};
+use crate::imported::{Ending, Imported, Piece, fold_norm};
 
 /// Why bytes are no weights of a net, or a net no bytes.
 #[derive(Debug)]
@@ -160,6 +160,18 @@ fn assign(
             Piece { layer: *layer, name: layer.name().to_owned(), numbers: Default::default() };
         if let Some(kind) = Kind::of(layer) {
             match modules.take(kind) {
+                Some(module) if kind == Kind::Shortcut => {
+                    let norm = modules.norm_of(&module.name);
+                    project(&mut piece, &module, norm.as_ref(), shape)?;
+                }
+                // A net that was written in a row has its shortcuts among its convolutions.
+                None if kind == Kind::Shortcut => match modules.take(Kind::Conv) {
+                    Some(module) => project(&mut piece, &module, None, shape)?,
+                    None => {
+                        let (name, taken) = (layer.name(), modules.taken(Kind::Conv));
+                        return Err(SafetensorsError::Missing { layer: at, name, taken });
+                    }
+                },
                 Some(module) => fill(&mut piece, &module, layer, shape)?,
                 None if kind == Kind::Standardise => {
                     let features = shape.sample().unwrap_or(0) as usize;
@@ -216,6 +228,39 @@ fn fill(
     Ok(())
 }
 
+/// Gives a residual addition the tensors of its projection, and of the norm behind that.
+fn project(
+    piece: &mut Piece,
+    module: &Module<'_>,
+    norm: Option<&Module<'_>>,
+    x: Shape,
+) -> Result<(), SafetensorsError> {
+    let Layer::Residual(Residual { project: Some(project), .. }) = piece.layer else {
+        return Ok(());
+    };
+    let (of, layer) = (Shape { c: project.channels, ..x }, piece.layer);
+    let conv = Conv2d { bias: module.has(Role::Bias), ..project.conv(x.c) };
+    fill(piece, module, &Layer::Conv2d(conv), of)?;
+    let [weight, bias, ..] = &mut piece.numbers;
+    bias.resize(x.c as usize, 0.0);
+    if let Some(norm) = norm {
+        let affine = norm.has(Role::Weight);
+        let own = BatchNorm { affine, ..BatchNorm::new() };
+        let mut of_norm = Piece { layer, name: String::new(), numbers: Default::default() };
+        fill(&mut of_norm, norm, &Layer::BatchNorm(own), x)?;
+        if !affine {
+            let [gamma, beta, ..] = &mut of_norm.numbers;
+            gamma.resize(x.c as usize, 1.0);
+            beta.resize(x.c as usize, 0.0);
+        }
+        fold_norm(&of_norm.numbers, own.eps, weight, bias).map_err(|reason| {
+            let tensor = format!("{}.running_var", norm.name);
+            SafetensorsError::Tensor { tensor, reason }
+        })?;
+    }
+    Ok(())
+}
+
 /// The shape that PyTorch gives a parameter. Kernels of one row may have three sizes.
 fn dims(layer: &Layer, role: Role, x: Shape, rank: usize) -> Vec<usize> {
     let tensors = layer.tensors(x).unwrap_or_default();
@@ -230,6 +275,9 @@ fn dims(layer: &Layer, role: Role, x: Shape, rank: usize) -> Vec<usize> {
         }
         (Layer::Dense(dense), Role::Weight) => {
             vec![dense.units as usize, x.sample().unwrap_or(0) as usize]
+        }
+        (Layer::Residual(Residual { project: Some(project), .. }), Role::Weight) => {
+            vec![x.c as usize, project.channels as usize, 1, 1]
         }
         _ => vec![tensors.len(role) as usize],
     }
@@ -274,6 +322,7 @@ mod tests {
     use super::*;
     use crate::fit::Fit;
     use crate::lenet::{LENET, LENET5};
+    use crate::resnet::RESNET8;
     use proptest::prelude::*;
     use sepal_core::layer::Dense;
     use sepal_core::net::Weights;
@@ -315,7 +364,7 @@ mod tests {
 
     #[test]
     fn nets_come_back() {
-        for net in [LENET, LENET5] {
+        for net in [LENET, LENET5, RESNET8] {
             let fit = Fit::new(net, 3).unwrap();
             let back = read(&write(&fit.model()).unwrap(), net).unwrap();
             assert_eq!(back.model().net, net);

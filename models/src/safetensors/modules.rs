@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use ::safetensors::SafeTensors;
 use ::safetensors::tensor::{Dtype, TensorView};
-use sepal_core::layer::{Layer, Role};
+use sepal_core::layer::{Layer, Residual, Role};
 
 use super::SafetensorsError;
 use crate::imported::{Element, not_finite};
@@ -15,6 +15,9 @@ use crate::imported::{Element, not_finite};
 pub(super) enum Kind {
     Conv,
     Norm,
+    /// A convolution beside the layers, with the name of torchvision's residual nets, and its norm.
+    Shortcut,
+    ShortcutNorm,
     Dense,
     Standardise,
 }
@@ -27,6 +30,7 @@ impl Kind {
             // A table of vectors is a matrix too.
             Layer::Dense(_) | Layer::Embedding(_) => Some(Self::Dense),
             Layer::Standardise(_) => Some(Self::Standardise),
+            Layer::Residual(Residual { project: Some(_), .. }) => Some(Self::Shortcut),
             _ => None,
         }
     }
@@ -102,6 +106,15 @@ impl<'a> Module<'a> {
     }
 
     fn kind(&self) -> Option<Kind> {
+        let beside = self.name.rsplit_once('.').is_some_and(|(of, _)| of.ends_with("downsample"));
+        match self.own_kind()? {
+            Kind::Conv if beside => Some(Kind::Shortcut),
+            Kind::Norm if beside => Some(Kind::ShortcutNorm),
+            kind => Some(kind),
+        }
+    }
+
+    fn own_kind(&self) -> Option<Kind> {
         let mean = self.tensor(Role::Mean).map(|tensor| tensor.name.ends_with("running_mean"));
         match (mean, self.shape().len()) {
             (Some(true), _) => Some(Kind::Norm),
@@ -156,6 +169,18 @@ impl<'a> Modules<'a> {
     pub(super) fn take(&mut self, kind: Kind) -> Option<Module<'a>> {
         let mut of = self.all.iter_mut().filter(|(own, ..)| *own == kind);
         of.find_map(|(_, module, _)| module.take())
+    }
+
+    /// The module of a name that is left, without taking it.
+    pub(super) fn named(&self, name: &str) -> Option<&Module<'a>> {
+        self.all.iter().find(|(_, _, own)| own == name).and_then(|(_, module, _)| module.as_ref())
+    }
+
+    /// Takes the norm of a shortcut: `downsample.1` behind `downsample.0`.
+    pub(super) fn norm_of(&mut self, shortcut: &str) -> Option<Module<'a>> {
+        let name = format!("{}1", shortcut.strip_suffix('0')?);
+        let mut of = self.all.iter_mut().filter(|(kind, ..)| *kind == Kind::ShortcutNorm);
+        of.find(|(_, _, own)| *own == name).and_then(|(_, module, _)| module.take())
     }
 
     /// Those of a kind that are left, without taking them.
