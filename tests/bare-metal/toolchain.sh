@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the environment in which cargo builds for microcontrollers and cargo run emulates one:
+# Prints the environment in which cargo builds for microcontrollers and for WebAssembly, and cargo run
+# emulates a board:
 #     eval "$(tests/bare-metal/toolchain.sh)"
 # A rustup toolchain with the targets installed, and a qemu-system-arm, do as well. This is for
 # machines that have neither: compiler, sources of the standard library and emulator are Debian's,
@@ -11,6 +12,7 @@ check=tests/bare-metal
 . tests/debian.sh
 
 targets="thumbv7em-none-eabihf thumbv6m-none-eabi thumbv8m.main-none-eabihf riscv32imac-unknown-none-elf"
+wasm=wasm32-unknown-unknown
 
 # A rustup toolchain brings the linker of all targets along.
 linker=$(env -u RUSTC rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld
@@ -52,11 +54,15 @@ TOML
     rm -r "$built"
 }
 
-unpack bare-metal "rustc-web rust-web-src qemu-system-arm" "" "build_core_for $targets"
+unpack bare-metal "rustc-web rust-web-src qemu-system-arm" "" "build_core_for $targets $wasm"
 
 environment "$prefix"
+# flags TARGET FLAVOUR, of the linker.
+flags() {
+    echo "export CARGO_TARGET_$(tr 'a-z.-' 'A-Z__' <<<"$1")_RUSTFLAGS='--sysroot=$prefix/bare -Clinker=$linker -Clinker-flavor=$2'"
+}
 for target in $targets; do
-    name=$(tr 'a-z.-' 'A-Z__' <<<"$target")
-    echo "export CARGO_TARGET_${name}_RUSTFLAGS='--sysroot=$prefix/bare -Clinker=$linker -Clinker-flavor=ld.lld'"
+    flags "$target" ld.lld
 done
+flags "$wasm" wasm-ld
 echo "targets='$targets'"
