@@ -147,6 +147,13 @@ impl BatchNorm {
     /// dgamma[c] += sum dy z
     /// dx = gamma[c] / sqrt(variance[c] + eps) (dy - (sum dy) / m - z (sum dy z) / m)
     /// ```
+    /// Each x moves mean and variance, too. With s = 1 / sqrt(variance + eps), so z_i = s (x_i - mean):
+    /// ```text
+    /// dmean/dx_j = 1 / m,  dvariance/dx_j = 2 (x_j - mean) / m = 2 z_j / (m s),  ds/dvariance = -s^3 / 2
+    /// dz_i/dx_j  = s ([i = j] - 1 / m) + (x_i - mean) (-s^3 / 2) 2 z_j / (m s)
+    ///            = s ([i = j] - 1 / m - z_i z_j / m)
+    /// ```
+    /// and `dx_j = gamma sum_i dy_i dz_i/dx_j` is the line above.
     #[expect(clippy::too_many_arguments, reason = "one slice for each tensor of the equations")]
     pub fn backward<T: Real>(
         self,

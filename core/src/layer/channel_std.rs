@@ -52,6 +52,8 @@ impl ChannelStd {
     /// ```text
     /// dx[n,c,i,j] = dy[n,c] (x[n,c,i,j] - mean[n,c]) / (H W y[n,c])
     /// ```
+    /// since `y^2 = 1 / (H W) sum_k (x_k - mean)^2 + eps` gives `2 y dy/dx_j = 2 / (H W) (x_j - mean)`: what
+    /// x_j moves by the mean is a multiple of `sum_k (x_k - mean) = 0`.
     pub fn backward<T: Real>(self, shape: Shape, x: &[T], dy: &[T], dx: &mut [T]) {
         if self.output(shape).is_none() {
             return;

@@ -66,6 +66,9 @@ impl L2Normalise {
 
     /// Overwrites `g`, which holds df, with `dh = (df - f (f . df)) / |h|`, 0 where the norm is.
     /// `y` and `saved` are those of `forward`.
+    ///
+    /// The norm r grows by `dr/dh_j = h_j / r = f_j`, so `f_i = h_i / r` has
+    /// `df_i/dh_j = ([i = j] - f_i f_j) / r`, and the sum over i of `df_i` times that is dh.
     pub fn backward<T: Real>(self, shape: Shape, y: &[T], saved: &[T], g: &mut [T]) {
         let Some(features) = self.features(shape) else { return };
         let samples = y.chunks_exact(features).zip(g.chunks_exact_mut(features));

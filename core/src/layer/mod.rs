@@ -8,6 +8,13 @@
 //! because the first trained layer needs none. In-place layers overwrite y with its function,
 //! and dy with dx.
 //!
+//! # Derivations
+//! L is the loss, dy stands for dL/dy. By the chain rule `dx_j = sum_i dy_i (dy_i / dx_j)`, and each
+//! `backward` is that sum for its layer's equation. Where y is linear in x, `dy_i / dx_j` is the factor
+//! that x_j has in y_i: dx gathers, of every y that reads x_j, its dy times that factor, which makes
+//! `backward` the adjoint of `forward`. Weights are factors as inputs are. A maximum is the number
+//! that won, with factor 1. Where there is more to it, it stands at the `backward`.
+//!
 //! [`Real`]: crate::real::Real
 
 mod activation;

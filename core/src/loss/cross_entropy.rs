@@ -9,6 +9,7 @@ use crate::real::Real;
 /// L = (1/m') sum_i sum_k t_ik (logsumexp_j(z_ij) - z_ik)
 /// t_ik = (1 - s) [k = l_i] + s / K,  dL/dz_ik = (softmax(z_i)_k - t_ik) / m'
 /// ```
+/// where `d logsumexp_j(z_ij) / dz_ik` is the softmax, and the t_ik of a sample add up to 1.
 /// K is `classes`, s is `smoothing` in [0, 1] (Szegedy et al., 2016; 0 for hard labels), m' the
 /// number of samples that count. A label that is no class is skipped and counted, and so is a
 /// sample whose term is not finite. [`Score::correct`] counts anchors whose arg-max is the label;

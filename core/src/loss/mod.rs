@@ -12,6 +12,8 @@
 //! ```text
 //! dL/dF = 2 (diag(S 1) F - S F)
 //! ```
+//! for `d d_ij / df_i = 2 (f_i - f_j) = -d d_ij / df_j`: row i gets `2 (f_i - f_j)` times W_ij as an anchor and
+//! times W_ji as a neighbour, that is `2 sum_j S_ij (f_i - f_j)`. So what remains of each is its W.
 //!
 //! An anchor needs two partners: a sample with its own label and one with another. An anchor
 //! without is skipped and counted. So is an anchor whose term is not a finite number, or with

@@ -12,7 +12,8 @@ use crate::real::Real;
 /// W_ij = (q_ij - p_ij) / (T m'),  d_ij = |f_i - f_j|^2
 /// ```
 /// p is the softmax over all other samples, q that over those with the anchor's label, m' the
-/// number of anchors. Sums are of `exp((d_min - d_ij) / T)`, so that one term is 1. A sample whose
+/// number of anchors: `-1/T p_ij` is the derivative of the first logsumexp by d_ij, `-1/T q_ij` that of the
+/// second, where j has the anchor's label. Sums are of `exp((d_min - d_ij) / T)`, so that one term is 1. A sample whose
 /// distance is not finite is no neighbour. Where `temperature` is not a finite number above 0, all
 /// anchors are skipped.
 ///

@@ -9,6 +9,7 @@ use crate::real::Real;
 ///
 /// ```text
 /// J = sum_i |x_i - x_p(i)|^2 - |x_i - x_n(i)|^2
+/// W_ip = 1, W_in = -1
 /// dJ/dX = 2 L X,  L the difference of the two neighbour graphs' Laplacians
 /// ```
 /// p(i) and n(i) are the two of `pairs` (Eq. 8, as it is meant: in print both arg-mins run over
