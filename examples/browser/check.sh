@@ -13,7 +13,7 @@ cd examples/browser || exit 1
 target="${CARGO_TARGET_DIR:-$PWD/target}"
 module="$target/wasm32-unknown-unknown/release/sepal_browser.wasm"
 # The most bytes of the module; some percent are left for other compilers.
-most=220000
+most=170000
 
 cargo fmt --check || fail "not formatted"
 output=$(cargo clippy --release --locked -- -D warnings 2>&1) || fail "clippy warns" "$output"

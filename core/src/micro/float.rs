@@ -153,8 +153,10 @@ pub(super) fn conv(
     let (geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
-    let samples = pieces(x, geometry.sample);
-    for (x, y) in samples.zip(y.chunks_exact_mut((plane * l.filters as usize).max(1))) {
+    let mut rest = y;
+    for x in pieces(x, geometry.sample) {
+        let sample = plane.saturating_mul(l.filters as usize).min(rest.len());
+        let y = rest.split_off_mut(..sample).unwrap_or_default();
         let groups = y.chunks_exact_mut((plane * geometry.filters).max(1));
         let firsts = (0..).step_by(geometry.filters.max(1));
         for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {

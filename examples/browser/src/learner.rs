@@ -10,11 +10,10 @@ use sepal_core::flash::{self, Held, Part, Slots, Store, StoreError};
 use sepal_core::format::Digest;
 use sepal_core::init;
 use sepal_core::layer::{Flatten, L2Normalise, Layer};
-use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
+use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
 use sepal_core::neighbour::{Pair, Rows, distance2, nearest_pair};
 use sepal_core::net::{Model, Net, Patch, Weights};
 use sepal_core::optim::Rule;
-use sepal_core::plan::PlanError;
 use sepal_core::prototypes::{Prototypes, PrototypesError, Spread};
 use sepal_core::reservoir::{Class, Entry, Memory, Placed, Reservoir, ReservoirError, State};
 use sepal_core::schedule::Schedule;
@@ -50,8 +49,6 @@ const SECOND: usize = 2416;
 /// Layers of the second.
 const TUNED: (u16, u16) = (3, 6);
 
-/// The most drawings of an update.
-const BATCH: u32 = 32;
 const SEED: u64 = 1;
 const SHAPE: Shape = NET.input.shape;
 const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
@@ -64,15 +61,25 @@ const fn stage(batch: u32) -> Stage<'static> {
     Stage { first: TUNED.0, last: TUNED.1, calibrate: false, cut: Cut::Whole, recipe }
 }
 
-const fn plan(batch: u32) -> Result<TuningPlan<'static>, PlanError> {
-    TuningPlan::new(NET, &stage(batch), Embeddings::F32, false)
+/// The second block behind the first, which is made ready when this is built.
+type Plan = TuningPlan<'static, Program<'static, { operations(&NET, TUNED.0 as usize, false) }>>;
+
+const fn plan(batch: u32) -> Plan {
+    match TuningPlan::program(NET, &stage(batch), Embeddings::F32, false) {
+        Ok(plan) => plan,
+        Err(_) => panic!("the block cannot be tuned"),
+    }
 }
 
+/// For updates of 4, 8 and so on drawings: the most that there are is taken.
+static PLANS: [Plan; 8] =
+    [plan(4), plan(8), plan(12), plan(16), plan(20), plan(24), plan(28), plan(MOST)];
+const MOST: u32 = 32;
+/// That for any number of drawings.
+static LARGEST: Plan = plan(MOST);
+
 /// Bytes in which the block is tuned.
-pub const ARENA: usize = match plan(BATCH) {
-    Ok(plan) => plan.bytes(),
-    Err(_) => panic!("the block cannot be tuned"),
-};
+pub const ARENA: usize = plan(MOST).bytes();
 
 /// What was learnt lies in these slots when it is saved.
 const ERASE: usize = 1024;
@@ -173,12 +180,6 @@ from! {
     StoreError<NorFlashErrorKind> => Store;
 }
 
-impl From<PlanError> for Refused {
-    fn from(error: PlanError) -> Self {
-        Self::Net(error.into())
-    }
-}
-
 /// How well what is kept is separated.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Separation {
@@ -271,13 +272,6 @@ impl Room {
     }
 }
 
-const fn tuning(batch: u32) -> Result<Tuning<'static>, PlanError> {
-    match plan(batch) {
-        Ok(plan) => Ok(Tuning::new(NET, stage(batch), plan, SEED)),
-        Err(error) => Err(error),
-    }
-}
-
 const fn model(weights: &[f32]) -> Model<'_> {
     Model { net: NET, weights: Weights::Flat(weights) }
 }
@@ -287,7 +281,7 @@ const fn model(weights: &[f32]) -> Model<'_> {
 pub struct Learner<'a> {
     /// Its memory.
     pub room: &'a mut Room,
-    tuning: Tuning<'static>,
+    tuning: Tuning<'static, Program<'static, 1>>,
     training: bool,
     learnt: bool,
     /// What tells the drawn weights apart.
@@ -301,7 +295,7 @@ pub struct Learner<'a> {
 impl<'a> Learner<'a> {
     /// Nothing kept, nothing learnt.
     pub fn new(room: &'a mut Room) -> Result<Self, Refused> {
-        let (tuning, training, learnt) = (tuning(BATCH)?, false, false);
+        let (tuning, training, learnt) = (Tuning::new(LARGEST, SEED), false, false);
         let base = 0;
         let mut learner =
             Self { room, tuning, training, learnt, base, trained: 0, kept: 0, known: 0 };
@@ -321,14 +315,14 @@ impl<'a> Learner<'a> {
     pub fn forget(&mut self) -> Result<(), Refused> {
         self.learnt = false;
         init::weights(&NET, SEED, &mut self.room.weights);
-        self.load(BATCH)?;
+        self.load(&LARGEST)?;
         self.look()
     }
 
     /// The block as it is in force goes into the arena, to be run and to be tuned.
-    fn load(&mut self, batch: u32) -> Result<(), Refused> {
+    fn load(&mut self, plan: &Plan) -> Result<(), Refused> {
         self.training = false;
-        self.tuning = tuning(batch)?;
+        self.tuning = Tuning::new(*plan, SEED);
         let Room { arena, weights, .. } = &mut *self.room;
         Ok(self.tuning.load(&mut Micro::<false>::new(arena), &model(weights))?)
     }
@@ -488,7 +482,8 @@ impl<'a> Learner<'a> {
         if classes < 2 {
             return Err(Refused::Few { classes });
         }
-        self.load(BATCH.min(self.trained as u32))?;
+        let fits = PLANS.iter().take(self.trained / 4).next_back();
+        self.load(fits.unwrap_or(&LARGEST))?;
         self.look()?;
         self.training = true;
         Ok(())
@@ -507,7 +502,7 @@ impl<'a> Learner<'a> {
         let stepped = self.tuning.step(&mut backend, &model, &mut training, UPDATES);
         if let Err(error) = stepped {
             // What was in force before stays.
-            self.load(BATCH)?;
+            self.load(&LARGEST)?;
             self.look()?;
             return Err(error.into());
         }
@@ -599,7 +594,7 @@ impl<'a> Learner<'a> {
             store.read(0, 0, room.weights.get_mut(FIRST..).unwrap_or_default())?;
         }
         self.learnt = learnt;
-        self.load(BATCH)?;
+        self.load(&LARGEST)?;
         self.look()
     }
 }
