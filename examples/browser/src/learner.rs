@@ -10,7 +10,7 @@ use sepal_core::flash::{self, Held, Part, Slots, Store, StoreError};
 use sepal_core::format::Digest;
 use sepal_core::init;
 use sepal_core::layer::{Flatten, L2Normalise, Layer};
-use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
+use sepal_core::micro::{Embeddings, Micro, Prefix, Program, Tuning, TuningPlan, operations};
 use sepal_core::neighbour::{Pair, Rows, distance2, nearest_pair};
 use sepal_core::net::{Model, Net, Patch, Weights};
 use sepal_core::optim::Rule;
@@ -61,11 +61,17 @@ const fn stage(batch: u32) -> Stage<'static> {
     Stage { first: TUNED.0, last: TUNED.1, calibrate: false, cut: Cut::Whole, recipe }
 }
 
+static PROGRAM: Program<'static, { operations(&NET, NET.layers.len(), false) }> =
+    match Program::new(NET, false) {
+        Ok(program) => program,
+        Err(_) => panic!("the layers do not fit each other"),
+    };
+
 /// The second block behind the first, which is made ready when this is built.
-type Plan = TuningPlan<'static, Program<'static, { operations(&NET, TUNED.0 as usize, false) }>>;
+type Plan = TuningPlan<'static, Prefix<'static>>;
 
 const fn plan(batch: u32) -> Plan {
-    match TuningPlan::program(NET, &stage(batch), Embeddings::F32, false) {
+    match TuningPlan::program(&PROGRAM, &stage(batch), Embeddings::F32) {
         Ok(plan) => plan,
         Err(_) => panic!("the block cannot be tuned"),
     }
@@ -281,7 +287,7 @@ const fn model(weights: &[f32]) -> Model<'_> {
 pub struct Learner<'a> {
     /// Its memory.
     pub room: &'a mut Room,
-    tuning: Tuning<'static, Program<'static, 1>>,
+    tuning: Tuning<'static, Prefix<'static>>,
     training: bool,
     learnt: bool,
     /// What tells the drawn weights apart.
