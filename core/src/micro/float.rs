@@ -218,13 +218,13 @@ fn products(x: &[f32], [w, v]: [&[f32]; ROWS]) -> [f32; ROWS] {
     let ([mut one_total, mut other_total], mut left) = ([0.0; ROWS], RUN);
     let [mut one, mut other] = [[0.0; LANES]; ROWS];
     for ((x, w), v) in x.iter().zip(w).zip(v) {
+        (one, other) = (add(one, w, x), add(other, v, x));
+        left -= 1;
         if left == 0 {
-            (one_total, other_total) =
-                (one_total + joined(one, &[], &[]), other_total + joined(other, &[], &[]));
+            one_total += joined(one, &[], &[]);
+            other_total += joined(other, &[], &[]);
             (one, other, left) = ([0.0; LANES], [0.0; LANES], RUN);
         }
-        left -= 1;
-        (one, other) = (add(one, w, x), add(other, v, x));
     }
     [one_total + joined(one, w_rest, x_rest), other_total + joined(other, v_rest, x_rest)]
 }
