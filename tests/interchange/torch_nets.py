@@ -132,7 +132,7 @@ class Odd(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block that core cannot express."""
+    """A block with an activation that core has not."""
 
     def __init__(self):
         super().__init__()
