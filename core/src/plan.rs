@@ -172,13 +172,15 @@ impl<'m> Chain<'m> {
     /// How many layers further on the last residual addition of the input of layer `at` comes; 0 where
     /// there is none. A layer of which the input is held does not run within the one before it.
     pub const fn held(&self, at: usize) -> u8 {
-        let mut held = 0;
-        let mut back = 1;
-        while back <= u8::MAX as usize && at + back < self.len() {
-            if let Ok(Some(source)) = self.source(at + back)
-                && source == at
+        let (mut held, mut back) = (0, 1);
+        while let Some(layer) = self.get(at + back as usize) {
+            if let Layer::Residual(residual) = layer
+                && residual.back == back
             {
-                held = back as u8;
+                held = back;
+            }
+            if back == u8::MAX {
+                break;
             }
             back += 1;
         }

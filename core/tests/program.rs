@@ -3,11 +3,13 @@
 use sepal_core::arena::Word;
 use sepal_core::infer::Inference;
 use sepal_core::layer::{
-    Activation, BatchNorm, Conv2d, Dense, Flatten, L2Normalise, Layer, MaxPool, RELU, Standardise,
+    Activation, BatchNorm, Conv2d, Dense, Dropout, Flatten, L2Normalise, Layer, MaxPool,
+    Projection, Quantise, RELU, Residual, Standardise,
 };
 use sepal_core::micro::{Micro, Program, operations};
 use sepal_core::net::{Input, Model, Net, Normalisation, Patch, Weights};
 use sepal_core::plan::PlanError;
+use sepal_core::reference::Reference;
 use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
 
@@ -70,6 +72,59 @@ fn a_program_gives_the_backend_s_bits_in_the_backend_s_memory() {
     }
 }
 
+/// Residual units, the last with a projection, and dropout and flattening, which are no operations, where
+/// what is added is read.
+const SUMS: &[Layer] = &[
+    Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(4, 3) }),
+    RELU,
+    Layer::Dropout(Dropout { rate: 0.5 }),
+    Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(4, 3) }),
+    Layer::BatchNorm(BatchNorm::new()),
+    RELU,
+    Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(4, 3) }),
+    Layer::Residual(Residual::new(5)),
+    RELU,
+    Layer::Conv2d(Conv2d { stride: (2, 2), pad: (1, 1), ..Conv2d::new(5, 3) }),
+    RELU,
+    Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(5, 3) }),
+    Layer::Residual(Residual {
+        back: 3,
+        project: Some(Projection { channels: 4, stride: (2, 2) }),
+    }),
+    RELU,
+    Layer::Flatten(Flatten),
+    Layer::Dense(Dense { units: 3, bias: true }),
+];
+const RESIDUAL: Net<'static> = net(SUMS, &[9, 14, 16]);
+static RESIDUAL_PROGRAM: Program<'static, { operations(&RESIDUAL, SUMS.len(), false) }> =
+    match Program::new(RESIDUAL, false) {
+        Ok(program) => program,
+        Err(_) => panic!("the layers do not fit each other"),
+    };
+
+/// The reference's bits, where nothing is lost that is added further on.
+#[test]
+fn residual_additions_give_the_reference_s_bits() {
+    assert_eq!(RESIDUAL.check(), Ok(()));
+    let flat = numbers(5, RESIDUAL.params(SUMS.len()).unwrap());
+    let model = Model { net: RESIDUAL, weights: Weights::Flat(&flat) };
+    let fill = |raw: &mut [u8]| raw.iter_mut().zip(0u32..).for_each(|(raw, i)| *raw = i as u8);
+    let plan = Inference::reference(RESIDUAL, 1).unwrap();
+    let mut memory = vec![Word::NAN; Word::count(plan.bytes())];
+    let (mut expected, mut found) = ([f32::NAN; 3], [f32::NAN; 3]);
+    plan.run(&mut Reference::new(&mut memory), &model, 1, fill, &mut expected).unwrap();
+    let micro = Inference::micro(RESIDUAL, 1, false).unwrap();
+    assert_eq!(RESIDUAL_PROGRAM.bytes(), micro.bytes());
+    let mut memory = vec![Word::NAN; Word::count(micro.bytes())];
+    micro.run(&mut Micro::<false>::new(&mut memory), &model, 1, fill, &mut found).unwrap();
+    assert_eq!(found.map(f32::to_bits), expected.map(f32::to_bits));
+    memory.fill(Word::NAN);
+    found.fill(f32::NAN);
+    RESIDUAL_PROGRAM.run(&mut memory, &model.weights, fill, &mut found).unwrap();
+    assert_eq!(found.map(f32::to_bits), expected.map(f32::to_bits));
+    assert!(found.iter().all(|number| number.is_finite()));
+}
+
 #[test]
 fn what_cannot_run_is_refused() {
     let layers = [RELU, TANH];
@@ -84,6 +139,13 @@ fn what_cannot_run_is_refused() {
         refused(Program::<3>::up_to(other, 1, false).map(|_| ())),
         Some(PlanError::Range { first: 0, last: 1, layers: 3 })
     );
+    // A residual addition of bytes has no kernel.
+    let conv = Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(2, 3) });
+    let layers = [Layer::Quantise(Quantise::BYTES), conv, Layer::Residual(Residual::new(1))];
+    let bytes = net(&layers, &[3]);
+    assert_eq!(bytes.check(), Ok(()));
+    let plan = Inference::micro(bytes, 1, true).err();
+    assert!(matches!(plan, Some(PlanError::Shape { layer: 2, .. })), "{plan:?}");
     let weights = Weights::Flat(&[]);
     let mut memory = vec![Word::ZERO; Word::count(PROGRAM.bytes())];
     assert!(PROGRAM.run(&mut memory, &weights, |_| (), &mut [0.0; 3]).is_err());

@@ -132,6 +132,17 @@ mod tests {
         assert_eq!(macs(&RESNET18), 555_422_720);
     }
 
+    /// A constant of the program: three tensors of 16x32x32.
+    const ON_A_SMALL_CORE: usize = match sepal_core::infer::Inference::micro(RESNET8, 1, false) {
+        Ok(plan) => plan.bytes(),
+        Err(_) => panic!("it has no plan"),
+    };
+
+    #[test]
+    fn a_unit_holds_three_tensors() {
+        assert_eq!(ON_A_SMALL_CORE, 3 * 16 * 32 * 32 * 4);
+    }
+
     #[test]
     fn each_unit_is_a_block() {
         for (net, units) in [(RESNET8, EIGHT), (RESNET18, EIGHTEEN)] {

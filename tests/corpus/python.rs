@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use sepal::cpu::OnCpu;
 use sepal::format::{File, Meta, Provenance};
-use sepal::layer::{Activation, Conv2d, Layer, Window};
+use sepal::layer::{Activation, Conv2d, Layer, Projection, Residual, Window};
 use sepal::models::cache::Budget;
 use sepal::models::file::{Loaded, save};
 use sepal::models::{data, fit::Fit, lenet::LENET, recipe};
@@ -125,6 +125,10 @@ fn fields(layer: &Layer) -> Vec<f64> {
         Layer::KMaxPool(l) => vec![l.k.into()],
         Layer::SpaceToDepth(l) => vec![l.factor.into()],
         Layer::Quantise(l) => vec![l.scale.into(), l.zero.into()],
+        Layer::Residual(Residual { back, project: None }) => vec![back.into(), 0.0],
+        Layer::Residual(Residual { back, project: Some(Projection { channels, stride }) }) => {
+            [&[back.into(), 1.0, channels.into()], &two(stride)[..]].concat()
+        }
         Layer::Activation(Activation::Relu | Activation::Relu6 | Activation::Tanh)
         | Layer::GlobalAvgPool(_)
         | Layer::Flatten(_)

@@ -6,8 +6,8 @@ use sepal::arena::Dtype;
 use sepal::format::{Meta, Provenance, Storage, write};
 use sepal::layer::{
     Activation, AvgPool, AvgPoolTo, BatchNorm, ChannelStd, Conv2d, Dense, Dropout, Embedding,
-    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Quantise, RELU, Role,
-    SpaceToDepth, Standardise,
+    Flatten, GlobalAvgPool, KMaxPool, L2Normalise, Layer, MaxPool, Project, Projection, Quantise,
+    RELU, Residual, Role, SpaceToDepth, Standardise,
 };
 use sepal::models::cache::Budget;
 use sepal::models::data::{Dataset, Samples};
@@ -117,6 +117,19 @@ fn models() -> Files {
     let text =
         Net { input: input(Shape::new(1, 1, 1, 16)), layers: &texts, blocks: &[2, 5], features: 1 };
     let narrow = Net { input: input(Shape::rows(1, 2)), layers: &bytes, blocks: &[2], features: 0 };
+    let sums = [
+        Layer::Conv2d(Conv2d { pad: (1, 1), ..Conv2d::new(2, 3) }),
+        RELU,
+        Layer::Residual(Residual::new(2)),
+        Layer::Conv2d(Conv2d { stride: (2, 2), pad: (1, 1), ..Conv2d::new(3, 3) }),
+        RELU,
+        Layer::Residual(Residual {
+            back: 2,
+            project: Some(Projection { channels: 2, stride: (2, 2) }),
+        }),
+    ];
+    let residual =
+        Net { input: input(Shape::new(1, 2, 5, 5)), layers: &sums, blocks: &[3, 6], features: 1 };
     let weight = TensorRecord {
         layer: 1,
         role: Role::Weight,
@@ -156,6 +169,7 @@ fn models() -> Files {
         ("image", flat(image, &meta)),
         ("f16", flat(image, &Meta { storage: Storage::F16, ..Meta::NONE })),
         ("readout", flat(readout, &Meta::NONE)),
+        ("residual", flat(residual, &Meta::NONE)),
         ("text", flat(text, &Meta { notes: &[""], ..Meta::NONE })),
         ("bytes", written(&Model { net: narrow, weights }, &Meta::NONE)),
     ]
