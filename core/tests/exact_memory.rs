@@ -247,7 +247,7 @@ const READOUT: &[Layer] = &[
     Layer::L2Normalise(L2Normalise),
 ];
 
-const TRAININGS: [Training; 25] = [
+static TRAININGS: [Training; 25] = [
     training("LeNet 1", LENET, (0, 4), recipe(HEAD, MARGIN, Rule::adam()), Feed::BYTES),
     training("LeNet 2", LENET, (4, 8), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("LeNet 2, wide", LENET, (4, 8), recipe(HEAD, MARGIN, MOMENTUM), WIDE),
