@@ -187,3 +187,7 @@ macro_rules! tests {
         }
     };
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/tasks/write-a-backend.md")]
+struct WriteABackend;
