@@ -7,13 +7,16 @@ use sepal::cpu::OnCpu;
 use sepal::format::Meta;
 use sepal::layer::{Layer, Role};
 use sepal::models::alexnet::{alexnet, alexnet_layers};
+use sepal::models::autoencoder::{autoencoder, autoencoder_layers};
 use sepal::models::cache::{Budget, Keep};
 use sepal::models::data::{Dataset, Samples};
+use sepal::models::ds_cnn::{ds_cnn, ds_cnn_layers};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::Fit;
 use sepal::models::gesture::{gesture, gesture_layers};
 use sepal::models::lenet::{lenet, lenet_layers, lenet5, lenet5_layers};
+use sepal::models::mobilenet::{mobilenet, mobilenet_layers};
 use sepal::models::recipe;
 use sepal::models::resnet::{resnet8, resnet8_layers, resnet18, resnet18_layers};
 use sepal::models::simcnn::*;
@@ -202,6 +205,15 @@ fn lenets() {
 fn gestures() {
     let shape = Shape::new(1, 3, 1, 16);
     check(gesture(&scaled(gesture_layers(CLASSES), 50), Input { shape, ..image(3, 16) }));
+}
+
+#[test]
+fn nets_of_mlperf_tiny() {
+    let shape = Shape::new(1, 1, 13, 6);
+    check(ds_cnn(&scaled(ds_cnn_layers(CLASSES), 13), Input { shape, ..image(1, 13) }));
+    check(mobilenet(&scaled(mobilenet_layers(CLASSES), 50), image(3, 24)));
+    let shape = Shape::rows(1, 20);
+    check(autoencoder(&scaled(autoencoder_layers(CLASSES), 50), Input { shape, ..image(1, 20) }));
 }
 
 #[test]

@@ -4,7 +4,9 @@ use clap::ValueEnum;
 use sepal::layer::Layer;
 use sepal::models::data::Dataset;
 use sepal::models::width::scaled;
-use sepal::models::{alexnet, gesture, lenet, resnet, simcnn, vdcnn, vgg};
+use sepal::models::{
+    alexnet, autoencoder, ds_cnn, gesture, lenet, mobilenet, resnet, simcnn, vdcnn, vgg,
+};
 use sepal::net::{Input, Net, Normalisation};
 use sepal::source::Source;
 
@@ -17,6 +19,12 @@ pub enum Model {
     Lenet5,
     /// Three convolutions over time, for gestures, with batch norm, dense 32-classes
     Gesture,
+    /// MLPerf Tiny, keywords: a 10x4 convolution and four depthwise separable ones of 64 filters
+    DsCnn,
+    /// MLPerf Tiny, persons: a convolution and 13 depthwise separable ones of 8 to 256 filters
+    Mobilenet,
+    /// MLPerf Tiny, sounds: dense 128 (four times), 8, 128 (four times), classes, with batch norm
+    Autoencoder,
     /// Six 3x3 convolutions of 16 to 64 filters with batch norm and one dense layer
     Vgg6,
     /// 13 3x3 convolutions with batch norm and one dense layer, for images of 32x32 and more
@@ -65,6 +73,9 @@ impl Model {
             Self::Lenet => scaled(lenet::lenet_layers(classes), width).to_vec(),
             Self::Lenet5 => scaled(lenet::lenet5_layers(classes), width).to_vec(),
             Self::Gesture => scaled(gesture::gesture_layers(classes), width).to_vec(),
+            Self::DsCnn => scaled(ds_cnn::ds_cnn_layers(classes), width).to_vec(),
+            Self::Mobilenet => scaled(mobilenet::mobilenet_layers(classes), width).to_vec(),
+            Self::Autoencoder => scaled(autoencoder::autoencoder_layers(classes), width).to_vec(),
             Self::Vgg6 => scaled(vgg::vgg6_layers(classes), width).to_vec(),
             Self::Vgg16 => scaled(vgg::vgg16_layers(classes), width).to_vec(),
             Self::Vgg19 => scaled(vgg::vgg19_layers(classes), width).to_vec(),
@@ -86,6 +97,9 @@ impl Model {
             Self::Lenet => lenet::lenet(layers, input),
             Self::Lenet5 => lenet::lenet5(layers, input),
             Self::Gesture => gesture::gesture(layers, input),
+            Self::DsCnn => ds_cnn::ds_cnn(layers, input),
+            Self::Mobilenet => mobilenet::mobilenet(layers, input),
+            Self::Autoencoder => autoencoder::autoencoder(layers, input),
             Self::Vgg6 => vgg::vgg6(layers, input),
             Self::Vgg16 => vgg::vgg16(layers, input),
             Self::Vgg19 => vgg::vgg19(layers, input),

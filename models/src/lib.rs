@@ -12,10 +12,12 @@
 #![forbid(unsafe_code)]
 
 pub mod alexnet;
+pub mod autoencoder;
 #[cfg(feature = "std")]
 pub mod cache;
 #[cfg(feature = "std")]
 pub mod data;
+pub mod ds_cnn;
 #[cfg(feature = "std")]
 pub mod export;
 #[cfg(feature = "std")]
@@ -30,6 +32,7 @@ pub mod imported;
 pub mod lenet;
 #[cfg(feature = "std")]
 pub mod measure;
+pub mod mobilenet;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "std")]

@@ -42,6 +42,25 @@ impl<const LAYERS: usize, const BLOCKS: usize> Table<LAYERS, BLOCKS> {
         self.layer(Layer::Conv2d(conv)).layer(Layer::BatchNorm(BatchNorm::new())).layer(RELU)
     }
 
+    /// A layer with batch norm and ReLU as Keras has them: scale and shift, eps 1e-3.
+    pub(crate) const fn normed(self, layer: Layer) -> Self {
+        let norm = BatchNorm { affine: true, eps: 1e-3, ..BatchNorm::new() };
+        self.layer(layer).layer(Layer::BatchNorm(norm)).layer(RELU)
+    }
+
+    /// A depthwise 3x3 convolution of `channels` that moves by `stride`, then one of 1x1 to `filters`,
+    /// each [`normed`](Self::normed): one block.
+    pub(crate) const fn separable(self, channels: u32, filters: u32, stride: u8) -> Self {
+        let depthwise = Conv2d {
+            stride: (stride, stride),
+            pad: (1, 1),
+            groups: channels,
+            ..Conv2d::new(channels, 3)
+        };
+        let pointwise = Conv2d::new(filters, 1);
+        self.normed(Layer::Conv2d(depthwise)).normed(Layer::Conv2d(pointwise)).end()
+    }
+
     /// The first layers of a classifier: standardised features.
     pub(crate) const fn features(self) -> Self {
         self.layer(Layer::Flatten(Flatten)).layer(Layer::Standardise(Standardise))
@@ -88,6 +107,25 @@ pub(crate) mod tests {
     pub(crate) fn conv_weights(net: &Net<'_>, last: usize) -> u32 {
         let convs = (0..last).filter(|&at| matches!(net.layers[at], Layer::Conv2d(_)));
         convs.map(|at| net.layers[at].tensors(net.shape(at).unwrap()).unwrap().weight).sum()
+    }
+
+    /// The first block has a convolution, each other a depthwise one and one of 1x1, all to these filters.
+    pub(crate) fn check_separable(net: &Net<'_>, filters: &[u32]) {
+        assert_eq!(usize::from(net.features), filters.len());
+        for (block, &filters) in filters.iter().enumerate() {
+            let (first, last) = net.block(block).unwrap();
+            let mut channels = net.shape(first).unwrap().c;
+            let mut kinds = Vec::new();
+            for layer in &net.layers[first..last] {
+                if let Layer::Conv2d(conv) = layer {
+                    kinds.push((conv.groups == channels, conv.kernel == (1, 1), conv.bias));
+                    channels = conv.filters;
+                }
+            }
+            assert_eq!(channels, filters, "{block}");
+            let pair = [(true, false, true), (false, true, true)];
+            assert!(block == 0 && kinds.len() == 1 || kinds == pair, "{block}: {kinds:?}");
+        }
     }
 
     /// Each block of features has one convolution with its norm and its ReLU.

@@ -4,7 +4,9 @@ use sepal_core::layer::{Conv2d, Dense, Embedding, Layer, Projection, Residual};
 
 /// The same layers with `percent` of the filters, hidden units and embedding dimensions: rounded
 /// to the nearest, at least 1. A dense layer that is the last keeps its size: it has an output for
-/// each class. Channels that a shortcut projects change as the filters that give them do. Groups stay, so grouped convolutions may no longer fit.
+/// each class. Channels that a shortcut projects change as the filters that give them do. Depthwise
+/// convolutions stay depthwise; other groups stay as many as they are, so that such convolutions may no
+/// longer fit.
 ///
 /// ```
 /// use sepal_core::layer::{Dense, Layer};
@@ -24,7 +26,12 @@ pub const fn scaled<const LAYERS: usize>(
     let mut at = 0;
     while at < LAYERS {
         layers[at] = match layers[at] {
-            Layer::Conv2d(l) => Layer::Conv2d(Conv2d { filters: part(l.filters, percent), ..l }),
+            Layer::Conv2d(l) => {
+                let filters = part(l.filters, percent);
+                let depthwise = l.groups > 1 && l.groups == l.filters;
+                let groups = if depthwise { filters } else { l.groups };
+                Layer::Conv2d(Conv2d { filters, groups, ..l })
+            }
             Layer::Dense(l) if at + 1 < LAYERS => {
                 Layer::Dense(Dense { units: part(l.units, percent), ..l })
             }
@@ -53,6 +60,7 @@ const fn part(whole: u32, percent: u32) -> u32 {
 mod tests {
     use super::*;
     use crate::lenet::{LENET, lenet_layers};
+    use crate::mobilenet::{MOBILENET, mobilenet, mobilenet_layers};
     use crate::vdcnn::vdcnn9_layers;
 
     #[test]
@@ -72,5 +80,18 @@ mod tests {
         assert_eq!(part(u32::MAX, 200), u32::MAX);
         let half = scaled(vdcnn9_layers(4), 50)[0];
         assert!(matches!(half, Layer::Embedding(Embedding { tokens: 71, dim: 8 })));
+    }
+
+    #[test]
+    fn depthwise_convolutions_follow_their_channels() {
+        for (percent, features) in [(1, 3), (50, 128), (400, 1024)] {
+            let layers = scaled(mobilenet_layers(2), percent);
+            let net = mobilenet(&layers, MOBILENET.input);
+            assert_eq!(net.check(), Ok(()));
+            assert_eq!(net.shape(net.features_end()).map(|shape| shape.c), Ok(features));
+        }
+        let grouped = [Layer::Conv2d(Conv2d { groups: 2, ..Conv2d::new(8, 3) })];
+        let half = Layer::Conv2d(Conv2d { groups: 2, ..Conv2d::new(4, 3) });
+        assert_eq!(scaled(grouped, 50), [half]);
     }
 }
