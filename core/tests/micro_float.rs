@@ -162,6 +162,31 @@ fn each_geometry_gives_the_reference_s_bits() {
     }
 }
 
+/// One channel in each group, with one filter or several, however the kernel moves, with and without a pool
+/// behind; and kernels of one place on planes that tiles do not fill.
+#[test]
+fn each_step_over_single_channels_gives_the_reference_s_bits() {
+    let kernels = [(1, 1), (3, 3), (5, 5), (10, 4), (2, 7)];
+    let strides = [(1, 1), (2, 2), (1, 2), (2, 1), (3, 2)];
+    let mut fit = 0;
+    for (kernel, stride) in kernels.into_iter().flat_map(|k| strides.map(|s| (k, s))) {
+        for (w, pad) in [(1, (1, 1)), (3, (0, 0)), (5, (1, 1)), (8, (0, 2)), (13, (5, 1))] {
+            for (groups, filters, pool) in [(1, 1, 0), (1, 5, 0), (3, 1, 0), (3, 2, 0), (3, 1, 2)] {
+                let conv =
+                    Conv2d { filters: groups * filters, kernel, stride, pad, groups, bias: true };
+                let mut net = Owned::new(input(Shape::new(1, groups, w, w)), 0);
+                if conv.output(net.shape).is_some() {
+                    push(&mut net, Layer::Conv2d(conv), Dtype::F32, w.into());
+                    Group { pool, ..GROUP }.behind(&mut net);
+                    compare(&net, 2, w.into());
+                    fit += 1;
+                }
+            }
+        }
+    }
+    assert!(fit > 300, "{fit}");
+}
+
 /// Sums of dense layers are cut into runs of 1,024 terms and lanes of 8.
 #[test]
 fn each_length_of_dense_sums_gives_the_reference_s_bits() {

@@ -174,17 +174,20 @@ const CONV: Group = Group {
 };
 const DENSE: Group = Group { dense: true, filters: 7, ..CONV };
 
+const STRIDES: [(u8, u8); 4] = [(1, 1), (2, 2), (2, 1), (1, 3)];
+
 /// The geometries that have code of their own, at the sizes where tiles end.
 #[test]
 fn each_geometry_gives_the_reference_s_bytes() {
     let kernels = [(1, 1), (1, 3), (3, 1), (3, 3), (5, 5), (7, 7), (1, 5), (2, 2)];
     for (k, kernel) in kernels.into_iter().enumerate() {
         for (w, pool) in [(1, 0), (7, 1), (8, 2), (9, 3), (12, 2), (13, 3), (17, 4)] {
-            for groups in [1, 2, 3] {
+            for (groups, stride) in [1, 2, 3].into_iter().flat_map(|g| STRIDES.map(|s| (g, s))) {
                 let seed = (k * 100 + w as usize) as u64 * 10 + u64::from(groups);
                 let pad = (kernel.0 / 2, kernel.1 / 2);
                 let shape = Shape::new(1, 2, w, w);
-                let group = Group { kernel, pad, groups, pool, seed, ..CONV };
+                let pool = if stride == (1, 1) { pool } else { 0 };
+                let group = Group { kernel, stride, pad, groups, pool, seed, ..CONV };
                 let (input, first) = in_place(shape, (seed % 256) as u8);
                 compare(input, first, (1, &bytes(shape, 1, seed)), &[group, DENSE]);
             }

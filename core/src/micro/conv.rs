@@ -78,9 +78,9 @@ pub(super) struct Geometry<X> {
     pub conv: Conv2d,
     /// Rows and columns of the input.
     height: usize,
-    width: usize,
+    pub width: usize,
     /// Elements of a plane, of a group's planes and of a sample of the input.
-    plane: usize,
+    pub plane: usize,
     pub group: usize,
     pub sample: usize,
     /// Filters of a group, and weights of a filter and of one of its channels.
@@ -89,6 +89,9 @@ pub(super) struct Geometry<X> {
     taps: usize,
     /// What lies outside of the image.
     outside: X,
+    /// Whether tiles run on from row to row, if no pool follows: what lies between the end of a row of the
+    /// output and the next row of the input is computed, and left out.
+    runs: bool,
 }
 
 impl<X: Copy> Geometry<X> {
@@ -110,7 +113,72 @@ impl<X: Copy> Geometry<X> {
             filter: channels * taps,
             taps,
             outside,
+            runs: is_point(&conv),
         }
+    }
+
+    /// Makes them those of a [`spread`](Self::spread) plane of `len` numbers, unless that is 0.
+    pub fn spreads(&mut self, len: usize) {
+        if len > 0 {
+            (self.height, self.width) = phase(&self.conv, self.padded());
+            self.conv.pad = (0, 0);
+            (self.plane, self.group, self.runs) = (len, len, true);
+        }
+    }
+
+    /// Rows and columns of the image with its padding.
+    fn padded(&self) -> (usize, usize) {
+        let (down, across) = self.conv.pad;
+        (self.height + 2 * usize::from(down), self.width + 2 * usize::from(across))
+    }
+
+    /// Copies a plane with its padding into `to`: one phase of it after the other, of which each has every
+    /// `stride`th row and column. What a place of the kernel reads of neighbouring places then lies side by
+    /// side, however the kernel moves, and nothing lies outside.
+    fn spread(&self, plane: &[X], to: &mut [X]) {
+        let (step, pad) = (self.conv.stride, self.conv.pad);
+        let (down, across) = (usize::from(step.0).max(1), usize::from(step.1).max(1));
+        let (height, width) = phase(&self.conv, self.padded());
+        to.fill(self.outside);
+        for (row, i) in pieces(plane, self.width).zip(usize::from(pad.0)..) {
+            for column in 0..across {
+                // The first that lies in the image.
+                let skipped = usize::from(pad.1).saturating_sub(column).div_ceil(across);
+                let first = (skipped * across + column).saturating_sub(pad.1.into());
+                let at = (i % down * across + column) * height * width + i / down * width;
+                let to = to.get_mut(at + skipped..at + width).unwrap_or_default();
+                let row = row.get(first..).unwrap_or_default();
+                to.iter_mut().zip(row.iter().step_by(across)).for_each(|(to, x)| *to = *x);
+            }
+        }
+    }
+
+    /// Sums of places from `q` on of a plane that is [`spread`](Self::spread).
+    #[inline(always)]
+    fn phases<N: Numbers<X = X>, const TWO: bool>(
+        &self,
+        x: &[X],
+        [w, v]: [&[N::W]; 2],
+        start: [N::Sum; 2],
+        q: usize,
+    ) -> [[N::Sum; TILE]; 2] {
+        let (kernel, step) = (self.conv.kernel, self.conv.stride);
+        let (down, across) = (usize::from(step.0).max(1), usize::from(step.1).max(1));
+        let (mut one, mut other) = (all(start[0]), all(start[1]));
+        let mut weights = w.iter().zip(v);
+        for r in 0..usize::from(kernel.0) {
+            let row = r % down * across * self.height + r / down;
+            for s in 0..usize::from(kernel.1) {
+                let at = (row + s % across * self.height) * self.width + s / across + q;
+                let Some((&w, &v)) = weights.next() else { break };
+                let Some(x) = x.get(at..).and_then(|x| x.first_chunk()) else { break };
+                one = tap::<N>(one, w, x);
+                if TWO {
+                    other = tap::<N>(other, v, x);
+                }
+            }
+        }
+        [one, if TWO { other } else { one }]
     }
 
     /// What the sums of row `p` begin with: where what lies outside counts, with the products of the
@@ -124,6 +192,8 @@ impl<X: Copy> Geometry<X> {
     ) -> [N::Sum; 2] {
         let (above, top) = (usize::from(self.conv.pad.0), p * usize::from(self.conv.stride.0));
         let inside = top >= above && top + usize::from(self.conv.kernel.0) <= self.height + above;
+        // Of a plane that is spread all lies inside.
+        let inside = inside || self.runs;
         if N::counts(self.outside) && !inside { self.outer::<N>(start, w, top) } else { start }
     }
 
@@ -179,6 +249,37 @@ pub(super) type Tile<N> = fn(
     (usize, usize),
 ) -> [[<N as Numbers>::Sum; TILE]; 2];
 
+/// What [spreads](Geometry::spread) a plane of a convolution's input of shape `x`.
+pub(super) type Spread<X> = fn(&Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]);
+
+/// A [`Spread`].
+#[inline(never)]
+pub(super) fn spread<X: Copy>(conv: &Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]) {
+    Geometry::new(*conv, x, outside).spread(plane, to);
+}
+
+/// Numbers of a [`spread`](Geometry::spread) plane, which a convolution reads that has one channel in each
+/// group, and padding or steps, and that no pool follows. 0 for others.
+pub(super) const fn spread_len(conv: &Conv2d, x: Shape, pool: bool) -> usize {
+    let plain = matches!((conv.stride, conv.pad), ((1, 1), (0, 0)));
+    let columns = is_fixed(conv, 3) || is_fixed(conv, 5);
+    if pool || plain || conv.groups != x.c || columns && conv.stride.0 != 1 {
+        return 0;
+    }
+    let rows = (x.h as usize).saturating_add(2 * conv.pad.0 as usize);
+    let columns = (x.w as usize).saturating_add(2 * conv.pad.1 as usize);
+    let (height, width) = phase(conv, (rows, columns));
+    let phases = conv.stride.0 as usize * conv.stride.1 as usize;
+    // The last tile reads past the last place.
+    height.saturating_mul(width).saturating_mul(phases).saturating_add(TILE)
+}
+
+/// Rows and columns of one phase of a padded image.
+const fn phase(conv: &Conv2d, (rows, columns): (usize, usize)) -> (usize, usize) {
+    let (down, across) = (conv.stride.0 as usize, conv.stride.1 as usize);
+    if down == 0 || across == 0 { (0, 0) } else { (rows.div_ceil(down), columns.div_ceil(across)) }
+}
+
 /// Whether [`fixed`] computes a convolution whose kernel has `columns`.
 pub(super) const fn is_fixed(conv: &Conv2d, columns: u8) -> bool {
     conv.stride.1 == 1 && conv.kernel.0 as usize <= HEIGHT && conv.kernel.1 == columns
@@ -201,13 +302,68 @@ pub(super) fn fixed<N: Numbers, const TWO: bool, const S: usize>(
 pub(super) fn any<N: Numbers, const TWO: bool>(
     geometry: &Geometry<N::X>,
     x: &[N::X],
-    [w, v]: [&[N::W]; 2],
-    [one, other]: [N::Sum; 2],
+    w: [&[N::W]; 2],
+    start: [N::Sum; 2],
     place: (usize, usize),
 ) -> [[N::Sum; TILE]; 2] {
-    let rows = geometry.rows(x, place);
-    let one = rows.any::<N>(w, one);
-    [one, if TWO { rows.any::<N>(v, other) } else { one }]
+    if geometry.runs {
+        geometry.phases::<N, TWO>(x, w, start, place.1)
+    } else {
+        geometry.rows(x, place).any::<N, TWO>(w, start)
+    }
+}
+
+/// Whether [`point`] computes a convolution.
+pub(super) const fn is_point(conv: &Conv2d) -> bool {
+    matches!((conv.kernel, conv.stride, conv.pad), ((1, 1), (1, 1), (0, 0)))
+}
+
+/// A [`Tile`] of kernels of one place that move by one, without padding.
+#[inline(never)]
+pub(super) fn point<N: Numbers, const TWO: bool>(
+    geometry: &Geometry<N::X>,
+    x: &[N::X],
+    [w, v]: [&[N::W]; 2],
+    [one, other]: [N::Sum; 2],
+    (p, q): (usize, usize),
+) -> [[N::Sum; TILE]; 2] {
+    let (mut one, mut other) = (all(one), all(other));
+    let at = p * geometry.width + q;
+    let planes = pieces(x, geometry.plane).zip(w.iter().zip(v));
+    // The last tile begins early enough to be full, where the plane is large enough.
+    let full = geometry.plane >= TILE;
+    let first = if full { at.min(geometry.plane - TILE) } else { at };
+    if full {
+        for (x, (&w, &v)) in planes {
+            let Some(x) = x.get(first..).and_then(|x| x.first_chunk()) else { break };
+            one = tap::<N>(one, w, x);
+            if TWO {
+                other = tap::<N>(other, v, x);
+            }
+        }
+    } else {
+        for (x, (&w, &v)) in planes {
+            let x = start_of(x.get(first..).unwrap_or_default(), geometry.outside);
+            one = tap::<N>(one, w, &x);
+            if TWO {
+                other = tap::<N>(other, v, &x);
+            }
+        }
+    }
+    let sums = [one, if TWO { other } else { one }];
+    if first == at {
+        return sums;
+    }
+    let from = |sums: [N::Sum; TILE], i: usize| sums.get(i + at - first).copied();
+    sums.map(|sums| core::array::from_fn(|i| from(sums, i).unwrap_or(sums[0])))
+}
+
+/// The places of a plane that does not fill a tile.
+#[inline(never)]
+fn start_of<X: Copy>(x: &[X], outside: X) -> [X; TILE] {
+    let mut patch = [outside; TILE];
+    patch.iter_mut().zip(x).for_each(|(to, x)| *to = *x);
+    patch
 }
 
 impl Geometry<f32> {
@@ -255,6 +411,9 @@ struct Rows<'a, X> {
 const SPAN: usize = 12;
 const HEIGHT: usize = 5;
 
+/// Columns that a tile of any kernel reads of a patch at most: six that move by 2.
+const WIDE: usize = 20;
+
 impl<X: Copy> Rows<'_, X> {
     /// Adds the products with kernels of `S` columns that move by one. Each sum is made channel by
     /// channel, row by row, column by column.
@@ -266,14 +425,14 @@ impl<X: Copy> Rows<'_, X> {
     ) -> [[N::Sum; TILE]; 2] {
         let g = self.geometry;
         let (mut one, mut other) = (all(start[0]), all(start[1]));
-        let inside = self.left <= g.width && g.width - self.left >= TILE + S - 1;
+        let inside = g.runs || self.left <= g.width && g.width - self.left >= TILE + S - 1;
         let (mut w, mut v) = (pieces(w, g.taps), pieces(v, g.taps));
         for plane in pieces(self.x, g.plane) {
             let patch;
             let (mut x, width) = if inside {
                 (plane.get(self.top * g.width + self.left..).unwrap_or_default(), g.width)
             } else {
-                patch = self.patch(plane);
+                patch = self.patches(plane);
                 (patch.as_flattened(), SPAN)
             };
             let w = self.kernel(w.next());
@@ -304,43 +463,74 @@ impl<X: Copy> Rows<'_, X> {
 
     /// What a tile reads of a plane, where that reaches out of the image.
     #[inline(never)]
-    fn patch(&self, plane: &[X]) -> [[X; SPAN]; HEIGHT] {
-        let g = self.geometry;
-        let mut patch = [[g.outside; SPAN]; HEIGHT];
-        for (row, patch) in pieces(plane, g.width).skip(self.top).zip(&mut patch) {
-            for (i, x) in patch.iter_mut().enumerate() {
-                let at = self.left.wrapping_add(i);
-                row.get(at).into_iter().for_each(|inside| *x = *inside);
-            }
-        }
-        patch
+    fn patches(&self, plane: &[X]) -> [[X; SPAN]; HEIGHT] {
+        let mut patches = [[self.geometry.outside; SPAN]; HEIGHT];
+        let rows = pieces(plane, self.geometry.width).skip(self.top).take(self.past - self.first);
+        rows.zip(&mut patches).for_each(|(row, patch)| self.patch(row, patch));
+        patches
     }
 
-    /// Sums of the products with a kernel of any width and step.
-    #[inline(never)]
-    fn any<N: Numbers<X = X>>(&self, w: &[N::W], start: N::Sum) -> [N::Sum; TILE] {
-        let (g, mut sums) = (self.geometry, all(start));
-        let (columns, step) = (g.conv.kernel.1.into(), usize::from(g.conv.stride.1));
-        for (plane, w) in pieces(self.x, g.plane).zip(pieces(w, g.taps)) {
+    /// Writes what a tile reads of a row, where that lies in the image.
+    #[inline(always)]
+    fn patch(&self, row: &[X], patch: &mut [X]) {
+        // Left of the image the column is past the largest number.
+        let before = if self.left > row.len() { self.left.wrapping_neg() } else { 0 };
+        let inside = row.get(if before > 0 { 0 } else { self.left }..).unwrap_or_default();
+        let places = patch.get_mut(before..).unwrap_or_default();
+        places.iter_mut().zip(inside).for_each(|(place, x)| *place = *x);
+    }
+
+    /// Adds the products with kernels of any width and step.
+    #[inline(always)]
+    fn any<N: Numbers<X = X>, const TWO: bool>(
+        &self,
+        [w, v]: [&[N::W]; 2],
+        start: [N::Sum; 2],
+    ) -> [[N::Sum; TILE]; 2] {
+        let g = self.geometry;
+        let (mut one, mut other) = (all(start[0]), all(start[1]));
+        let (columns, step) = (usize::from(g.conv.kernel.1), usize::from(g.conv.stride.1));
+        let span = (TILE - 1) * step + columns;
+        let inside = self.left <= g.width && g.width - self.left >= span;
+        for (plane, (w, v)) in pieces(self.x, g.plane).zip(pieces(w, g.taps).zip(pieces(v, g.taps)))
+        {
             let rows = pieces(plane, g.width).skip(self.top);
-            let kernel = pieces(w, columns).take(self.past).skip(self.first);
-            for (row, w) in rows.zip(kernel) {
-                for (&w, s) in w.iter().zip(0..) {
-                    let left = self.left.wrapping_add(s);
-                    let part = row.get(left..).and_then(|x| x.first_chunk());
-                    sums = match part.filter(|_| step == 1) {
-                        Some(x) => tap::<N>(sums, w, x),
-                        None => {
-                            let at = |i: usize| row.get(left.wrapping_add(i * step)).copied();
-                            let x = core::array::from_fn(|i| at(i).unwrap_or(g.outside));
-                            tap::<N>(sums, w, &x)
-                        }
+            let kernels = pieces(w, columns).zip(pieces(v, columns));
+            for (row, (w, v)) in rows.zip(kernels.take(self.past).skip(self.first)) {
+                let mut patch;
+                let x = if inside {
+                    row.get(self.left..).unwrap_or_default()
+                } else {
+                    patch = [g.outside; WIDE];
+                    self.patch(row, &mut patch);
+                    &patch
+                };
+                for ((&w, &v), s) in w.iter().zip(v).zip(0..) {
+                    let x = if (inside || span <= WIDE) && step <= 2 {
+                        let x = x.get(s..).unwrap_or_default();
+                        let every = if step == 1 { x.first_chunk().copied() } else { second(x) };
+                        let Some(x) = every else { break };
+                        x
+                    } else {
+                        let at = |i: usize| self.left.wrapping_add(s + i * step);
+                        core::array::from_fn(|i| row.get(at(i)).copied().unwrap_or(g.outside))
                     };
+                    one = tap::<N>(one, w, &x);
+                    if TWO {
+                        other = tap::<N>(other, v, &x);
+                    }
                 }
             }
         }
-        sums
+        [one, if TWO { other } else { one }]
     }
+}
+
+/// Every second of the first numbers.
+#[inline(always)]
+fn second<X: Copy>(x: &[X]) -> Option<[X; TILE]> {
+    let &[a, _, b, _, c, _, d, _, e, _, f, _, g, _, h] = x.first_chunk()?;
+    Some([a, b, c, d, e, f, g, h])
 }
 
 /// Pieces of `len`, which no plan makes 0: said here too, where the compiler must see it.
@@ -403,12 +593,15 @@ pub(super) trait Filter<N: Numbers> {
 /// their places in their windows.
 pub(super) type Write<'a, S> = &'a mut dyn FnMut(usize, usize, &[S], &[u8]);
 
-/// Computes the planes of two filters, or of the first, of one sample. Windows of `pool` rows and
-/// columns lie side by side over the sums.
+/// Rows and columns of the windows of a pool, and of the output.
+pub(super) type Sizes = ((usize, usize), (usize, usize));
+
+/// Computes the planes of two filters, or of the first, of one sample. Windows of a pool lie side by
+/// side over the sums.
 #[inline(never)]
-pub(super) fn planes<N: Numbers, C: Filter<N>>(
+pub(super) fn pooled<N: Numbers, C: Filter<N>>(
     (geometry, tile, settle): (&Geometry<N::X>, Tile<N>, Settle<N>),
-    (pool, out): ((usize, usize), (usize, usize)),
+    (pool, out): Sizes,
     x: &[N::X],
     w: [&[N::W]; 2],
     (filters, count): ([&C; 2], usize),
@@ -440,6 +633,45 @@ pub(super) fn planes<N: Numbers, C: Filter<N>>(
                 write(k, p * out.1 + q, best, won.get(..there).unwrap_or_default());
             }
             q += windows;
+        }
+    }
+}
+
+/// As [`pooled`], without a pool.
+#[inline(never)]
+pub(super) fn plain<N: Numbers, C: Filter<N>>(
+    (geometry, tile): (&Geometry<N::X>, Tile<N>),
+    (_, out): Sizes,
+    x: &[N::X],
+    w: [&[N::W]; 2],
+    (filters, count): ([&C; 2], usize),
+    write: Write<'_, N::Sum>,
+) {
+    let start = filters.map(C::start);
+    // Rows of places that tiles go through, and where the next row of the output begins.
+    let pitch = if geometry.runs { geometry.width } else { out.1 }.max(1);
+    let one = (1, out.0.saturating_sub(1) * pitch + out.1);
+    let (rows, columns) = if geometry.runs { one } else { out };
+    for p in 0..rows {
+        let start = geometry.start::<N>(start, w, p);
+        for q in (0..columns).step_by(TILE) {
+            let mut sums = tile(geometry, x, w, start, (p, q));
+            for (k, (sums, filter)) in sums.iter_mut().zip(filters).enumerate().take(count) {
+                filter.each(sums);
+                let mut sums = sums.get(..TILE.min(columns - q)).unwrap_or_default();
+                if pitch == out.1 {
+                    write(k, p * out.1 + q, sums, &[]);
+                    continue;
+                }
+                let (mut row, mut column) = (q / pitch, q % pitch);
+                while !sums.is_empty() {
+                    let rest = sums.split_at_checked(pitch - column);
+                    let (now, later) = rest.unwrap_or((sums, &[]));
+                    let inside = now.len().min(out.1.saturating_sub(column));
+                    write(k, row * out.1 + column, now.get(..inside).unwrap_or_default(), &[]);
+                    (row, column, sums) = (row + 1, 0, later);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Groups of layers in f32: the reference's sums, in its order.
 
-use super::conv::{Filter, Floats, Geometry, Settle, Tile, any, fixed, is_fixed, pieces, planes};
+use super::conv::{
+    Filter, Floats, Geometry, Sizes, Spread, Tile, Write, any, fixed, is_fixed, is_point, pieces,
+    plain, point, pooled, settle, settle_two, spread, spread_len,
+};
 use super::group::{Group, Kind, TILE};
 use super::op::{Op, With};
 use super::{Parameters, ROWS};
@@ -8,12 +11,15 @@ use crate::arena::Lease;
 use crate::error::Error;
 use crate::layer::{Activation, BatchNorm, Conv2d};
 use crate::net::Stored;
+use crate::shape::Shape;
 
 /// The parts of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts {
-    /// Of a convolution: what sums for one filter, what does for two, and what keeps the winners.
-    sums: Option<([Tile<Floats>; 2], Settle<Floats>)>,
+    /// Of a convolution: what sums for one filter, and what does for two; what does with all planes.
+    planes: Option<([Tile<Floats>; 2], Planes)>,
+    /// What spreads planes, where they are read so.
+    spread: Option<Spread<f32>>,
     rows: Rows,
     /// What prepares the norm, where there is one: it takes a square root.
     norm: Option<Norm>,
@@ -22,16 +28,20 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Those for a convolution or a dense layer whose weights may be `narrow`.
-    pub const fn of(group: &Group<'_>, narrow: bool) -> Self {
+    /// Those for a convolution or a dense layer that reads `x`, and whose weights may be `narrow`.
+    pub const fn of(group: &Group<'_>, x: Shape, narrow: bool) -> Self {
         let finish: Option<Finish> = match (group.norm, group.activation) {
             (None, None) => None,
             (None, Some(Activation::Relu)) => Some(relu),
             _ => Some(normed),
         };
         Self {
-            sums: match group.kind {
-                Kind::Conv(l) => Some((tiles(l), group.settle::<Floats>())),
+            planes: match group.kind {
+                Kind::Conv(l) => Some((tiles(l), planes(group))),
+                _ => None,
+            },
+            spread: match group.kind {
+                Kind::Conv(l) if spread_len(l, x, group.pool.is_some()) > 0 => Some(spread),
                 _ => None,
             },
             rows: if narrow {
@@ -48,7 +58,9 @@ impl Parts {
 
 /// A tile of one filter, and one of two: the same where filters come in pairs.
 const fn tiles(l: &Conv2d) -> [Tile<Floats>; 2] {
-    let [one, two]: [Tile<Floats>; 2] = if is_fixed(l, 5) {
+    let [one, two]: [Tile<Floats>; 2] = if is_point(l) {
+        [point::<Floats, false>, point::<Floats, true>]
+    } else if is_fixed(l, 5) {
         [fixed::<Floats, false, 5>, fixed::<Floats, true, 5>]
     } else if is_fixed(l, 3) {
         [fixed::<Floats, false, 3>, fixed::<Floats, true, 3>]
@@ -58,6 +70,30 @@ const fn tiles(l: &Conv2d) -> [Tile<Floats>; 2] {
     match l.filters.checked_div(l.groups) {
         Some(filters) if filters % 2 == 0 => [two, two],
         _ => [one, two],
+    }
+}
+
+/// What computes the planes of one or two filters.
+type Planes = fn(
+    (&Geometry<f32>, Tile<Floats>),
+    Sizes,
+    &[f32],
+    [&[f32]; 2],
+    ([&Channel<'_>; 2], usize),
+    Write<'_, f32>,
+);
+
+const fn planes(group: &Group<'_>) -> Planes {
+    match group.pool {
+        None => |with, sizes, x, w, filters, write| plain(with, sizes, x, w, filters, write),
+        Some(pool) if pool.window.kernel.1 == 2 => {
+            |(geometry, tile), sizes, x, w, filters, write| {
+                pooled((geometry, tile, settle_two::<Floats>), sizes, x, w, filters, write);
+            }
+        }
+        Some(_) => |(geometry, tile), sizes, x, w, filters, write| {
+            pooled((geometry, tile, settle::<Floats>), sizes, x, w, filters, write);
+        },
     }
 }
 
@@ -147,19 +183,27 @@ pub(super) fn conv(
     [x, y, winners, scratch]: Memory<'_>,
 ) -> Result<(), Error> {
     let (Kind::Conv(l), With::Floats(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
-    let Some((tiles, settle)) = parts.sums else { return Ok(()) };
+    let Some((tiles, planes)) = parts.planes else { return Ok(()) };
     let (x, y, scratch) = (&*x.planned::<f32>(), y.planned::<f32>(), scratch.planned::<f32>());
     let mut winners = winners.planned::<u8>();
-    let (geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
+    let (mut geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
+    let copy = parts.spread.map_or(0, |_| spread_len(l, op.x.shape, op.group.pool.is_some()));
+    let (copy, scratch) = scratch.split_at_mut_checked(copy).unwrap_or_default();
+    let group = geometry.group;
+    geometry.spreads(copy.len());
     let mut rest = y;
     for x in pieces(x, geometry.sample) {
         let sample = plane.saturating_mul(l.filters as usize).min(rest.len());
         let y = rest.split_off_mut(..sample).unwrap_or_default();
         let groups = y.chunks_exact_mut((plane * geometry.filters).max(1));
         let firsts = (0..).step_by(geometry.filters.max(1));
-        for ((x, y), first) in pieces(x, geometry.group).zip(groups).zip(firsts) {
+        for ((mut x, y), first) in pieces(x, group).zip(groups).zip(firsts) {
+            if let Some(spread) = parts.spread.filter(|_| !copy.is_empty()) {
+                spread(l, op.x.shape, 0.0, x, copy);
+                x = copy;
+            }
             for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {
                 let won = winners.split_off_mut(..y.len().min(winners.len())).unwrap_or_default();
                 let one = Channel::new((op, parts), p, k);
@@ -176,7 +220,7 @@ pub(super) fn conv(
                 let [tile_of_one, tile_of_two] = tiles;
                 let (tile, count) = if two { (tile_of_two, 2) } else { (tile_of_one, 1) };
                 let filters = ([&one, &other], count);
-                planes::<Floats, _>((&geometry, tile, settle), sizes, x, w, filters, &mut write);
+                planes((&geometry, tile), sizes, x, w, filters, &mut write);
             }
         }
     }

@@ -1,6 +1,5 @@
 //! Which layers run together.
 
-use super::conv::{Numbers, Settle, settle, settle_two};
 use crate::arena::Dtype;
 use crate::layer::{
     Activation, BatchNorm, Conv2d, Dense, Layer, MaxPool, Needs, Pass, Quantise, RELU, Tensors,
@@ -147,14 +146,6 @@ impl<'m> Group<'m> {
         (pool.0.into(), pool.1.into())
     }
 
-    /// What keeps the sums that win the pool.
-    pub const fn settle<N: Numbers>(&self) -> Settle<N> {
-        match self.pool {
-            Some(pool) if pool.window.kernel.1 == 2 => settle_two::<N>,
-            _ => settle::<N>,
-        }
-    }
-
     /// The shape of what the group gives.
     pub const fn output(&self, chain: &Chain<'_>, x: Shape) -> Option<Shape> {
         let (mut shape, mut i) = (x, 0);
@@ -212,7 +203,13 @@ impl<'m> Group<'m> {
                     Some(row) if widens => row as usize,
                     _ => 0,
                 };
-                let forward_scratch = row.saturating_mul(super::ROWS * size_of::<f32>());
+                let rows = row.saturating_mul(super::ROWS * size_of::<f32>());
+                let copy = match self.kind {
+                    Kind::Conv(conv) => super::conv::spread_len(conv, x, self.pool.is_some()),
+                    _ => 0,
+                };
+                let number = if self.is_integer(pass) { size_of::<u8>() } else { size_of::<f32>() };
+                let forward_scratch = rows.saturating_add(copy.saturating_mul(number));
                 Some(Needs { out, dtype: written, forward_scratch, ..needs })
             }
         }

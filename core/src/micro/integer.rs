@@ -11,7 +11,8 @@
 
 use super::Parameters;
 use super::conv::{
-    Bytes, Filter, Geometry, Numbers, Settle, Tile, any, fixed, is_fixed, pieces, planes,
+    Bytes, Filter, Geometry, Numbers, Sizes, Spread, Tile, Write, any, fixed, is_fixed, is_point,
+    pieces, plain, pooled, settle, settle_two, spread, spread_len,
 };
 use super::group::{Group, Kind, TILE};
 use super::op::{Op, With};
@@ -19,6 +20,7 @@ use crate::arena::{Dtype, Lease};
 use crate::error::Error;
 use crate::layer::{Activation, Quantise};
 use crate::net::Stored;
+use crate::shape::Shape;
 
 /// Units that are summed side by side.
 const UNITS: usize = 4;
@@ -70,8 +72,12 @@ impl Channel {
     #[inline]
     fn code(&self, sum: i32) -> u8 {
         let half = 1i64 << self.shift >> 1;
-        let product = i64::from(sum) * i64::from(self.factor);
-        let steps = (product.wrapping_add(half) >> self.shift).clamp(-256, 512) as i32;
+        let product = (i64::from(sum) * i64::from(self.factor)).wrapping_add(half);
+        // Of a quotient below 1/2, as almost all are, the product's low word goes.
+        let steps = match self.shift.checked_sub(32) {
+            Some(shift) => ((product >> 32) as i32 >> shift).clamp(-256, 512),
+            None => (product >> self.shift).clamp(-256, 512) as i32,
+        };
         (steps + self.zero).max(self.low).min(self.high) as u8
     }
 
@@ -137,48 +143,127 @@ impl<'a> Out<'a> {
 /// The parts of a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts {
-    /// Of a convolution: what sums, and what keeps the winners.
-    sums: Option<(Tile<Bytes>, Settle<Bytes>)>,
+    /// Of a convolution: what sums, and what does with all planes.
+    planes: Option<(Tile<Bytes>, Planes)>,
+    /// What spreads planes, where they are read so.
+    spread: Option<Spread<u8>>,
 }
 
 impl Parts {
-    /// Those for a convolution or a dense layer.
-    pub const fn of(group: &Group<'_>) -> Self {
-        let Kind::Conv(l) = group.kind else { return Self { sums: None } };
-        let tile: Tile<Bytes> = if is_fixed(l, 5) {
+    /// Those for a convolution or a dense layer that reads `x`.
+    pub const fn of(group: &Group<'_>, x: Shape) -> Self {
+        let Kind::Conv(l) = group.kind else { return Self { planes: None, spread: None } };
+        let tile: Tile<Bytes> = if is_point(l) {
+            point
+        } else if is_fixed(l, 5) {
             fixed::<Bytes, false, 5>
         } else if is_fixed(l, 3) {
             fixed::<Bytes, false, 3>
         } else {
             any::<Bytes, false>
         };
-        Self { sums: Some((tile, group.settle::<Bytes>())) }
+        let spreads = spread_len(l, x, group.pool.is_some()) > 0;
+        let spread: Option<Spread<u8>> = if spreads { Some(spread) } else { None };
+        Self { planes: Some((tile, planes(group))), spread }
     }
+}
+
+/// What computes the planes of a filter.
+type Planes = fn(
+    (&Geometry<u8>, Tile<Bytes>),
+    Sizes,
+    &[u8],
+    [&[i8]; 2],
+    ([&Channel; 2], usize),
+    Write<'_, i32>,
+);
+
+const fn planes(group: &Group<'_>) -> Planes {
+    match group.pool {
+        None => plain::<Bytes, Channel>,
+        Some(pool) if pool.window.kernel.1 == 2 => {
+            |(geometry, tile), sizes, x, w, filters, write| {
+                pooled((geometry, tile, settle_two::<Bytes>), sizes, x, w, filters, write);
+            }
+        }
+        Some(_) => |(geometry, tile), sizes, x, w, filters, write| {
+            pooled((geometry, tile, settle::<Bytes>), sizes, x, w, filters, write);
+        },
+    }
+}
+
+/// Places whose sums fit the registers of a small core.
+const HALF: usize = TILE / 2;
+
+/// A [`Tile`] of kernels of one place that move by one, without padding; of the first filter.
+#[inline(never)]
+fn point(
+    geometry: &Geometry<u8>,
+    x: &[u8],
+    [w, _]: [&[i8]; 2],
+    [start, _]: [i32; 2],
+    (p, q): (usize, usize),
+) -> [[i32; TILE]; 2] {
+    let mut sums = [start; TILE];
+    let at = p * geometry.width + q;
+    for (sums, at) in sums.as_chunks_mut::<HALF>().0.iter_mut().zip((at..).step_by(HALF)) {
+        if at + HALF <= geometry.plane {
+            let [mut a, mut b, mut c, mut d] = *sums;
+            for (x, &w) in pieces(x, geometry.plane).zip(w) {
+                let Some(&[i, j, k, l]) = x.get(at..).and_then(|x| x.first_chunk()) else { break };
+                a = Bytes::add(a, w, i);
+                b = Bytes::add(b, w, j);
+                c = Bytes::add(c, w, k);
+                d = Bytes::add(d, w, l);
+            }
+            *sums = [a, b, c, d];
+        } else {
+            for (sum, at) in sums.iter_mut().zip(at..geometry.plane) {
+                for (x, &w) in pieces(x, geometry.plane).zip(w) {
+                    *sum = x.get(at).map_or(*sum, |&x| Bytes::add(*sum, w, x));
+                }
+            }
+        }
+    }
+    [sums; 2]
 }
 
 type Memory<'a> = [Lease<'a>; 4];
 
 /// A convolution of bytes, with what stands behind it.
 #[inline(never)]
-pub(super) fn conv(op: &Op<'_>, p: &Parameters<'_>, [x, y, ..]: Memory<'_>) -> Result<(), Error> {
+pub(super) fn conv(
+    op: &Op<'_>,
+    p: &Parameters<'_>,
+    [x, y, _, scratch]: Memory<'_>,
+) -> Result<(), Error> {
     let (Kind::Conv(l), With::Bytes(parts)) = (op.group.kind, &op.with) else { return Ok(()) };
-    let Some((tile, settle)) = parts.sums else { return Ok(()) };
+    let Some((tile, planes)) = parts.planes else { return Ok(()) };
     let (x, mut y) = (&*x.planned(), Out::new(y));
     let (reads, weights) = setup(&op.group, p)?;
-    let (geometry, out) = (Geometry::new(*l, op.x.shape, reads.zero), op.y.shape);
+    let (mut geometry, out) = (Geometry::new(*l, op.x.shape, reads.zero), op.y.shape);
     let filters = l.filters.max(1) as usize;
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
+    let copy = parts.spread.map_or(0, |_| spread_len(l, op.x.shape, op.group.pool.is_some()));
+    let scratch: &mut [u8] = bytemuck::cast_slice_mut(scratch.planned::<f32>());
+    let copy = scratch.get_mut(..copy).unwrap_or_default();
+    let group = geometry.group;
+    geometry.spreads(copy.len());
     let mut first = 0;
     for x in pieces(x, geometry.sample) {
         for (k, w) in pieces(weights, geometry.filter).enumerate() {
-            let x = pieces(x, geometry.group).nth(k / geometry.filters.max(1)).unwrap_or_default();
+            let mut x = pieces(x, group).nth(k / geometry.filters.max(1)).unwrap_or_default();
+            if let Some(spread) = parts.spread.filter(|_| !copy.is_empty()) {
+                spread(l, op.x.shape, reads.zero, x, copy);
+                x = copy;
+            }
             let channel = &Channel::new(&op.group, (reads, p), k, filters, total(reads, w));
             let mut write = |_: usize, at: usize, sums: &[i32], _: &[u8]| {
                 y.write(first + at, channel, &op.group, sums);
             };
             let one = ([channel; 2], 1);
-            planes::<Bytes, _>((&geometry, tile, settle), sizes, x, [w; 2], one, &mut write);
+            planes((&geometry, tile), sizes, x, [w; 2], one, &mut write);
             first += plane;
         }
     }

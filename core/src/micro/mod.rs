@@ -13,7 +13,8 @@
 //! [`Activation`](crate::layer::Activation) other than tanh, a
 //! [`MaxPool`](crate::layer::MaxPool) without padding that moves by its own size (behind
 //! convolutions), and, where bytes are read, `Quantise`. Convolutions of any geometry run;
-//! those of 3 or 5 columns that move by one are fastest.
+//! those of one place, and of 3 or 5 columns that move by one, are fastest. Depthwise ones that are padded or
+//! move by more, behind which no pool stands, read a copy of each plane, which takes its memory once.
 //!
 //! # Integers
 //! In a model with narrow weights a `Quantise` layer gives bytes where a convolution or a dense layer

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::layer::{Layer, Pass, Quantise, RELU, Tensors};
 use crate::net::Stored;
 use crate::plan::{Chain, EvalWalk, ParamSlots, Place, PlanError, tri};
+use crate::shape::Shape;
 
 /// What runs a group on its parameters and on [its memory](Op::memory). A program that never makes
 /// an [`Op`] of some kernel, because it makes all of them at compile time, does not link that kernel,
@@ -67,7 +68,7 @@ impl<'m> Op<'m> {
         lengths: [Tensors; 2],
         pass: Pass,
     ) -> Self {
-        let (kernel, with) = kernel(&group, pass, y.dtype);
+        let (kernel, with) = kernel(&group, x.shape, (pass, y.dtype));
         let scratch = numbers(scratch);
         Self { group, x, y, saved, scratch, lengths, before: 0, kernel, with }
     }
@@ -222,13 +223,17 @@ impl<'m> Ops<'m> {
     }
 }
 
-/// The kernel of a group that writes numbers or bytes, and its parts.
-const fn kernel(group: &Group<'_>, pass: Pass, writes: Dtype) -> (Option<Kernel>, With) {
+/// The kernel of a group that reads `x` and writes numbers or bytes, and its parts.
+const fn kernel(
+    group: &Group<'_>,
+    x: Shape,
+    (pass, writes): (Pass, Dtype),
+) -> (Option<Kernel>, With) {
     let integer = group.is_integer(pass);
     let with = match group.kind {
         Kind::Other(_) => With::Nothing,
-        _ if integer => With::Bytes(integer::Parts::of(group)),
-        _ => With::Floats(float::Parts::of(group, matches!(pass, Pass::Narrow))),
+        _ if integer => With::Bytes(integer::Parts::of(group, x)),
+        _ => With::Floats(float::Parts::of(group, x, matches!(pass, Pass::Narrow))),
     };
     let kernel: Option<Kernel> = match group.kind {
         Kind::Conv(_) if integer => Some(integer::conv),

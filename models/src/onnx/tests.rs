@@ -294,7 +294,8 @@ fn shortcuts_are_read_wherever_they_stand() {
     let mut read_before = None;
     for sum in sums {
         for first in [[&shortcut, &branch], [&branch, &shortcut]] {
-            let nodes = [&[conv.clone()][..], first[0], first[1], std::slice::from_ref(&sum)].concat();
+            let nodes =
+                [&[conv.clone()][..], first[0], first[1], std::slice::from_ref(&sum)].concat();
             let net = read(&graph(&[1, 1, 5, 5], nodes, tensors())).unwrap();
             let project = Some(Projection { channels: 2, stride: (2, 2) });
             assert_eq!(net.model().net.layers[3], Layer::Residual(Residual { back: 2, project }));
