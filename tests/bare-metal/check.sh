@@ -67,12 +67,14 @@ for image in empty constant minimal trainer reference; do
     output=$(emulate "$image") || fail "$image ends with status $?" "$output"
     measured+=$(sizes "$image")$'\n'
 done
-output=$(emulate measure) || fail "measure ends with status $?" "$output"
-rows=$(grep ^row= <<<"$output")
-again=$(emulate measure | grep ^row=)
-[ "$rows" = "$again" ] || fail "two runs are counted differently" "$again"
-printf '%s\n' "$rows"
-measured+=$(sed -E 's/[a-z_]+=//g' <<<"$rows" | awk '{ print $1, $2, $5, $6 }')
+for image in measure tiny; do
+    output=$(emulate "$image") || fail "$image ends with status $?" "$output"
+    rows=$(grep ^row= <<<"$output")
+    again=$(emulate "$image" | grep ^row=)
+    [ "$rows" = "$again" ] || fail "two runs are counted differently" "$again"
+    printf '%s\n' "$output"
+    measured+=$(sed -E 's/[a-z_]+=//g' <<<"$rows" | awk '{ print $1, $2, $5, $6 }')$'\n'
+done
 
 # Each is measured, each has its limits, and none is above them.
 awk '

@@ -2,6 +2,8 @@
 //! without instructions of the host's own: every host gets the same bytes. A new user's images, on
 //! which the model is wrong, are the bundled ones with their contrast inverted.
 
+mod tiny;
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -29,6 +31,7 @@ const SEED: u64 = 0;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=tiny.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let (mut train, test) = (data::bundled().train, data::bundled().test);
     let Samples::U8(pixels) = train.samples() else { return Err("images of bytes".into()) };
@@ -86,7 +89,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut memory = vec![Word::NAN; Word::count(plan.bytes())];
     let (mut backend, mut logits) = (Micro::<true>::new(&mut memory), [0.0; CLASSES]);
     plan.run(&mut backend, &model, 1, |raw: &mut [u8]| raw.copy_from_slice(image), &mut logits)?;
-    write_numbers(&out.join("logits-int8"), &logits)
+    write_numbers(&out.join("logits-int8"), &logits)?;
+    tiny::write(&out)
 }
 
 /// Little-endian numbers, one after the other.

@@ -8,6 +8,7 @@ pub mod board;
 pub mod case;
 pub mod flash;
 pub mod psram;
+pub mod row;
 #[path = "../../common/user.rs"]
 pub mod user;
 

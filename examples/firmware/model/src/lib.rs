@@ -3,11 +3,11 @@
 #![forbid(unsafe_code)]
 
 macro_rules! made {
-    ($($(#[$doc:meta])* $name:ident: $file:literal;)*) => {
-        $($(#[$doc])* pub const $name: [u8; include_bytes!(made!($file)).len()] =
-            *include_bytes!(made!($file));)*
+    ($($(#[$doc:meta])* $name:ident: $($file:literal),+;)*) => {
+        $($(#[$doc])* pub const $name: [u8; include_bytes!(made!($($file),+)).len()] =
+            *include_bytes!(made!($($file),+));)*
     };
-    ($file:literal) => { concat!(env!("OUT_DIR"), "/", $file) };
+    ($($file:literal),+) => { concat!(env!("OUT_DIR"), "/", $($file),+) };
 }
 
 made! {
@@ -35,4 +35,31 @@ made! {
     JUDGED: "judged";
     /// Their labels.
     JUDGED_LABELS: "judged-labels";
+}
+
+/// The nets of MLPerf Tiny with drawn weights, a sample of noise, and what the host makes of it.
+pub mod tiny {
+    macro_rules! net {
+        ($name:ident, $file:literal) => {
+            #[doc = $file]
+            pub mod $name {
+                made! {
+                    /// Its parameters alone, little-endian f32.
+                    WEIGHTS: $file, ".weights";
+                    /// Folded and in bytes: a model file.
+                    INT8: $file, "-int8.sepal";
+                    /// A sample, in bytes.
+                    SAMPLE: $file, ".sample";
+                    /// What the parameters make of it: little-endian f32.
+                    LOGITS: $file, ".logits";
+                    /// And what the model in bytes does.
+                    LOGITS_INT8: $file, "-int8.logits";
+                }
+            }
+        };
+    }
+
+    net!(ds_cnn, "ds-cnn");
+    net!(mobilenet, "mobilenet");
+    net!(autoencoder, "autoencoder");
 }

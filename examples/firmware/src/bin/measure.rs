@@ -9,14 +9,15 @@ use sepal_core::format::{Counts, File, counts};
 use sepal_core::infer::Inference;
 use sepal_core::layer::{Flatten, L2Normalise, Layer, RELU};
 use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
-use sepal_core::net::{Model, Net, Weights};
+use sepal_core::net::{Model, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
 use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_firmware::board;
 use sepal_firmware::flash::{self, CLASSES, COUNTS, Shown};
-use sepal_firmware::{board, println};
+use sepal_firmware::row::{macs, macs_of, row, same};
 use sepal_models::lenet::LENET5;
 
 /// What the largest row needs.
@@ -127,49 +128,4 @@ const fn stage(
     let (rate, schedule, stop) = (0.01, Schedule::Constant, Stop::Never);
     let recipe = Recipe { head, objective, epochs: 1, batch: 16, rule, rate, schedule, stop };
     Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
-}
-
-/// Multiply-accumulates of one sample.
-fn macs(net: &Net<'_>) -> Option<u64> {
-    macs_of(net, 0, net.layers.len())
-}
-
-/// Those of layers `first..last`.
-fn macs_of(net: &Net<'_>, first: usize, last: usize) -> Option<u64> {
-    let layers = net.layers.iter().enumerate().take(last).skip(first);
-    layers.map(|(at, layer)| Some(layer.macs(net.shape(at).ok()?))).sum()
-}
-
-/// Runs something in the first `bytes` of the memory, and prints what it took.
-fn row(
-    name: &str,
-    macs: u64,
-    bytes: usize,
-    memory: &mut [Word],
-    run: impl FnOnce(&mut [Word]) -> Option<()>,
-) -> Option<()> {
-    memory.fill(Word::NAN);
-    let words = memory.get_mut(..Word::count(bytes))?;
-    let (mut instructions, mut done) = (0, None);
-    let stack = board::stack_of(|| {
-        board::start_timer();
-        done = run(words);
-        instructions = board::instructions();
-    });
-    done?;
-    let hundredths = (instructions * 100).checked_div(macs).unwrap_or(0);
-    let written = words.iter().rposition(|word| bytemuck::bytes_of(word) != [0xff; Word::BYTES]);
-    let arena = written.map_or(0, |last| (last + 1) * Word::BYTES);
-    println!(
-        "row={name} instructions={instructions} macs={macs} per_mac={}.{:02} stack={stack} arena={arena}",
-        hundredths / 100,
-        hundredths % 100
-    );
-    Some(())
-}
-
-/// Whether the logits are the host's, bit by bit.
-fn same(logits: &[f32], host: &[u8]) -> Option<()> {
-    let same = logits.iter().flat_map(|logit| logit.to_le_bytes()).eq(host.iter().copied());
-    same.then_some(())
 }
