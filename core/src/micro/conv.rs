@@ -249,12 +249,29 @@ pub(super) type Tile<N> = fn(
     (usize, usize),
 ) -> [[<N as Numbers>::Sum; TILE]; 2];
 
-/// What [spreads](Geometry::spread) a plane of a convolution's input of shape `x`.
-pub(super) type Spread<X> = fn(&Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]);
+/// How a convolution reads planes that are [spread](Geometry::spread).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spread<X> {
+    /// Numbers of such a plane.
+    pub len: usize,
+    /// Makes lengths those of such planes.
+    pub lengths: fn(&mut Geometry<X>, usize),
+    /// Spreads a plane of an input of this shape.
+    pub plane: fn(&Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]),
+}
 
-/// A [`Spread`].
+impl<X: Copy> Spread<X> {
+    /// None for a convolution that reads its input as it is.
+    pub const fn of(conv: &Conv2d, x: Shape, pool: bool) -> Option<Self> {
+        match spread_len(conv, x, pool) {
+            0 => None,
+            len => Some(Self { len, lengths: Geometry::spreads, plane: spread }),
+        }
+    }
+}
+
 #[inline(never)]
-pub(super) fn spread<X: Copy>(conv: &Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]) {
+fn spread<X: Copy>(conv: &Conv2d, x: Shape, outside: X, plane: &[X], to: &mut [X]) {
     Geometry::new(*conv, x, outside).spread(plane, to);
 }
 

@@ -2,7 +2,7 @@
 
 use super::conv::{
     Filter, Floats, Geometry, Sizes, Spread, Tile, Write, any, fixed, is_fixed, is_point, pieces,
-    plain, point, pooled, settle, settle_two, spread, spread_len,
+    plain, point, pooled, settle, settle_two,
 };
 use super::group::{Group, Kind, TILE};
 use super::op::{Op, With};
@@ -18,7 +18,7 @@ use crate::shape::Shape;
 pub(super) struct Parts {
     /// Of a convolution: what sums for one filter, and what does for two; what does with all planes.
     planes: Option<([Tile<Floats>; 2], Planes)>,
-    /// What spreads planes, where they are read so.
+    /// How planes are spread, where they are read so.
     spread: Option<Spread<f32>>,
     rows: Rows,
     /// What prepares the norm, where there is one: it takes a square root.
@@ -41,7 +41,7 @@ impl Parts {
                 _ => None,
             },
             spread: match group.kind {
-                Kind::Conv(l) if spread_len(l, x, group.pool.is_some()) > 0 => Some(spread),
+                Kind::Conv(l) => Spread::of(l, x, group.pool.is_some()),
                 _ => None,
             },
             rows: if narrow {
@@ -189,10 +189,13 @@ pub(super) fn conv(
     let (mut geometry, out) = (Geometry::new(*l, op.x.shape, 0.0), op.y.shape);
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
-    let copy = parts.spread.map_or(0, |_| spread_len(l, op.x.shape, op.group.pool.is_some()));
+    let copy = parts.spread.map_or(0, |spread| spread.len);
     let (copy, scratch) = scratch.split_at_mut_checked(copy).unwrap_or_default();
     let group = geometry.group;
-    geometry.spreads(copy.len());
+    let spread = parts.spread.filter(|_| !copy.is_empty());
+    if let Some(spread) = spread {
+        (spread.lengths)(&mut geometry, copy.len());
+    }
     let mut rest = y;
     for x in pieces(x, geometry.sample) {
         let sample = plane.saturating_mul(l.filters as usize).min(rest.len());
@@ -200,8 +203,8 @@ pub(super) fn conv(
         let groups = y.chunks_exact_mut((plane * geometry.filters).max(1));
         let firsts = (0..).step_by(geometry.filters.max(1));
         for ((mut x, y), first) in pieces(x, group).zip(groups).zip(firsts) {
-            if let Some(spread) = parts.spread.filter(|_| !copy.is_empty()) {
-                spread(l, op.x.shape, 0.0, x, copy);
+            if let Some(spread) = spread {
+                (spread.plane)(l, op.x.shape, 0.0, x, copy);
                 x = copy;
             }
             for (y, k) in y.chunks_mut((plane * ROWS).max(1)).zip((first..).step_by(ROWS)) {

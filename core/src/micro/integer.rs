@@ -12,7 +12,7 @@
 use super::Parameters;
 use super::conv::{
     Bytes, Filter, Geometry, Numbers, Sizes, Spread, Tile, Write, any, fixed, is_fixed, is_point,
-    pieces, plain, pooled, settle, settle_two, spread, spread_len,
+    pieces, plain, pooled, settle, settle_two,
 };
 use super::group::{Group, Kind, TILE};
 use super::op::{Op, With};
@@ -145,7 +145,7 @@ impl<'a> Out<'a> {
 pub(super) struct Parts {
     /// Of a convolution: what sums, and what does with all planes.
     planes: Option<(Tile<Bytes>, Planes)>,
-    /// What spreads planes, where they are read so.
+    /// How planes are spread, where they are read so.
     spread: Option<Spread<u8>>,
 }
 
@@ -162,8 +162,7 @@ impl Parts {
         } else {
             any::<Bytes, false>
         };
-        let spreads = spread_len(l, x, group.pool.is_some()) > 0;
-        let spread: Option<Spread<u8>> = if spreads { Some(spread) } else { None };
+        let spread = Spread::of(l, x, group.pool.is_some());
         Self { planes: Some((tile, planes(group))), spread }
     }
 }
@@ -245,17 +244,20 @@ pub(super) fn conv(
     let filters = l.filters.max(1) as usize;
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
-    let copy = parts.spread.map_or(0, |_| spread_len(l, op.x.shape, op.group.pool.is_some()));
+    let copy = parts.spread.map_or(0, |spread| spread.len);
     let scratch: &mut [u8] = bytemuck::cast_slice_mut(scratch.planned::<f32>());
     let copy = scratch.get_mut(..copy).unwrap_or_default();
     let group = geometry.group;
-    geometry.spreads(copy.len());
+    let spread = parts.spread.filter(|_| !copy.is_empty());
+    if let Some(spread) = spread {
+        (spread.lengths)(&mut geometry, copy.len());
+    }
     let mut first = 0;
     for x in pieces(x, geometry.sample) {
         for (k, w) in pieces(weights, geometry.filter).enumerate() {
             let mut x = pieces(x, group).nth(k / geometry.filters.max(1)).unwrap_or_default();
-            if let Some(spread) = parts.spread.filter(|_| !copy.is_empty()) {
-                spread(l, op.x.shape, reads.zero, x, copy);
+            if let Some(spread) = spread {
+                (spread.plane)(l, op.x.shape, reads.zero, x, copy);
                 x = copy;
             }
             let channel = &Channel::new(&op.group, (reads, p), k, filters, total(reads, w));

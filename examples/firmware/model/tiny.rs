@@ -16,20 +16,25 @@ use sepal_models::data::{Dataset, Samples};
 use sepal_models::ds_cnn::DS_CNN;
 use sepal_models::fit::Fit;
 use sepal_models::mobilenet::MOBILENET;
+use sepal_models::resnet::RESNET8;
 use sepal_models::{export, file};
 
-/// A row for each net.
-const NETS: [(&str, Net<'static>); 3] =
-    [("ds-cnn", DS_CNN), ("mobilenet", MOBILENET), ("autoencoder", AUTOENCODER)];
+/// A row for each net, and another where it is made bytes, too: residual additions are of numbers.
+const NETS: [(&str, Net<'static>, bool); 4] = [
+    ("ds-cnn", DS_CNN, true),
+    ("mobilenet", MOBILENET, true),
+    ("resnet8", RESNET8, false),
+    ("autoencoder", AUTOENCODER, true),
+];
 
 const SEED: u64 = 0;
 
 /// Samples that steps are measured on; the first goes along.
 const MEASURED: usize = 4;
 
-/// Writes for each net `NAME.weights`, `NAME-int8.sepal`, `NAME.sample` and, of both forms, the logits.
+/// Writes for each net `NAME.weights`, `NAME.sample` and its logits, and `NAME-int8.sepal` and its own.
 pub fn write(out: &Path) -> Result<(), Box<dyn Error>> {
-    for (name, net) in NETS {
+    for (name, net, bytes) in NETS {
         let fit = Fit::new(net, SEED)?;
         let (model, shape) = (fit.model(), net.input.shape);
         let Weights::Flat(weights) = model.weights else { return Err("weights in memory".into()) };
@@ -47,6 +52,9 @@ pub fn write(out: &Path) -> Result<(), Box<dyn Error>> {
         plan.run(&mut Reference::new(&mut memory), &model, 1, fill, &mut logits)?;
         super::write_numbers(&out.join(format!("{name}.logits")), &logits)?;
 
+        if !bytes {
+            continue;
+        }
         let names = vec![String::from("noise")];
         let noise = Dataset::new(shape, Samples::U8(noise), vec![0; MEASURED], names)?;
         let int8 = export::quantise(&OnReference, &model, &mut &noise, &Default::default())?;

@@ -40,26 +40,28 @@ made! {
 /// The nets of MLPerf Tiny with drawn weights, a sample of noise, and what the host makes of it.
 pub mod tiny {
     macro_rules! net {
-        ($name:ident, $file:literal) => {
+        ($name:ident, $file:literal $(, $int8:literal)?) => {
             #[doc = $file]
             pub mod $name {
                 made! {
                     /// Its parameters alone, little-endian f32.
                     WEIGHTS: $file, ".weights";
-                    /// Folded and in bytes: a model file.
-                    INT8: $file, "-int8.sepal";
                     /// A sample, in bytes.
                     SAMPLE: $file, ".sample";
                     /// What the parameters make of it: little-endian f32.
                     LOGITS: $file, ".logits";
-                    /// And what the model in bytes does.
-                    LOGITS_INT8: $file, "-int8.logits";
                 }
+                $(made! {
+                    /// Folded and in bytes: a model file.
+                    INT8: $int8, ".sepal";
+                    /// What the model in bytes makes of the sample.
+                    LOGITS_INT8: $int8, ".logits";
+                })?
             }
         };
     }
-
-    net!(ds_cnn, "ds-cnn");
-    net!(mobilenet, "mobilenet");
-    net!(autoencoder, "autoencoder");
+    net!(ds_cnn, "ds-cnn", "ds-cnn-int8");
+    net!(mobilenet, "mobilenet", "mobilenet-int8");
+    net!(resnet8, "resnet8");
+    net!(autoencoder, "autoencoder", "autoencoder-int8");
 }

@@ -18,6 +18,7 @@ use sepal_firmware_model::tiny as made;
 use sepal_models::autoencoder::AUTOENCODER;
 use sepal_models::ds_cnn::DS_CNN;
 use sepal_models::mobilenet::MOBILENET;
+use sepal_models::resnet::RESNET8;
 
 /// What the largest row needs.
 const WORDS: usize = Word::count(217 * 1024);
@@ -27,27 +28,22 @@ const OUTPUTS: usize = 640;
 #[entry]
 fn main() -> ! {
     static mut MEMORY: [Word; WORDS] = [Word::NAN; WORDS];
-    let done = ds_cnn(MEMORY).and_then(|()| mobilenet(MEMORY)).and_then(|()| autoencoder(MEMORY));
-    board::exit(done.is_none().into())
+    let nets = [ds_cnn, mobilenet, resnet8, autoencoder];
+    let done = nets.iter().all(|net| net(MEMORY).is_some());
+    board::exit((!done).into())
 }
 
-/// A net's rows: made ready at compile time in f32, from a model file in bytes.
+/// A net's rows: made ready at compile time in f32, and from a model file in bytes where it has one.
 macro_rules! net {
-    ($run:ident, $net:ident, $name:literal) => {
+    ($run:ident, $net:ident, $name:literal $(, $int8:ident)?) => {
         fn $run(memory: &mut [Word]) -> Option<()> {
             const OPERATIONS: usize = operations(&$net, $net.layers.len(), false);
             static PROGRAM: Program<'static, OPERATIONS> = match Program::new($net, false) {
                 Ok(program) => program,
                 Err(_) => panic!("the layers do not fit each other"),
             };
-            const COUNTS: Counts = match counts(&made::$run::INT8) {
-                Some(counts) => counts,
-                None => panic!("no model"),
-            };
             #[unsafe(link_section = ".model")]
             static WEIGHTS: Aligned<[u8; made::$run::WEIGHTS.len()]> = Aligned(made::$run::WEIGHTS);
-            #[unsafe(link_section = ".model")]
-            static INT8: Aligned<[u8; made::$run::INT8.len()]> = Aligned(made::$run::INT8);
             #[unsafe(link_section = ".samples")]
             static SAMPLE: [u8; made::$run::SAMPLE.len()] = made::$run::SAMPLE;
 
@@ -61,23 +57,32 @@ macro_rules! net {
                 PROGRAM.run(words, &Weights::Flat(weights), fill, logits).ok()
             })?;
             same(logits, &made::$run::LOGITS)?;
-
-            let mut layers = [RELU; COUNTS.layers];
-            let mut blocks = [0; COUNTS.blocks];
-            let mut tensors = [File::NO_TENSOR; COUNTS.tensors];
-            let file = File::open(black_box(&INT8.0)).ok()?;
-            let int8 = file.decode(&mut layers, &mut blocks, &mut tensors).ok()?;
-            let plan = Inference::micro(int8.net, 1, true).ok()?;
-            row(concat!($name, "-int8"), macs, plan.bytes(), memory, |words| {
-                plan.run(&mut Micro::<false>::new(words), &int8, 1, fill, logits).ok()
-            })?;
-            same(logits, &made::$run::LOGITS_INT8)?;
-            println!("flash={} f32={} int8={}", $name, WEIGHTS.0.len(), INT8.0.len());
+            println!("flash={}-f32 bytes={}", $name, WEIGHTS.0.len());
+            $({
+                const COUNTS: Counts = match counts(&made::$run::$int8) {
+                    Some(counts) => counts,
+                    None => panic!("no model"),
+                };
+                #[unsafe(link_section = ".model")]
+                static INT8: Aligned<[u8; made::$run::$int8.len()]> = Aligned(made::$run::$int8);
+                let mut layers = [RELU; COUNTS.layers];
+                let mut blocks = [0; COUNTS.blocks];
+                let mut tensors = [File::NO_TENSOR; COUNTS.tensors];
+                let file = File::open(black_box(&INT8.0)).ok()?;
+                let int8 = file.decode(&mut layers, &mut blocks, &mut tensors).ok()?;
+                let plan = Inference::micro(int8.net, 1, true).ok()?;
+                row(concat!($name, "-int8"), macs, plan.bytes(), memory, |words| {
+                    plan.run(&mut Micro::<false>::new(words), &int8, 1, fill, logits).ok()
+                })?;
+                same(logits, &made::$run::LOGITS_INT8)?;
+                println!("flash={}-int8 bytes={}", $name, INT8.0.len());
+            })?
             Some(())
         }
     };
 }
 
-net!(ds_cnn, DS_CNN, "ds-cnn");
-net!(mobilenet, MOBILENET, "mobilenet");
-net!(autoencoder, AUTOENCODER, "autoencoder");
+net!(ds_cnn, DS_CNN, "ds-cnn", INT8);
+net!(mobilenet, MOBILENET, "mobilenet", INT8);
+net!(resnet8, RESNET8, "resnet8");
+net!(autoencoder, AUTOENCODER, "autoencoder", INT8);
