@@ -1149,6 +1149,16 @@ mod tests {
         assert!(matches!(error, ExportError::Activation { .. }), "{error}");
         let error = refused(&weights[..100], &set, settings);
         assert!(matches!(error, ExportError::Run(Error::Weights { .. })), "{error}");
+        // Sums are of numbers: their blocks stay in f32.
+        let layers = crate::width::scaled(crate::resnet::resnet8_layers(10), 25);
+        let sums = crate::resnet::resnet8(&layers, input(1, 28, 28));
+        let drawn = self::weights(&sums, 1);
+        let export = |floats| {
+            let settings = Settings { floats, ..settings };
+            quantise(&OnReference, &model(sums, &drawn), &mut &set, &settings)
+        };
+        assert_eq!(export(&[2, 3]).unwrap_err(), ExportError::Residual { block: 1 });
+        assert!(export(&[1, 2, 3]).is_ok());
         let none = Net { blocks: &[4], ..net };
         assert!(matches!(fold(&model(none, &weights)), Err(ExportError::Run(_))));
         for error in [
