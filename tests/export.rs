@@ -6,22 +6,16 @@ use sepal::cpu::OnCpu;
 use sepal::infer::Inference;
 use sepal::layer::{Flatten, L2Normalise, Layer};
 use sepal::micro::{Embeddings, Micro, OnMicro, Tuning, TuningPlan};
-use sepal::models::autoencoder::{autoencoder, autoencoder_layers};
 use sepal::models::cache::Budget;
-use sepal::models::data::{self, Dataset, Samples};
-use sepal::models::ds_cnn::{ds_cnn, ds_cnn_layers};
+use sepal::models::data::{self, Dataset};
 use sepal::models::export::{self, Settings};
 use sepal::models::features::Features;
 use sepal::models::fit::Fit;
 use sepal::models::lenet::LENET;
-use sepal::models::mobilenet::{mobilenet, mobilenet_layers};
 use sepal::models::recipe;
 use sepal::models::vgg::{vgg6, vgg6_layers};
-use sepal::models::width::scaled;
 use sepal::net::{Input, Model, Net, Normalisation, Patch, Weights};
 use sepal::reference::OnReference;
-use sepal::rng::{Purpose, Rng};
-use sepal::shape::Shape;
 use sepal::stage::{Cut, Loss, Objective, Recipe, Stage};
 
 /// How much accuracy bytes may cost, or gain, as a share: one point.
@@ -33,9 +27,6 @@ const FOLDED: f32 = 1e-5;
 /// The share of samples that integers and the same sums in f32 must agree about: a few numbers fall
 /// to the other side of a boundary between two steps.
 const AGREED: f64 = 0.995;
-
-/// By how much their numbers may differ, over the largest.
-const STEPS: f32 = 2e-2;
 
 /// Of the bundled images.
 const NORMALISATION: Normalisation = Normalisation::scalar(0.286, 0.353);
@@ -101,36 +92,6 @@ fn a_small_vgg_in_bytes_is_near_it() {
     assert!(wide > 0.6, "{wide}");
     // Of 200 samples: four.
     assert!((wide - narrow).abs() <= 2.0 * POINT, "{wide}, in bytes {narrow}");
-}
-
-/// Depthwise convolutions, and dense layers with norms: integers give what the same sums in f32 give, but for
-/// numbers that fall to the other side of a boundary between two steps.
-#[test]
-fn nets_of_mlperf_tiny_in_bytes_are_what_they_are_in_f32() {
-    let (speech, image) = (scaled(ds_cnn_layers(4), 25), scaled(mobilenet_layers(4), 50));
-    let sound = autoencoder_layers(24);
-    let input = |shape| Input { shape, normalisation: NORMALISATION };
-    let nets = [
-        ds_cnn(&speech, input(Shape::new(1, 1, 25, 10))),
-        mobilenet(&image, input(Shape::new(1, 3, 32, 32))),
-        autoencoder(&sound, input(Shape::rows(1, 24))),
-    ];
-    for net in nets {
-        let (size, mut rng) =
-            (net.input.shape.sample().unwrap(), Rng::new(0, Purpose::Sample, 0, 0));
-        let noise = (0..8 * size).map(|_| rng.next_u32() as u8).collect();
-        let names = vec!["noise".to_owned()];
-        let set = Dataset::new(net.input.shape, Samples::U8(noise), vec![0; 8], names).unwrap();
-        let fit = Fit::new(net, 0).unwrap();
-        let settings = Settings::default();
-        let int8 = export::quantise(&OnReference, &fit.model(), &mut &set, &settings).unwrap();
-        let (rounded, narrow) =
-            (logits(&OnReference, &int8.model(), &set), logits(&OnMicro, &int8.model(), &set));
-        let most = rounded.data().iter().fold(0.0f32, |most, x| most.max(x.abs()));
-        let off = rounded.data().iter().zip(narrow.data()).map(|(a, b)| (a - b).abs());
-        let off = off.fold(0.0, f32::max);
-        assert!(most > 0.0 && off <= STEPS * most, "{off} of {most}");
-    }
 }
 
 /// A block that was left in f32 is tuned behind blocks in bytes, and runs between them.
