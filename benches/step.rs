@@ -299,7 +299,7 @@ impl Watch for Clock {
     fn event(&mut self, event: &Event<'_>) -> Wish {
         match event {
             Event::Stage { .. } | Event::Done { .. } => self.once += self.lap(),
-            Event::Step(_) => self.steps += self.lap(),
+            Event::Step(_) | Event::Pass { .. } => self.steps += self.lap(),
         }
         Wish::Go
     }

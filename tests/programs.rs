@@ -24,6 +24,8 @@ use serde_json::Value;
 mod convert;
 #[path = "programs/reproduce.rs"]
 mod reproduce;
+#[path = "programs/tensorboard.rs"]
+mod tensorboard;
 
 const PROGRAMS: [&str; 8] =
     ["train", "evaluate", "predict", "inspect", "quantise", "finetune", "separation", "reproduce"];
@@ -244,7 +246,14 @@ fn train_reports_in_a_page() {
     let args = [&SHORT[..], &["--json", "--patience", "3", "--report", &to]].concat();
     let out = run("train", &args).good();
     let page = std::fs::read_to_string(folder.0.join("new/report/report.html")).unwrap();
-    let parts = ["What each block learnt", "Learning curves", "Maps", "Confusion", "neighbours"];
+    let parts = [
+        "What each block learnt",
+        "Learning curves",
+        "Memory and time",
+        "Maps",
+        "Confusion",
+        "neighbours",
+    ];
     for part in parts {
         assert!(page.contains(part), "no {part}");
     }
@@ -254,7 +263,9 @@ fn train_reports_in_a_page() {
     assert!(page.contains(&head), "no {head}");
     // The loss and the shares of each of the three stages, SI, and a map of each block's features.
     assert_eq!(page.matches("<svg").count(), 4);
-    assert_eq!(page.matches("layers 0..4 by separation").count(), 2);
+    // In both charts, and among the costs.
+    assert_eq!(page.matches("layers 0..4 by separation").count(), 3);
+    assert_eq!(page.matches("in memory as f32").count(), 2);
     assert_eq!(page.matches("SI of held-out samples").count(), 1);
     // Twelve test images, each with six neighbours.
     assert_eq!(page.matches("src=\"data:image/png;base64,").count(), 12 * 7);
@@ -1064,6 +1075,42 @@ fn training_takes_other_strategies() {
     run("train", &views).refused(&["self-supervised", "--flip"]);
     let odd = [&views[..], &["--flip", "--batch", "33"]].concat();
     run("train", &odd).refused(&["--batch 33", "even"]);
+}
+
+/// A recipe is what its options are, and what a report writes.
+#[test]
+fn training_learns_as_a_file_says() {
+    let folder = Folder::new("recipe");
+    let from = ["--images", "256", "--batch", "64", "--epochs", "1", "--head-epochs", "2"];
+    let more = ["--strategy", "greedy", "--width", "50", "--rate", "0.003", "--no-control"];
+    let report = folder.path("report");
+    let (first, second) = (folder.path("first.sepal"), folder.path("second.sepal"));
+    let args = [&from[..], &more, &["--report", &report, "--save", &first]].concat();
+    run("train", &args);
+    let recipe = folder.path("report/recipe.json");
+    let again = ["--images", "256", "--no-control", "--recipe", &recipe];
+    run("train", &[&again[..], &["--save", &second]].concat());
+    assert!(std::fs::read(first).unwrap() == std::fs::read(second).unwrap());
+    let said = json(&std::fs::read_to_string(&recipe).unwrap());
+    assert_eq!(
+        (&said["way"], &said["batch"], &said["width"]),
+        (&"greedy".into(), &64.into(), &50.into())
+    );
+
+    let refused = |text: &str, words: &[&str]| {
+        let path = folder.file("bad.json", text);
+        run("train", &["--recipe", &path]).refused(&[&["bad.json"], words].concat());
+    };
+    refused("{", &["EOF", "line 1"]);
+    refused(r#"{"batches": 3}"#, &["`batches`", "`batch`"]);
+    refused(r#"{"batch": 1}"#, &["batch: found 1", "2 or more"]);
+    refused(r#"{"width": 0}"#, &["width: found 0", "1 to 1000 percent"]);
+    refused(r#"{"rate": -1}"#, &["rate: found -1", "above 0"]);
+    let views = folder.file("views.json", r#"{"way": "self-supervised"}"#);
+    run("train", &["--recipe", &views]).refused(&["self-supervised", "--flip"]);
+    run("train", &["--recipe", &folder.path("none.json")]).refused(&["none.json"]);
+    let both = run("train", &["--recipe", &recipe, "--epochs", "3"]);
+    assert!(both.status == 2 && both.err.contains("cannot be used with"), "{}", both.err);
 }
 
 #[test]

@@ -57,6 +57,16 @@ impl Objective {
         }
     }
 
+    /// What it is called.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Statistics => "statistics",
+            Self::Separation(_) => "separation",
+            Self::Views(_) => "separation of views",
+            Self::CrossEntropy { .. } => "cross-entropy",
+        }
+    }
+
     /// How many places of a batch each sample takes.
     pub const fn views(&self) -> u32 {
         if matches!(self, Self::Views(_)) { 2 } else { 1 }

@@ -92,6 +92,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "reproduced")]
     pub out: PathBuf,
 
+    /// Write each run's event file into a folder of its own in this one, for TensorBoard: of each block
+    /// loss, SI or accuracy within batches, and rate for each pass, then SI block by block and accuracy
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
+
     /// Seconds between checkpoints; there is one after each stage too
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub every: Duration,

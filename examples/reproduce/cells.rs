@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use sepal::models::architecture::Architecture;
 use sepal::models::data::{Color, DataError, Images, Options, Split, open_with};
-use sepal::stage::{Loss, Stop};
-use sepal::strategy::Window;
+use sepal::models::learning::{Learning, Optimiser, Way};
+use sepal::stage::Loss;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
-use crate::learning::{Learning, Optimiser, Readout, Way};
-use crate::model::Model;
 
 /// A data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +132,7 @@ impl std::fmt::Display for Scale {
 pub struct Cell {
     pub table: u8,
     pub set: Set,
-    pub model: Model,
+    pub model: Architecture,
     pub strategy: &'static str,
     /// The paper's accuracy in percent, in Table 8 its error rate.
     pub paper: Option<f64>,
@@ -148,7 +147,7 @@ impl std::fmt::Display for Cell {
 }
 
 /// A net as the command line names it.
-pub fn name(model: Model) -> String {
+pub fn name(model: Architecture) -> String {
     model.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
@@ -163,35 +162,33 @@ impl Cell {
             _ => (scale.epochs, scale.head_epochs),
         };
         Learning {
-            model: self.model,
+            architecture: self.model,
+            width: scale.width,
             way,
-            readout: Readout::Unit,
             loss: Loss::SoftNearest { temperature: 0.05 },
-            window: Window::ONE,
-            auxiliary: 1,
-            fine_tune: 0,
             epochs,
             head_epochs,
-            rate: 1e-2,
-            head_rate: 1e-3,
             optimiser: if scale.sgd { Optimiser::Sgd } else { optimiser },
             batch: scale.batch,
-            stop: Stop::Never,
+            ..Learning::default()
         }
     }
 
     /// Pixels of border around an image of so many rows: VGG halves it five times.
     pub fn border(&self, rows: u32) -> u32 {
         match self.model {
-            Model::Vgg16 | Model::Vgg19 => 32u32.saturating_sub(rows).div_ceil(2),
+            Architecture::Vgg16 | Architecture::Vgg19 => 32u32.saturating_sub(rows).div_ceil(2),
             _ => 0,
         }
     }
 }
 
-const NETS: [Model; 4] = [Model::Vgg16, Model::Vgg19, Model::Alexnet, Model::Lenet];
-const SIMCNN: [Model; 3] = [Model::Simcnn1, Model::Simcnn2, Model::Simcnn3];
-const VDCNN: [Model; 3] = [Model::Vdcnn9, Model::Vdcnn17, Model::Vdcnn29];
+const NETS: [Architecture; 4] =
+    [Architecture::Vgg16, Architecture::Vgg19, Architecture::Alexnet, Architecture::Lenet];
+const SIMCNN: [Architecture; 3] =
+    [Architecture::Simcnn1, Architecture::Simcnn2, Architecture::Simcnn3];
+const VDCNN: [Architecture; 3] =
+    [Architecture::Vdcnn9, Architecture::Vdcnn17, Architecture::Vdcnn29];
 
 const TABLE_3: [(Set, [[f64; 4]; 5]); 4] = [
     (

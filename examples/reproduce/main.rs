@@ -14,10 +14,6 @@ mod digest;
 mod html;
 #[path = "../common/judge.rs"]
 mod judge;
-#[path = "../common/learning.rs"]
-mod learning;
-#[path = "../common/model.rs"]
-mod model;
 mod page;
 mod plot;
 #[path = "../common/program.rs"]
@@ -29,6 +25,8 @@ mod seconds;
 mod settings;
 #[path = "../common/stop.rs"]
 mod stop;
+#[path = "../common/tensorboard.rs"]
+mod tensorboard;
 #[path = "../common/text.rs"]
 mod text;
 #[path = "../common/warn.rs"]

@@ -10,6 +10,7 @@ use sepal::models::cache::Budget;
 use sepal::models::data::{DataError, Dataset, Split};
 use sepal::models::file::Loaded;
 use sepal::models::fit::Fit;
+use sepal::models::learning::kept;
 use sepal::rng::Permutation;
 
 use crate::args::Args;
@@ -18,9 +19,9 @@ use crate::classes;
 use crate::device::Device;
 use crate::digest::digest;
 use crate::judge::{Judge, Row};
-use crate::learning::kept;
 use crate::program::Failure;
 use crate::results::{Record, Separation, Stage};
+use crate::tensorboard::{Board, Shown};
 use crate::watch::Ledger;
 
 /// Samples of the training set that SI and the nearest neighbour look among.
@@ -93,7 +94,13 @@ pub fn run(
         clock: ProcessTime::now(),
         broken: None,
     };
-    let done = fit.run(device, &strategy, &mut &train, &budget, &mut ledger);
+    let mut board = match &args.tensorboard {
+        Some(folder) => Some(Board::create(&folder.join(&file))?),
+        None => None,
+    };
+    let mut shown = Shown::new(net, board.as_mut(), &mut ledger);
+    let done = fit.run(device, &strategy, &mut &train, &budget, &mut shown);
+    shown.finish()?;
     let stages = ledger.stages;
     if let Some(error) = ledger.broken {
         return Err(error.into());
@@ -108,6 +115,9 @@ pub fn run(
         (0..usize::from(net.features)).filter_map(|block| Some(net.block(block)?.1)).collect();
     let rows = judge.rows(&model, &ends)?;
     let accuracy = judge.accuracy(&model)?;
+    if let Some(board) = &mut board {
+        board.results(&rows, &accuracy)?;
+    }
     let parameters = net.params(net.layers.len())?;
     let largest = stages.iter().map(|s| s.arena_bytes as u64 + s.cached_bytes).max();
     let record = Record {

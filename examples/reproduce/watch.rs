@@ -64,7 +64,7 @@ impl Watch for Ledger<'_> {
                 }
                 self.charge();
             }
-            Event::Step(_) => {}
+            Event::Step(_) | Event::Pass { .. } => {}
             Event::Done { index, outcome, .. } => {
                 self.charge();
                 self.over = index + 1;

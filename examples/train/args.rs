@@ -6,16 +6,38 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Parser, ValueEnum};
+use sepal::models::architecture::Architecture;
 use sepal::models::cache::{Budget, Keep, Spill};
+use sepal::models::learning::{Learning, Optimiser, Readout, SettingError, Way};
 use sepal::stage::{Loss, Stop};
 use sepal::strategy::Window;
 
 use crate::gpu::Gpu;
-use crate::learning::{Chosen, Learning, Optimiser, Readout, Way};
-use crate::model::Model;
 use crate::positive::positive;
+use crate::program::Failure;
 use crate::seconds::seconds;
 use crate::set::Set;
+
+/// The options that a recipe stands for.
+const LEARNING: [&str; 17] = [
+    "model",
+    "width",
+    "strategy",
+    "loss",
+    "temperature",
+    "window",
+    "stride",
+    "readout",
+    "auxiliary",
+    "fine_tune",
+    "epochs",
+    "head_epochs",
+    "rate",
+    "head_rate",
+    "optimiser",
+    "batch",
+    "patience",
+];
 
 /// Trains a net forward, block by block, by the Separation Index, and shows what each block
 /// learnt. Without options: LeNet on 2,000 bundled images of Fashion-MNIST.
@@ -37,9 +59,14 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub dev: Option<u32>,
 
+    /// Learn as this file of JSON says, in place of all options from --model to --patience; --report
+    /// writes one. Fields that are left out have their defaults. Data, augmentation and seed stay options
+    #[arg(long, value_name = "FILE", conflicts_with_all = LEARNING)]
+    pub recipe: Option<PathBuf>,
+
     /// The architecture
-    #[arg(long, value_enum, default_value_t = Model::Lenet)]
-    pub model: Model,
+    #[arg(long, value_enum, default_value_t = Architecture::Lenet)]
+    pub model: Architecture,
 
     /// Filters, hidden units and embedding dimensions, in percent of the architecture's
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -163,10 +190,16 @@ pub struct Args {
     #[arg(long, requires = "save")]
     pub resume: bool,
 
-    /// Write DIR/report.html: SI, learning curves, maps of each block's features, the confusion matrix,
+    /// Write DIR/recipe.json, for --recipe, and DIR/report.html: SI, learning curves, maps of each block's features, the confusion matrix,
     /// nearest neighbours as pictures, memory and time, in one page that needs no other file
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
+
+    /// Write an event file into this folder while it trains, for TensorBoard: of each block loss, SI or
+    /// accuracy within batches, held-out SI with --patience, and rate for each pass, then SI block by block
+    /// and accuracy
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: Option<PathBuf>,
 
     /// Leave out the control, a net whose blocks stay random
     #[arg(long)]
@@ -204,9 +237,18 @@ pub enum Stand {
 
 impl Args {
     /// How the net learns.
-    pub fn learning(&self) -> Learning {
-        Learning {
-            model: self.model,
+    pub fn learning(&self) -> Result<Learning, Failure> {
+        if let Some(path) = &self.recipe {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|e| format!("{}: {e}", path.display()))?;
+            let learning: Learning =
+                serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+            learning.check().map_err(|e| format!("{}: {e}", path.display()))?;
+            return Ok(learning);
+        }
+        let learning = Learning {
+            architecture: self.model,
+            width: self.width,
             way: self.strategy,
             readout: self.readout,
             loss: match self.loss {
@@ -227,12 +269,11 @@ impl Args {
                 Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
                 None => Stop::Never,
             },
-        }
-    }
-
-    /// The control that the strategy is measured against.
-    pub fn control(&self) -> Chosen<'static> {
-        Learning { way: Way::Random, ..self.learning() }.chosen(&[])
+        };
+        learning.check().map_err(|SettingError { field, found, expected }| {
+            format!("--{} {found}: expected {expected}", field.replace('_', "-"))
+        })?;
+        Ok(learning)
     }
 
     /// Where the run is kept while it is under way.

@@ -19,10 +19,6 @@ mod gpu;
 mod html;
 #[path = "../common/judge.rs"]
 mod judge;
-#[path = "../common/learning.rs"]
-mod learning;
-#[path = "../common/model.rs"]
-mod model;
 mod order;
 mod page;
 #[path = "../common/positive.rs"]
@@ -37,6 +33,8 @@ mod seconds;
 mod set;
 #[path = "../common/stop.rs"]
 mod stop;
+#[path = "../common/tensorboard.rs"]
+mod tensorboard;
 #[path = "../common/text.rs"]
 mod text;
 #[path = "../common/warn.rs"]
@@ -52,12 +50,14 @@ use sepal::models::cache::Budget;
 use sepal::models::data::{Augment, Dataset};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Fit, FitError, Watch};
+use sepal::models::learning::{self, Chosen, Learning, Way};
+use sepal::stage::Stop;
 use serde_json::json;
 
 use args::Args;
-use learning::Way;
 use program::Failure;
 use progress::Progress;
+use tensorboard::{Board, Shown};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -69,6 +69,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let learning = args.learning()?;
     if let Some(path) = &args.save {
         // Found out now rather than after the training.
         file::check_writable(path)?;
@@ -82,17 +83,17 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         }
         None => None,
     };
-    let (train, test, held_out) = sets(args)?;
-    check(args, &train)?;
+    let (train, test, held_out) = sets(args, &learning)?;
+    check(args, &learning, &train)?;
 
     let classes = train.names().len() as u32;
-    let layers = args.model.layers(classes, args.width);
-    let input = args.model.input(&train);
-    let net = args.model.net(&layers, input);
+    let architecture = learning.architecture;
+    let layers = architecture.layers(classes, learning.width);
+    let input = architecture.input(&train);
+    let net = architecture.net(&layers, input);
     net.check()
-        .map_err(|e| format!("{:?} cannot take samples of {}: {e}", args.model, input.shape))?;
+        .map_err(|e| format!("{architecture:?} cannot take samples of {}: {e}", input.shape))?;
 
-    let learning = args.learning();
     let heads = learning.heads(&net, classes)?;
     let heads: Vec<&[sepal::layer::Layer]> = heads.iter().map(Vec::as_slice).collect();
     let chosen = learning.chosen(&heads);
@@ -100,19 +101,11 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     if args.copies.is_some() && !args.augments() {
         return Err("--copies: expected --flip, --shift or --cutout beside it".into());
     }
-    if args.strategy == Way::SelfSupervised {
-        if !args.augments() {
-            let needed = "expected --flip, --shift or --cutout beside it";
-            return Err(format!("--strategy self-supervised: {needed}").into());
-        }
-        if !args.batch.is_multiple_of(2) {
-            let batch = args.batch;
-            return Err(
-                format!("--batch {batch}: expected an even number, two of each image").into()
-            );
-        }
+    if learning.way == Way::SelfSupervised && !args.augments() {
+        let needed = "expected --flip, --shift or --cutout beside it";
+        return Err(format!("--strategy self-supervised: {needed}").into());
     }
-    if args.model.reads_text() && args.augments() {
+    if architecture.reads_text() && args.augments() {
         return Err("--flip, --shift and --cutout change images, not text".into());
     }
     let kept = learning::kept(net, &budget, train.len())?;
@@ -128,6 +121,11 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     });
     progress.held_out = held_out.map(|set| (set, device));
     stop::listen()?;
+    if let Some(folder) = &args.report {
+        let recipe = serde_json::to_string_pretty(&learning)? + "\n";
+        text::write(&folder.join("recipe.json"), &recipe)?;
+    }
+    let mut board = args.tensorboard.as_deref().map(Board::create).transpose()?;
 
     let mut fit = match &progress.checkpoints {
         Some(checkpoints) if args.resume && checkpoints.path.exists() => {
@@ -142,8 +140,10 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         _ => Fit::new(net, args.seed)?,
     };
     let began = cpu_time::ProcessTime::now();
-    let done = fit_on(&mut fit, args, device, &chosen, &train, &budget, &mut progress);
+    let mut shown = Shown::new(net, board.as_mut(), &mut progress);
+    let done = fit_on(&mut fit, args, device, &chosen, &train, &budget, &mut shown);
     let cpu = began.elapsed().as_secs_f64();
+    shown.finish()?;
     let (costs, passes) = progress.finish()?;
     done?;
 
@@ -157,7 +157,7 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         seed: args.seed,
     };
     let model = fit.model();
-    let ends: Vec<usize> = match args.strategy {
+    let ends: Vec<usize> = match learning.way {
         Way::SiLayerwise => {
             net.blocks.iter().rev().skip(1).rev().map(|&end| usize::from(end)).collect()
         }
@@ -168,11 +168,17 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         save(path, args, &fit, &train, data, &text, &rows)?;
     }
     report::print_rows(out, &rows, &costs, args.json)?;
-    let name = if args.strategy == Way::EndToEnd { "end to end" } else { "this net" };
-    let mut accuracy = vec![(name, judge.accuracy(&model)?)];
-    if !args.no_control && args.strategy != Way::Random {
+    let name = if learning.way == Way::EndToEnd { "end to end" } else { "this net" };
+    let reached = judge.accuracy(&model)?;
+    if let Some(board) = &mut board {
+        board.results(&rows, &reached)?;
+    }
+    let mut accuracy = vec![(name, reached)];
+    if !args.no_control && learning.way != Way::Random {
         let mut control = Fit::new(net, args.seed)?;
-        fit_on(&mut control, args, device, &args.control(), &train, &budget, &mut progress::Quiet)?;
+        let random = Learning { way: Way::Random, ..learning };
+        let quiet = &mut progress::Quiet;
+        fit_on(&mut control, args, device, &random.chosen(&[]), &train, &budget, quiet)?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;
@@ -214,7 +220,7 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
 }
 
 /// The images to train on, to test on, and to hold out.
-fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
+fn sets(args: &Args, learning: &Learning) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
     let split = args.set.open()?;
     let order = match &args.order {
         Some(path) => order::order(path, split.train.len())?,
@@ -235,8 +241,9 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
     let Some(chosen) = chosen else {
         return Err(format!("--images {images}: expected 1 to {}", order.len()).into());
     };
-    let (chosen, held_out) = match args.patience {
-        Some(_) => {
+    let (chosen, held_out) = match learning.stop {
+        Stop::Never => (chosen, None),
+        _ => {
             let (fit, held) = chosen.split_at(chosen.len() - chosen.len() / 10);
             if held.is_empty() {
                 let few = format!("{} training images", chosen.len());
@@ -246,18 +253,17 @@ fn sets(args: &Args) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
             }
             (fit, Some(split.train.subset(held)?))
         }
-        None => (chosen, None),
     };
     Ok((split.train.subset(chosen)?, test, held_out))
 }
 
 /// Refuses images that the net cannot be trained on.
-fn check(args: &Args, train: &Dataset) -> Result<(), Failure> {
+fn check(args: &Args, learning: &Learning, train: &Dataset) -> Result<(), Failure> {
     let name = args.set.name();
     classes::check(&name, train)?;
-    if train.len() < args.batch {
+    if train.len() < learning.batch {
         let len = train.len();
-        let least = format!("expected at least the {} of --batch", args.batch);
+        let least = format!("expected at least the {} of --batch", learning.batch);
         return Err(format!("{name}: {len} training images, {least}").into());
     }
     Ok(())
@@ -267,7 +273,7 @@ fn fit_on<D: Device>(
     fit: &mut Fit<'_>,
     args: &Args,
     device: &D,
-    strategy: &learning::Chosen<'_>,
+    strategy: &Chosen<'_>,
     train: &Dataset,
     budget: &Budget,
     watch: &mut impl Watch,

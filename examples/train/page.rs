@@ -6,6 +6,7 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 use maud::{Markup, PreEscaped, html};
 use sepal::backend::{Backend, Bank, Device};
+use sepal::models::cache::{Choice, Store};
 use sepal::models::data::{Dataset, Samples};
 use sepal::models::features::Features;
 use sepal::neighbour::Nearest;
@@ -54,6 +55,8 @@ impl<D: Device> Page<'_, D> {
             (self.blocks()?)
             h2 { "Learning curves" }
             (self.curves()?)
+            h2 { "Memory and time" }
+            (self.stages())
             h2 { "Maps of the features" }
             (self.maps()?)
             h2 { "Confusion" }
@@ -161,6 +164,35 @@ impl<D: Device> Page<'_, D> {
             Some((losses, shares)) => html! { (PreEscaped(losses)) (PreEscaped(shares)) },
             None => html! { p { "No stage was trained in this run." } },
         })
+    }
+
+    fn stages(&self) -> Markup {
+        let kept = |cost: &Cost| match cost.prefix.map(|prefix| (prefix, prefix.choice)) {
+            None => "none in front".to_owned(),
+            Some((_, Choice { store: Store::Recomputed, .. })) => Store::Recomputed.to_string(),
+            Some((prefix, Choice { store, bytes: kept, .. })) => {
+                format!("{} {store}, {:.1} s", bytes(kept as usize), prefix.time.as_secs_f64())
+            }
+        };
+        html! {
+            table {
+                tr {
+                    th { "stage" } th { "passes" } th { "seconds" } th { "RAM" }
+                    th { "output of frozen layers" }
+                }
+                @for cost in self.costs {
+                    tr {
+                        td { (cost.stage) } td { (cost.epochs) }
+                        td { (format!("{:.1}", cost.seconds)) } td { (bytes(cost.bytes)) }
+                        td { (kept(cost)) }
+                    }
+                }
+            }
+            p.note {
+                "RAM: weights, gradients and activations of what learns, and scratch; beside it lies what is \
+                 kept of the output of frozen layers, which took the seconds there to compute."
+            }
+        }
     }
 
     fn maps(&self) -> Result<Markup, Failure> {

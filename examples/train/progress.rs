@@ -12,7 +12,7 @@ use sepal::models::features::Features;
 use sepal::models::file;
 use sepal::models::fit::{Event, Now, Snapshot, Watch, WatchError, Wish};
 use sepal::net::{Model, Net, Weights};
-use sepal::stage::{Objective, Stage};
+use sepal::stage::Stage;
 use sepal::train::Step;
 use serde_json::{Value, json};
 
@@ -27,12 +27,17 @@ pub struct Checkpoints {
 }
 
 /// What a stage took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Cost {
+    /// What the stage is called.
+    pub stage: String,
     pub last: usize,
     pub seconds: f64,
+    /// Of its arena.
     pub bytes: usize,
     pub epochs: u16,
+    /// How samples came through the frozen layers in front of it, where there are some.
+    pub prefix: Option<Prefix>,
 }
 
 /// A pass over the data.
@@ -41,8 +46,8 @@ pub struct Pass {
     /// What the stage is called.
     pub stage: String,
     /// It counts from 1.
-    pub epoch: u32,
-    /// Means over the pass's steps.
+    pub epoch: u16,
+    /// The mean loss, and the share right within batches.
     pub loss: f64,
     pub score: f64,
     /// SI of held-out images after it, where there are some.
@@ -58,15 +63,12 @@ pub struct Progress<'a, D> {
     pub held_out: Option<(Dataset, &'a D)>,
     costs: Vec<Cost>,
     passes: Vec<Pass>,
-    /// Of the steps since the last pass: how many, and sums of loss and score.
-    sums: (u32, f64, f64),
-    /// SI of held-out images after the pass that ends.
-    judged: Option<f32>,
     out: &'a mut dyn Write,
     /// Why the output cannot be written: the run ends.
     broken: Option<io::Error>,
     bar: ProgressBar,
     bytes: usize,
+    prefix: Option<Prefix>,
     epoch: u32,
     stage: String,
     saved: Instant,
@@ -81,12 +83,11 @@ impl<'a, D> Progress<'a, D> {
             held_out: None,
             costs: Vec::new(),
             passes: Vec::new(),
-            sums: (0, 0.0, 0.0),
-            judged: None,
             out,
             broken: None,
             bar: ProgressBar::hidden(),
             bytes: 0,
+            prefix: None,
             epoch: 0,
             stage: String::new(),
             saved: Instant::now(),
@@ -130,16 +131,9 @@ impl<'a, D> Progress<'a, D> {
         done: u32,
         prefix: Option<&Prefix>,
     ) {
-        let what = match stage.recipe.objective {
-            Objective::Statistics => "statistics",
-            Objective::Separation(_) => "separation",
-            Objective::Views(_) => "separation of views",
-            Objective::CrossEntropy { .. } => "cross-entropy",
-            _ => "training",
-        };
-        self.bytes = bytes;
+        let what = stage.recipe.objective.name();
+        (self.bytes, self.prefix) = (bytes, prefix.copied());
         self.epoch = done.checked_div(steps).unwrap_or(0);
-        self.sums = (0, 0.0, 0.0);
         self.stage = format!("layers {}..{} by {what}", stage.first, stage.last);
         let total = u64::from(steps) * u64::from(stage.recipe.epochs);
         if self.json {
@@ -201,32 +195,29 @@ impl<D: Device> Watch for Progress<'_, D> {
             Event::Step(&Step::Trained { score, rate, epoch_ends }) => {
                 self.bar.inc(1);
                 self.bar.set_message(format!("loss {:.4} rate {rate:.1e}", score.value));
-                let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
-                let (steps, loss, shares) = self.sums;
-                self.sums = (steps + 1, loss + f64::from(score.value), shares + share);
-                if epoch_ends {
+                if epoch_ends && self.json {
                     self.epoch += 1;
-                    let (steps, loss, shares) = std::mem::take(&mut self.sums);
-                    self.passes.push(Pass {
-                        stage: self.stage.clone(),
-                        epoch: self.epoch,
-                        loss: loss / f64::from(steps),
-                        score: shares / f64::from(steps),
-                        held_out: self.judged.take(),
-                    });
-                    if self.json {
-                        self.emit(&json!({"event": "epoch", "epoch": self.epoch,
-                            "batch_loss": score.value, "batch_score": share,
-                            "skipped": score.skipped, "rate": rate}));
-                    }
+                    let share = f64::from(score.correct) / f64::from(score.anchors.max(1));
+                    self.emit(&json!({"event": "epoch", "epoch": self.epoch,
+                        "batch_loss": score.value, "batch_score": share,
+                        "skipped": score.skipped, "rate": rate}));
                 }
             }
+            Event::Pass { epoch, loss, score, held_out, .. } => self.passes.push(Pass {
+                stage: self.stage.clone(),
+                epoch,
+                loss: loss.into(),
+                score: score.into(),
+                held_out,
+            }),
             Event::Step(_) => {}
             Event::Done { index, outcome, time } => {
                 self.bar.finish_and_clear();
                 let seconds = time.as_secs_f64();
                 let last = usize::from(outcome.last);
-                self.costs.push(Cost { last, seconds, bytes: self.bytes, epochs: outcome.epochs });
+                let (stage, epochs) = (self.stage.clone(), outcome.epochs);
+                let (bytes, prefix) = (self.bytes, self.prefix);
+                self.costs.push(Cost { stage, last, seconds, bytes, epochs, prefix });
                 if self.json {
                     self.emit(&json!({"event": "stage_done", "index": index,
                         "epochs": outcome.epochs, "updates": outcome.updates,
@@ -266,7 +257,6 @@ impl<D: Device> Watch for Progress<'_, D> {
         let features = Features::new(*device, &model, &mut &*held_out, last)?.unit();
         let si = features.si(*device)?.value().map(|si| si as f32);
         if let Some(si) = si {
-            self.judged = Some(si);
             self.line(&format!("{}: held-out SI {:.1} %", self.stage, si * 100.0));
         }
         Ok(si)

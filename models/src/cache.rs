@@ -45,7 +45,7 @@ use crate::file::FileError;
 use crate::fit::FitError;
 
 /// Which samples frozen layers are run on once and for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Keep {
     /// None: every batch runs through the frozen layers again, and an augmenting source draws
     /// other samples in each pass.
@@ -59,7 +59,7 @@ pub enum Keep {
 }
 
 /// A folder for the file of what memory does not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Spill {
     /// The folder.
     pub folder: PathBuf,
@@ -77,7 +77,7 @@ pub struct Spill {
 /// assert_eq!(store(2_501), Store::Memory(Precision::F16));
 /// assert_eq!(store(5_000), Store::Recomputed);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Budget {
     /// What is kept.
     pub keep: Keep,
@@ -158,7 +158,7 @@ fn available() -> u64 {
 }
 
 /// The type that kept numbers have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Precision {
     /// 32 bits: as they were computed.
     F32,
@@ -189,7 +189,7 @@ impl std::fmt::Display for Precision {
 }
 
 /// Where the output of frozen layers is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Store {
     /// In memory.
     Memory(Precision),
@@ -220,7 +220,7 @@ impl std::fmt::Display for Store {
 }
 
 /// What a [`Budget`] says to some samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Choice {
     /// Where they are kept.
     pub store: Store,

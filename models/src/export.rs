@@ -124,7 +124,7 @@ impl<E: Into<Error>> From<E> for ExportError {
 }
 
 /// How a net becomes bytes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Settings<'a> {
     /// Blocks that stay in f32, counted from 0.
     pub floats: &'a [u16],

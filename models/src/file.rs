@@ -251,28 +251,39 @@ impl Loaded {
         };
         let format = |error| FileError::Format { path: self.path.clone(), error };
         saved.check(&self.model(), &net, identity).map_err(format)?;
-        let mut weights = Vec::new();
-        let append = |stored: Stored<'_>, to: &mut Vec<f32>| {
-            let first = to.len();
-            to.resize(first + stored.len(), 0.0);
-            if stored.widen(to.get_mut(first..).unwrap_or_default()) {
-                return Ok(());
-            }
-            let found = u64::from(stored.dtype as u8);
-            Err(format(FormatError::Unknown { field: "type of a tensor", found }))
-        };
-        for layer in 0..self.layers.len() {
-            for stored in self.model().weights.layer(&self.model().net, layer) {
-                append(stored, &mut weights)?;
-            }
-        }
+        let weights = self.weights()?;
         let mut state = [const { Vec::new() }; 4];
         for (index, numbers) in state.iter_mut().enumerate() {
-            append(saved.state(index), numbers)?;
+            self.append(saved.state(index), numbers)?;
         }
         let there = state.iter().any(|numbers| !numbers.is_empty());
         let underway = there.then(|| Underway { progress: *saved.progress(), state });
         Ok(Snapshot { weights, outcomes: saved.outcomes().collect(), underway })
+    }
+
+    /// All parameters as f32, flat: for a model that learns on.
+    ///
+    /// # Errors
+    /// Numbers of a type that this build does not read.
+    pub fn weights(&self) -> Result<Vec<f32>, FileError> {
+        let (model, mut weights) = (self.model(), Vec::new());
+        for layer in 0..self.layers.len() {
+            for stored in model.weights.layer(&model.net, layer) {
+                self.append(stored, &mut weights)?;
+            }
+        }
+        Ok(weights)
+    }
+
+    fn append(&self, stored: Stored<'_>, to: &mut Vec<f32>) -> Result<(), FileError> {
+        let first = to.len();
+        to.resize(first + stored.len(), 0.0);
+        if stored.widen(to.get_mut(first..).unwrap_or_default()) {
+            return Ok(());
+        }
+        let found = u64::from(stored.dtype as u8);
+        let error = FormatError::Unknown { field: "type of a tensor", found };
+        Err(FileError::Format { path: self.path.clone(), error })
     }
 
     /// The file's bytes.

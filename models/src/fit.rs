@@ -38,6 +38,21 @@ pub enum Event<'a> {
     },
     /// One step of it.
     Step(&'a Step),
+    /// A pass over the data is over; its last step was told before.
+    Pass {
+        /// Passes done in this stage, so from 1.
+        epoch: u16,
+        /// The mean loss of its steps.
+        loss: f32,
+        /// SI within its batches, or the share classified rightly.
+        score: f32,
+        /// The rate of its last step.
+        rate: f32,
+        /// The held-out SI that the watcher judged.
+        held_out: Option<f32>,
+        /// How long its steps took in this run.
+        time: Duration,
+    },
     /// It is over.
     Done {
         /// Its number.
@@ -49,8 +64,8 @@ pub enum Event<'a> {
     },
 }
 
-/// What a watcher wants next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a watcher wants next; the later of these is the stronger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wish {
     /// Go on.
     Go,
@@ -83,7 +98,8 @@ pub struct Snapshot {
 /// Why a watcher ends a run.
 pub type WatchError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Watches a run: is told every event, and takes the snapshots that it wished for.
+/// Watches a run: is told every event, and takes the snapshots that it wished for. Watchers that only
+/// look on hold another that decides, and hand everything on to it.
 pub trait Watch {
     /// Something happened.
     fn event(&mut self, event: &Event<'_>) -> Wish {
@@ -112,6 +128,20 @@ pub trait Watch {
 }
 
 impl Watch for () {}
+
+impl<W: Watch> Watch for &mut W {
+    fn event(&mut self, event: &Event<'_>) -> Wish {
+        (**self).event(event)
+    }
+
+    fn snapshot(&mut self, snapshot: &Snapshot) -> Result<(), WatchError> {
+        (**self).snapshot(snapshot)
+    }
+
+    fn judge(&mut self, now: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+        (**self).judge(now, stage)
+    }
+}
 
 /// The net as a stage has made it so far. Its weights are copied for whoever asks for them.
 pub struct Now<'a> {
@@ -364,7 +394,7 @@ impl<'n> Fit<'n> {
         let (steps, done) = (session.steps(source.len()), session.progress().updates);
         let event = Event::Stage { index, stage: &stage, bytes: plan.bytes(), steps, done, prefix };
         let mut wish = watch.event(&event);
-        let mut time = Duration::ZERO;
+        let (mut time, mut pass) = (Duration::ZERO, Duration::ZERO);
         loop {
             if wish != Wish::Go {
                 let underway = underway(&session, &mut backend)?;
@@ -379,18 +409,27 @@ impl<'n> Fit<'n> {
             }
             let began = Instant::now();
             let step = session.step(&mut backend, &self.model(), source)?;
-            time += began.elapsed();
-            if let Step::Trained { epoch_ends: true, .. } = step {
+            let took = began.elapsed();
+            (time, pass) = (time + took, pass + took);
+            let mut ended = None;
+            if let Step::Trained { epoch_ends: true, rate, .. } = step {
                 let store = &mut |weights: &mut [f32]| session.store(&mut backend, weights);
                 let now = Now { net: self.net, weights: &self.weights, store };
-                if let Some(si) = watch.judge(now, &stage).map_err(FitError::Watch)? {
+                let held_out = watch.judge(now, &stage).map_err(FitError::Watch)?;
+                if let Some(si) = held_out {
                     session.judge(si);
                 }
+                let Progress { epoch, last: (loss, score), .. } = *session.progress();
+                let time = std::mem::take(&mut pass);
+                ended = Some(Event::Pass { epoch, loss, score, rate, held_out, time });
             }
             if step == Step::Done {
                 break;
             }
             wish = watch.event(&Event::Step(&step));
+            if let Some(pass) = ended {
+                wish = wish.max(watch.event(&pass));
+            }
         }
         let mut weights = self.weights.clone();
         session.store(&mut backend, &mut weights)?;
@@ -586,6 +625,50 @@ mod tests {
         }
     }
 
+    /// Notes what each pass was, beside the sums of its steps.
+    #[derive(Default)]
+    struct Passes {
+        steps: (u32, f32),
+        told: Vec<(u16, f32, f32, Option<f32>)>,
+        judged: u16,
+    }
+
+    impl Watch for Passes {
+        fn event(&mut self, event: &Event<'_>) -> Wish {
+            match *event {
+                Event::Step(&Step::Trained { score, .. }) => {
+                    self.steps = (self.steps.0 + 1, self.steps.1 + score.value);
+                }
+                Event::Pass { epoch, loss, score, held_out, .. } => {
+                    let (steps, sum) = std::mem::take(&mut self.steps);
+                    assert!((loss - sum / steps as f32).abs() < 1e-6, "{loss}");
+                    self.told.push((epoch, loss, score, held_out));
+                }
+                Event::Done { outcome, .. } => {
+                    let (epoch, loss, score, _) = *self.told.last().unwrap();
+                    assert_eq!((epoch, loss, score), (outcome.epochs, outcome.loss, outcome.score));
+                }
+                _ => {}
+            }
+            Wish::Go
+        }
+
+        fn judge(&mut self, _: Now<'_>, _: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+            self.judged += 1;
+            Ok((self.judged % 2 == 0).then_some(f32::from(self.judged)))
+        }
+    }
+
+    #[test]
+    fn each_pass_is_told_with_its_means() {
+        let (mut fit, budget) = (Fit::new(NET, 3).unwrap(), Budget::default());
+        let mut passes = Passes::default();
+        fit.run(&OnReference, &strategy(), &mut Two, &budget, &mut passes).unwrap();
+        let told = passes.told.iter().map(|&(epoch, _, _, held_out)| (epoch, held_out));
+        let expected = (1..=4).flat_map(|stage: u16| [(1, None), (2, Some(f32::from(2 * stage)))]);
+        assert!(told.eq(expected), "{:?}", passes.told);
+    }
+
     /// The first update makes weights that overflow in the next pass, or that are infinite already.
     #[test]
     fn a_run_that_diverges_is_named_and_its_last_snapshot_is_good() {
@@ -664,7 +747,7 @@ mod tests {
             if let Event::Stage { prefix, .. } = event {
                 self.prefixes.push(prefix.map(|prefix| (prefix.depth, prefix.choice)));
             }
-            self.until -= 1;
+            self.until = self.until.saturating_sub(1);
             if self.until == 0 { Wish::Stop } else { Wish::Go }
         }
     }

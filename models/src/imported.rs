@@ -5,7 +5,9 @@ use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::plan::PlanError;
 
 /// What a foreign net does to its last layer's output, which is no layer here: nets end in logits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Ending {
     /// Nothing.
     #[default]

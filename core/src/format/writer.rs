@@ -62,7 +62,9 @@ impl Sink for Cursor<'_> {
 }
 
 /// How weights are stored. Biases, means and variances always stay f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[non_exhaustive]
 pub enum Storage {
     /// As they are: numbers in memory as f32, those of a file in the file's types.

@@ -46,6 +46,7 @@ use crate::blocks::{BLOCK, padded};
 /// assert_eq!(Precision::default(), Precision::Fast);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Precision {
     /// As sums of products, each rounded as such.
     Exact,

@@ -65,7 +65,7 @@ pub const CIFAR100_FINE: [&str; 100] = [
 ];
 
 /// Which of the two labels of CIFAR-100 counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Label {
     /// One of the 100 classes.
     #[default]

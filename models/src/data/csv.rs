@@ -9,7 +9,7 @@ use sepal_core::shape::Shape;
 use super::{DataError, Dataset, Samples};
 
 /// Whether the first row names the columns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Header {
     /// It does where none of its features is a number, or where the target is asked for by name.
     #[default]
@@ -21,7 +21,7 @@ pub enum Header {
 }
 
 /// Which column holds the label or the target; all others are features.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Column {
     /// The last one.
     #[default]
@@ -33,7 +33,7 @@ pub enum Column {
 }
 
 /// What a row is to be told apart by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Target {
     /// A class. Where the list of names is empty, the classes are the texts of the column: in
     /// the order of their numbers where all are integers, else in the order of their bytes.
@@ -50,7 +50,8 @@ impl Default for Target {
 }
 
 /// How to read a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Options {
     /// Whether the first row names the columns.
     pub header: Header,

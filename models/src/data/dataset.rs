@@ -349,7 +349,7 @@ fn planes<T>(
         .flatten()
 }
 
-fn moments_of_bytes<'a>(data: impl Iterator<Item = &'a u8>, count: u64) -> Moments {
+pub(super) fn moments_of_bytes<'a>(data: impl Iterator<Item = &'a u8>, count: u64) -> Moments {
     // A sum of squares of 2^48 bytes fits u64.
     let (sum, squares) = data.fold((0u64, 0u64), |(sum, squares), &x| {
         let x = u64::from(x);
@@ -360,7 +360,10 @@ fn moments_of_bytes<'a>(data: impl Iterator<Item = &'a u8>, count: u64) -> Momen
     Moments { mean: sum as f64 / count as f64, std: (spread as f64).sqrt() / count as f64 }
 }
 
-fn moments_of_numbers<'a>(data: impl Iterator<Item = &'a f32> + Clone, count: u64) -> Moments {
+pub(super) fn moments_of_numbers<'a>(
+    data: impl Iterator<Item = &'a f32> + Clone,
+    count: u64,
+) -> Moments {
     let n = count as f64;
     let mean = data.clone().map(|&x| f64::from(x)).sum::<f64>() / n;
     let variance = data.map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;

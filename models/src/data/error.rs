@@ -65,7 +65,7 @@ impl DataError {
         }
     }
 
-    pub(super) fn samples(
+    pub(crate) fn samples(
         place: impl Into<String>,
         found: impl Into<String>,
         expected: impl Into<String>,

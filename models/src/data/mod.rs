@@ -10,6 +10,8 @@
 //! | NumPy arrays | [`npy`] | NPY 1.0 and 2.0 |
 //! | class folders of PNG or JPEG | `folder` (feature `images`) | |
 //!
+//! What is in an `ndarray` array already is a source as it lies: `View` (feature `ndarray`).
+//!
 //! Feature `download` adds `download`, which fetches the official sets into a cache folder.
 //!
 //! [`open`] recognises a folder of one of the well-known sets. Loaders check every length before
@@ -42,6 +44,8 @@ pub mod motion;
 pub mod npy;
 mod open;
 pub mod text;
+#[cfg(feature = "ndarray")]
+mod view;
 
 pub use augment::Augment;
 pub use balanced::ClassBalanced;
@@ -50,9 +54,11 @@ pub use error::DataError;
 #[cfg(feature = "bundled")]
 pub use open::bundled;
 pub use open::{Color, FASHION_MNIST, Images, Options, Split, open, open_with};
+#[cfg(feature = "ndarray")]
+pub use view::{Element, Label, View};
 
 /// Names for labels that have none: the numbers from 0 to the largest.
-fn numbered(labels: &[u16]) -> Vec<String> {
+pub(crate) fn numbered(labels: &[u16]) -> Vec<String> {
     let last = labels.iter().copied().max().unwrap_or(0);
     (0..=last).map(|label| label.to_string()).collect()
 }

@@ -36,7 +36,7 @@ pub struct Split {
 }
 
 /// The channels of an image in a class folder.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Color {
     /// One channel, the luma of the Rec. 709 primaries.
     Gray,
@@ -47,7 +47,7 @@ pub enum Color {
 
 /// How to read the images of class folders (feature `images`). Transparency is dropped, 16-bit
 /// images are cut to 8.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Images {
     /// Rows and columns to resize every image to, with a triangle filter (bilinear, averaging
     /// where it shrinks); the sides' ratio is not kept. All images must have one size unless set.
@@ -57,7 +57,8 @@ pub struct Images {
 }
 
 /// What a folder does not say by itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Options<'a> {
     /// Which labels of CIFAR-100 count.
     pub cifar100: cifar::Label,

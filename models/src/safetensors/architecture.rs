@@ -12,7 +12,7 @@ use super::modules::{Kind, Module, Modules};
 
 /// How layers follow each other. A file of weights says the rest: channels, kernels, groups, biases,
 /// whether norms stand behind the convolutions, and how many dense layers there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum Architecture {
     /// Two convolutions, each with ReLU and a 2x2 max-pool; dense layers with ReLU between them. The

@@ -1,18 +1,30 @@
-//! The architectures that a command line names.
+//! All architectures by name.
 
-use clap::ValueEnum;
-use sepal::layer::Layer;
-use sepal::models::data::Dataset;
-use sepal::models::width::scaled;
-use sepal::models::{
-    alexnet, autoencoder, ds_cnn, gesture, lenet, mobilenet, resnet, simcnn, vdcnn, vgg,
+use sepal_core::layer::Layer;
+use sepal_core::net::{Input, Net, Normalisation};
+use sepal_core::source::Source;
+
+use crate::data::{Dataset, Moments};
+use crate::width::scaled;
+use crate::{
+    alexnet, autoencoder, dense, ds_cnn, gesture, lenet, mobilenet, resnet, simcnn, vdcnn, vgg,
 };
-use sepal::net::{Input, Net, Normalisation};
-use sepal::source::Source;
 
-/// An architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Model {
+/// An architecture of this crate, for any number of classes.
+///
+/// ```
+/// use sepal_models::architecture::Architecture;
+/// use sepal_models::data;
+/// let images = data::bundled().train;
+/// let architecture = Architecture::Lenet5;
+/// let layers = architecture.layers(10, 100);
+/// assert_eq!(architecture.net(&layers, architecture.input(&images)).params(12)?, 44_426);
+/// # Ok::<(), sepal_core::plan::PlanError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Architecture {
     /// Two 5x5 convolutions with batch norm, dense 120-84-classes
     Lenet,
     /// The same without padding and norm, with biases
@@ -49,9 +61,11 @@ pub enum Model {
     Vdcnn17,
     /// The same with 29 convolutions
     Vdcnn29,
+    /// For rows of features: two hidden dense layers of 128 and 64 with batch norm
+    Dense,
 }
 
-impl Model {
+impl Architecture {
     /// Whether it reads characters.
     pub const fn reads_text(self) -> bool {
         matches!(self, Self::Vdcnn9 | Self::Vdcnn17 | Self::Vdcnn29)
@@ -88,6 +102,7 @@ impl Model {
             Self::Vdcnn9 => scaled(vdcnn::vdcnn9_layers(classes), width).to_vec(),
             Self::Vdcnn17 => scaled(vdcnn::vdcnn17_layers(classes), width).to_vec(),
             Self::Vdcnn29 => scaled(vdcnn::vdcnn29_layers(classes), width).to_vec(),
+            Self::Dense => scaled(dense::dense_layers(classes), width).to_vec(),
         }
     }
 
@@ -112,18 +127,26 @@ impl Model {
             Self::Vdcnn9 => vdcnn::vdcnn9(layers, input),
             Self::Vdcnn17 => vdcnn::vdcnn17(layers, input),
             Self::Vdcnn29 => vdcnn::vdcnn29(layers, input),
+            Self::Dense => dense::dense(layers, input),
         }
     }
 
     /// The input of a net that reads these samples, normalised by their mean and deviation.
     pub fn input(self, train: &Dataset) -> Input {
-        let moments = train.moments();
-        let scale = if train.is_u8() { 255.0 } else { 1.0 };
-        let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
-        let normalisation = match self.reads_text() {
-            true => Normalisation::BYTES,
-            false => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
-        };
+        let normalisation = self.normalisation(train.moments(), train.is_u8());
         Input { shape: train.shape(), normalisation }
+    }
+
+    /// The normalisation of samples, bytes or numbers, that have this mean and deviation over all
+    /// their elements. Nets for text read characters as they are, and the dense net measures each
+    /// feature itself.
+    pub fn normalisation(self, moments: Moments, bytes: bool) -> Normalisation {
+        let scale = if bytes { 255.0 } else { 1.0 };
+        let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
+        match self {
+            Self::Dense => Normalisation::NONE,
+            _ if self.reads_text() => Normalisation::BYTES,
+            _ => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
+        }
     }
 }

@@ -1,0 +1,320 @@
+//! How a net learns, as plain data that a file can hold: a strategy with its recipes, by name.
+
+use sepal_core::layer::Layer;
+use sepal_core::net::Net;
+use sepal_core::optim::Rule;
+use sepal_core::plan::PlanError;
+use sepal_core::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
+use sepal_core::strategy::{
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, RandomFrozen, Strategy,
+    Window,
+};
+
+use crate::architecture::Architecture;
+use crate::cache::{Budget, Keep, Precision};
+use crate::recipe;
+use crate::simcnn::{of_depth, simcnn_head, simcnn_readout};
+
+/// What is laid over a block while it learns by SI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Readout {
+    /// All that it gives, scaled to length 1; SimCNN's auxiliary nets, where it has some
+    Unit,
+    /// A 3x3 convolution of 64 channels between means of bins, which is discarded
+    Conv,
+}
+
+/// What updates the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Optimiser {
+    /// Adam
+    Adam,
+    /// Gradient descent with momentum 0.9
+    Sgd,
+}
+
+/// A strategy's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Way {
+    /// Each block by SI, then the whole classifier by cross-entropy
+    Si,
+    /// Each block and each hidden dense layer by SI, then the last layer by cross-entropy
+    SiLayerwise,
+    /// As si, without labels: the neighbour of an image is to be the same image, changed otherwise
+    SelfSupervised,
+    /// The first block by SI, then all others by back-propagation
+    ForwardBackward,
+    /// Each block by cross-entropy behind an auxiliary classifier, then the classifier
+    Greedy,
+    /// All blocks at once, each by cross-entropy behind an auxiliary classifier of its own
+    LocalLosses,
+    /// The whole net by back-propagation
+    EndToEnd,
+    /// Random frozen blocks, then the classifier: the control
+    Random,
+}
+
+/// A setting that is out of range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingError {
+    /// The field of [`Learning`].
+    pub field: &'static str,
+    /// What it is.
+    pub found: String,
+    /// What it should be.
+    pub expected: &'static str,
+}
+
+impl std::fmt::Display for SettingError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { field, found, expected } = self;
+        write!(f, "{field}: found {found}, expected {expected}")
+    }
+}
+
+impl std::error::Error for SettingError {}
+
+/// Any of the strategies.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub enum Chosen<'m> {
+    /// Blocks forward, by SI or by views.
+    Si(ForwardSi<'m>),
+    /// The first block forward, the others backward.
+    ForwardBackward(ForwardBackward<'m>),
+    /// Blocks by auxiliary classifiers.
+    Greedy(Greedy<'m>),
+    /// All of these at once.
+    LocalLosses(LocalLosses<'m>),
+    /// All layers at once.
+    EndToEnd(EndToEnd<'m>),
+    /// The classifier alone.
+    Random(RandomFrozen<'m>),
+}
+
+impl Strategy for Chosen<'_> {
+    fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
+        match self {
+            Self::Si(s) => s.next(net, done),
+            Self::ForwardBackward(s) => s.next(net, done),
+            Self::Greedy(s) => s.next(net, done),
+            Self::LocalLosses(s) => s.next(net, done),
+            Self::EndToEnd(s) => s.next(net, done),
+            Self::Random(s) => s.next(net, done),
+        }
+    }
+}
+
+/// What is learnt and how, whichever the strategy. Fields that a strategy has no use for are not looked
+/// at.
+///
+/// As JSON it is the file that the program `train` reads (`--recipe`) and writes beside its report. A file
+/// may leave fields out: they have their defaults. A name that is no field is refused.
+///
+/// ```
+/// use sepal_models::learning::{Learning, Way};
+/// let learning = Learning { way: Way::Greedy, epochs: 2, ..Learning::default() };
+/// let text = serde_json::to_string(&learning)?;
+/// assert_eq!(serde_json::from_str::<Learning>(&text)?, learning);
+/// let few: Learning = serde_json::from_str(r#"{"way": "greedy", "epochs": 2}"#)?;
+/// assert_eq!(few, learning);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Learning {
+    /// The architecture.
+    pub architecture: Architecture,
+    /// Its filters, hidden units and embedding dimensions, in percent.
+    pub width: u32,
+    /// The strategy.
+    pub way: Way,
+    /// What is laid over a block while it learns by SI.
+    pub readout: Readout,
+    /// What stands in for SI while a block learns.
+    pub loss: Loss,
+    /// Blocks that learn by SI together.
+    pub window: Window,
+    /// Layers of the auxiliary classifier, for nets that bring none.
+    pub auxiliary: u8,
+    /// Passes for all layers at once after greedy blocks.
+    pub fine_tune: u16,
+    /// Passes for each block; for the whole net where it learns end to end.
+    pub epochs: u16,
+    /// Passes for the classifier; for all but the first block where those learn backward.
+    pub head_epochs: u16,
+    /// First rate of blocks, and of stages that train the classifier with them.
+    pub rate: f32,
+    /// First rate of the classifier alone.
+    pub head_rate: f32,
+    /// What updates the weights.
+    pub optimiser: Optimiser,
+    /// Samples in a step.
+    pub batch: u32,
+    /// When a block ends before its passes are over.
+    pub stop: Stop,
+}
+
+impl Default for Learning {
+    /// LeNet forward by SI with soft nearest neighbours: 5 passes a block, 30 for the classifier, as
+    /// measured in the README.
+    fn default() -> Self {
+        let (block, classifier) = (recipe::block(5), recipe::classifier(30));
+        Self {
+            architecture: Architecture::Lenet,
+            width: 100,
+            way: Way::Si,
+            readout: Readout::Unit,
+            loss: Loss::SoftNearest { temperature: 0.1 },
+            window: Window::ONE,
+            auxiliary: 1,
+            fine_tune: 0,
+            epochs: block.epochs,
+            head_epochs: classifier.epochs,
+            rate: block.rate,
+            head_rate: classifier.rate,
+            optimiser: Optimiser::Adam,
+            batch: block.batch,
+            stop: Stop::Never,
+        }
+    }
+}
+
+impl Learning {
+    /// Checks every field by itself.
+    ///
+    /// # Errors
+    /// The first that is out of range.
+    ///
+    /// ```
+    /// use sepal_models::learning::Learning;
+    /// let error = Learning { batch: 1, ..Learning::default() }.check().unwrap_err();
+    /// assert_eq!(error.to_string(), "batch: found 1, expected 2 or more");
+    /// ```
+    pub fn check(&self) -> Result<(), SettingError> {
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        let of_loss = match self.loss {
+            Loss::Margin { margin: x } | Loss::SoftNearest { temperature: x } => x,
+            _ => 1.0,
+        };
+        let (some, number) = ("1 or more", "a number above 0");
+        let (window, views) = (self.window, self.way == Way::SelfSupervised);
+        let checks = [
+            (
+                "width",
+                (1..=1000).contains(&self.width),
+                self.width.to_string(),
+                "1 to 1000 percent",
+            ),
+            ("loss", positive(of_loss), of_loss.to_string(), number),
+            ("window", window.blocks > 0, window.blocks.to_string(), "1 block or more"),
+            ("window", window.stride > 0, window.stride.to_string(), "a stride of 1 or more"),
+            ("auxiliary", (1..=3).contains(&self.auxiliary), self.auxiliary.to_string(), "1 to 3"),
+            ("epochs", self.epochs > 0, self.epochs.to_string(), some),
+            ("head_epochs", self.head_epochs > 0, self.head_epochs.to_string(), some),
+            ("rate", positive(self.rate), self.rate.to_string(), number),
+            ("head_rate", positive(self.head_rate), self.head_rate.to_string(), number),
+            ("batch", self.batch >= 2, self.batch.to_string(), "2 or more"),
+            (
+                "batch",
+                !views || self.batch.is_multiple_of(2),
+                self.batch.to_string(),
+                "an even number, two of each sample",
+            ),
+        ];
+        for (field, fits, found, expected) in checks {
+            if !fits {
+                return Err(SettingError { field, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is laid over each block of features while it learns.
+    ///
+    /// # Errors
+    /// Layers that do not fit each other.
+    pub fn heads(&self, net: &Net<'_>, classes: u32) -> Result<Vec<Vec<Layer>>, PlanError> {
+        let head = |block: usize| {
+            let (_, end) = net.block(block).unwrap_or_default();
+            let filters = net.shape(end)?.c;
+            Ok(match (self.way, self.architecture.depth()) {
+                (Way::Greedy | Way::LocalLosses, None) if self.auxiliary == 1 => {
+                    recipe::linear_head(classes).to_vec()
+                }
+                (Way::Greedy | Way::LocalLosses, depth) => {
+                    let depth = depth.unwrap_or(self.auxiliary.into());
+                    of_depth(depth, &simcnn_head(filters, classes)).to_vec()
+                }
+                (_, Some(depth)) if self.readout == Readout::Unit => {
+                    of_depth(depth, &simcnn_readout(filters)).to_vec()
+                }
+                _ if self.readout == Readout::Conv => recipe::CONV_READOUT.to_vec(),
+                _ => recipe::UNIT_FEATURES.to_vec(),
+            })
+        };
+        (0..usize::from(net.features)).map(head).collect()
+    }
+
+    /// The strategy that this describes, with the heads of [`heads`](Self::heads).
+    pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]]) -> Chosen<'m> {
+        let stop = self.stop;
+        let rule = match self.optimiser {
+            Optimiser::Adam => Rule::adam(),
+            Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+        };
+        let (rate, batch) = (self.rate, self.batch);
+        let loss = self.loss;
+        let objective = match self.way {
+            Way::SelfSupervised => Objective::Views(loss),
+            _ => Objective::Separation(loss),
+        };
+        let block = Recipe { objective, rate, batch, rule, stop, ..recipe::block(self.epochs) };
+        let classifier =
+            Recipe { rate: self.head_rate, batch, rule, ..recipe::classifier(self.head_epochs) };
+        let window = self.window;
+        // Blocks and classifier together, at the rate of blocks.
+        let whole = |epochs| Recipe { rate, epochs, ..classifier };
+        let si = |form| Chosen::Si(ForwardSi { block, heads, window, classifier, form });
+        match self.way {
+            Way::Si | Way::SelfSupervised => si(Classifier::Whole),
+            Way::SiLayerwise => si(Classifier::LayerWise),
+            Way::ForwardBackward => {
+                let block = Recipe { head: heads.first().copied().unwrap_or_default(), ..block };
+                Chosen::ForwardBackward(ForwardBackward { block, rest: whole(self.head_epochs) })
+            }
+            Way::Greedy => {
+                let fine_tune = (self.fine_tune > 0).then(|| whole(self.fine_tune));
+                let block = whole(self.epochs);
+                Chosen::Greedy(Greedy { block, heads, classifier, fine_tune })
+            }
+            Way::LocalLosses => {
+                let block = whole(self.epochs);
+                Chosen::LocalLosses(LocalLosses { block, heads, classifier })
+            }
+            Way::EndToEnd => Chosen::EndToEnd(EndToEnd { recipe: whole(self.epochs) }),
+            Way::Random => Chosen::Random(RandomFrozen { classifier }),
+        }
+    }
+}
+
+/// What decides the bits of a run: where the output of each block is kept as f16, and of how many
+/// copies of a sample it is kept.
+///
+/// # Errors
+/// Layers that do not fit each other.
+pub fn kept(net: Net<'_>, budget: &Budget, samples: u32) -> Result<Vec<(bool, u32)>, PlanError> {
+    let mut kept = Vec::new();
+    for &end in net.blocks {
+        let dim = net.shape(end.into())?.sample().unwrap_or(0) as usize;
+        let choice = budget.choose(dim, samples);
+        let copies = if budget.keep == Keep::Plain { 0 } else { choice.copies };
+        kept.push((choice.store.precision() == Some(Precision::F16), copies));
+    }
+    Ok(kept)
+}
