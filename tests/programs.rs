@@ -561,6 +561,54 @@ fn finetune_learns_a_user() {
     run("finetune", &[&bytes]).refused(&["computes in f32"]);
 }
 
+/// The saved model is right as often as the program said, on the samples that it tested.
+#[test]
+fn finetune_saves_what_the_user_keeps() {
+    let folder = Folder::new("tuned");
+    let path = model(&folder);
+    let (saved, cases) = (folder.path("tuned.sepal"), folder.path("cases"));
+    std::fs::create_dir(&cases).unwrap();
+    let args = [&path[..], "--tested", "60", "--seeds", "1", "--save", &saved, "--cases", &cases];
+    let net = Loaded::open(path.as_ref()).unwrap();
+    // Most of the held-out samples that a block gains or loses are gained by one user, lost by the other.
+    for (shift, kept) in [("invert", true), ("rotate", false)] {
+        let more = ["--shown", "40", "--shift", shift];
+        let text = run("finetune", &[&args[..], &more, &["--json"]].concat()).good();
+        let said = json(&text);
+        assert_eq!(said["kept"], kept, "{said}");
+        let user = std::fs::read(format!("{cases}/0.user")).unwrap();
+        let word = |at: usize| u32::from_le_bytes(user[at * 4..][..4].try_into().unwrap()) as usize;
+        let (shown, tested) = (word(2), word(3));
+        let labels = 19 * 4 + shown * 2;
+        let samples = labels + tested * 2 + shown * 784;
+        let label =
+            |at: usize| u16::from_le_bytes(user[labels + at * 2..][..2].try_into().unwrap());
+        let labels: Vec<u16> = (0..tested).map(label).collect();
+        let names = (0..10).map(|name| name.to_string()).collect();
+        let pixels = Samples::U8(user[samples..].to_vec());
+        let mut set = Dataset::new(net.model().net.input.shape, pixels, labels, names).unwrap();
+        let tuned = Loaded::open(saved.as_ref()).unwrap();
+        let logits = Features::new(&OnReference, &tuned.model(), &mut set, 15).unwrap();
+        let expected = if kept { &said["tuned"] } else { &said["head"] };
+        close(Some(logits.accuracy() * 100.0), expected.as_f64());
+        // The tuned blocks are others, all else is as it was, names and provenance included.
+        let [before, after] = [&net, &tuned].map(Loaded::model);
+        let layer = |model: sepal::net::Model<'_>, at| {
+            model.weights.layer(&model.net, at).map(|stored| stored.bytes.to_vec())
+        };
+        let changed = (0..15).filter(|&at| layer(before, at) != layer(after, at));
+        assert!(changed.eq(if kept { vec![4, 14] } else { vec![14] }));
+        let [before, after] = [&net, &tuned].map(|loaded| loaded.file().unwrap());
+        assert_eq!(after.provenance(), before.provenance());
+        assert!(after.class_names().eq(before.class_names()));
+        let blocks = if kept { "block 1, block 4" } else { "block 4" };
+        assert!(after.notes().any(|note| note == format!("tuned for a user, seed 0: {blocks}")));
+    }
+    run("finetune", &[&path, "--save", &saved]).refused(&["--seeds 5", "expected 1"]);
+    let nowhere = folder.path("none/tuned.sepal");
+    run("finetune", &[&path, "--seeds", "1", "--save", &nowhere]).refused(&["none/tuned.sepal"]);
+}
+
 /// A table of recordings of three persons who wave and shake, each in a way of their own.
 fn recordings() -> String {
     let mut table = "label,person,recording,t,x,y,z\n".to_owned();

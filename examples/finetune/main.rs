@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! finetune MODEL [--data DIR [--leave-out PERSON]] [--shift none|invert|rotate] [--shown N] [--seeds N]
-//!     [--cases DIR] [--json]
+//!     [--save FILE] [--cases DIR] [--json]
 //! ```
 
 #[path = "../common/digest.rs"]
@@ -19,14 +19,15 @@ mod user;
 mod warn;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use sepal::arena::Word;
+use sepal::format::Meta;
 use sepal::models::data::{Dataset, Samples, Split};
-use sepal::models::file::Loaded;
-use sepal::net::Model;
+use sepal::models::file::{self, Loaded};
+use sepal::net::{Model, Patch, Weights};
 use sepal::reservoir::{Class, Entry, Memory, State};
 use sepal::rng::{Purpose, Rng};
 use sepal::shape::Shape;
@@ -90,6 +91,12 @@ struct Args {
     /// Users, or choices of what the person shows
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     seeds: u32,
+
+    /// Write the model as it is for the user then: with the tuned block and the last layer behind it where
+    /// held-out samples accept the block, else with the last layer tuned alone. One model is of one user:
+    /// expects --seeds 1
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
 
     /// Write each user into this folder, as SEED.user, for the firmware's image `finetune`
     #[arg(long, value_name = "DIR")]
@@ -158,6 +165,16 @@ fn main() -> ExitCode {
 type Labelled = Vec<(Vec<u8>, u16)>;
 
 fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    if let Some(path) = &args.save {
+        if args.seeds > 1 {
+            let seeds = args.seeds;
+            return Err(
+                format!("--seeds {seeds}: a model is of one user, expected 1 with --save").into()
+            );
+        }
+        // Found out now rather than after the tuning.
+        file::check_writable(path)?;
+    }
     let loaded = Loaded::open(&args.model)?;
     let model = loaded.model();
     let split = args.set.open()?;
@@ -177,7 +194,7 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let mut outcomes = vec![];
     for seed in 0..args.seeds {
-        let (outcome, ram) = user(args, &model, &split, seed)?;
+        let (outcome, ram) = user(args, &loaded, &split, seed)?;
         let Outcome { tested, paired, .. } = outcome;
         let [before, head, tuned] = percent(&outcome);
         if args.json {
@@ -234,14 +251,13 @@ fn print(outcomes: &[(Outcome, usize)], out: &mut dyn Write) -> Result<(), Failu
 /// A user shows samples, and the model learns. Gives the bytes of the arena, too.
 fn user(
     args: &Args,
-    model: &Model<'_>,
+    loaded: &Loaded,
     split: &Split,
     seed: u32,
 ) -> Result<(Outcome, usize), Failure> {
+    let model = &loaded.model();
     let net = model.net;
     let shape = net.input.shape;
-    let classes = split.train.names().len();
-    let size = shape.sample().unwrap_or(0) as usize;
     let usual = if args.set.leave_out.is_some() { Shift::None } else { Shift::Invert };
     let shift = args.shift.unwrap_or(usual).of(shape)?;
     let shifted = |samples: Labelled| -> Labelled {
@@ -269,13 +285,58 @@ fn user(
         rates: [args.rate, args.head_rate],
         seed,
     };
-    let plan = Plan::new(model, &settings)?;
+    let places = [args.shown as usize, split.train.names().len()];
+    let learnt = learn(model, &settings, places, &shown, &tested)?;
+    if let Some(folder) = &args.cases {
+        let path = folder.join(format!("{seed}.user"));
+        let bytes = bytes(shape, &settings, &learnt.outcome, &shown, &tested);
+        std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    if let Some(path) = &args.save {
+        if learnt.outcome.paired.accepts(1.0) {
+            save(path, loaded, &settings, &[&learnt.block, &learnt.last])?;
+        } else {
+            // The block of no updates is the model's own: only the last layer learns.
+            let alone = Settings { updates: [0, args.head_updates], ..settings };
+            let learnt = learn(model, &alone, places, &shown, &tested)?;
+            save(path, loaded, &settings, &[&learnt.last])?;
+        }
+    }
+    Ok((learnt.outcome, learnt.bytes))
+}
 
-    // The memory of the device.
-    let places = args.shown as usize * classes;
+/// What came of a user.
+struct Learnt {
+    outcome: Outcome,
+    /// What was learnt, with the layers that it is of.
+    block: Tuned,
+    last: Tuned,
+    /// Of the arena.
+    bytes: usize,
+}
+
+/// The parameters of a tuned block.
+struct Tuned {
+    block: u16,
+    numbers: Vec<f32>,
+}
+
+/// Learns in the memory of a device, which keeps so many samples of each of so many classes.
+fn learn(
+    model: &Model<'_>,
+    settings: &Settings,
+    [each, classes]: [usize; 2],
+    shown: &Labelled,
+    tested: &Labelled,
+) -> Result<Learnt, Failure> {
+    let net = model.net;
+    let plan = Plan::new(model, settings)?;
+    let outputs = net.output()?.sample().unwrap_or(0) as usize;
+    let size = net.input.shape.sample().unwrap_or(0) as usize;
+    let places = each * classes;
     let (mut state, mut kinds) = (State::NONE, vec![Class::NONE; classes]);
     let (mut entries, mut samples) = (vec![Entry::FREE; places], vec![0; places * size]);
-    let [block, last] = plan.parameters();
+    let [mut block, mut last] = plan.parameters().map(|numbers| vec![0.0; numbers]);
     let room = Room {
         arena: &mut vec![Word::ZERO; Word::count(plan.bytes())],
         kept: Memory {
@@ -287,17 +348,45 @@ fn user(
         rows: &mut vec![0.0; places * plan.features()],
         labels: &mut vec![0; places],
         before: &mut vec![false; places],
-        block: &mut vec![0.0; block],
-        last: &mut vec![0.0; last],
-        logits: &mut vec![0.0; net.output()?.sample().unwrap_or(0) as usize],
+        block: &mut block,
+        last: &mut last,
+        logits: &mut vec![0.0; outputs],
     };
-    let outcome = plan.learn::<true>(model, lent(&shown), lent(&tested), room)?;
-    if let Some(folder) = &args.cases {
-        let path = folder.join(format!("{seed}.user"));
-        let bytes = bytes(shape, &settings, &outcome, &shown, &tested);
-        std::fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+    let outcome = plan.learn::<true>(model, lent(shown), lent(tested), room)?;
+    let behind = (net.blocks.len() as u16).saturating_sub(1);
+    let (block, last) =
+        (Tuned { block: settings.block, numbers: block }, Tuned { block: behind, numbers: last });
+    Ok(Learnt { outcome, block, last, bytes: plan.bytes() })
+}
+
+/// Writes the model with what was learnt, and what its file says beside it.
+fn save(
+    path: &Path,
+    loaded: &Loaded,
+    settings: &Settings,
+    tuned: &[&Tuned],
+) -> Result<(), Failure> {
+    let (from, model) = (loaded.file()?, loaded.model());
+    let mut patches = Vec::new();
+    for Tuned { block, numbers } in tuned {
+        let (first, last) = model.net.block((*block).into()).unwrap_or_default();
+        patches.push(Patch { first: first as u16, last: last as u16, numbers });
     }
-    Ok((outcome, plan.bytes()))
+    let weights = Weights::Patched { under: &model.weights, patches: &patches };
+    let classes: Vec<&str> = from.class_names().collect();
+    let separation: Vec<(u16, f32)> = from.separation().collect();
+    let blocks: Vec<String> = tuned.iter().map(|tuned| tuned.block.to_string()).collect();
+    let note =
+        format!("tuned for a user, seed {}: block {}", settings.seed, blocks.join(", block "));
+    let notes: Vec<&str> = from.notes().chain([&note[..]]).collect();
+    let meta = Meta {
+        classes: &classes,
+        provenance: from.provenance(),
+        separation: &separation,
+        notes: &notes,
+        ..Meta::NONE
+    };
+    Ok(file::save(path, &Model { weights, ..model }, &meta)?)
 }
 
 /// A user as bytes, as the firmware reads them (`examples/firmware/src/case.rs`).
