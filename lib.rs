@@ -86,7 +86,9 @@
 //! |---|---|---|
 //! | `cpu` (default) | the CPU backend on all cores, `cpu` | std, rayon, matrixmultiply, ndarray |
 //! | `cuda` | the backend on an NVIDIA GPU, `cuda`; builds without CUDA, asks for a driver when it runs | std, cudarc |
-//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, sysinfo, tempfile, 1.3 MB of images |
+//! | `models` (default) | architectures, recipes, data sets, the host's trainer, `models` | std, csv, flate2, half, serde, sysinfo, tempfile, 1.3 MB of images |
+//! | `ndarray` (default) | fit and predict on arrays, `models::estimator` | ndarray, which `cpu` has |
+//! | `tracing` | a run as spans and events, `models::traced` | tracing |
 //! | `flash` | updated weights kept in flash, safe against power loss | embedded-storage |
 //! | `f16` | weights stored and rows searched in half precision | half |
 //! | `onnx` | nets from and for other libraries, as ONNX, `models::onnx` | prost |
