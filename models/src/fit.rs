@@ -655,7 +655,7 @@ mod tests {
 
         fn judge(&mut self, _: Now<'_>, _: &Stage<'_>) -> Result<Option<f32>, WatchError> {
             self.judged += 1;
-            Ok((self.judged % 2 == 0).then_some(f32::from(self.judged)))
+            Ok(self.judged.is_multiple_of(2).then_some(f32::from(self.judged)))
         }
     }
 

@@ -161,7 +161,8 @@ fn tuning_changes_its_blocks_alone() {
     let mut tune = |blocks, x: ArrayView2<'_, f32>, y: ArrayView1<'_, usize>| {
         fitted.tune(blocks, recipe::block(1), x, y)
     };
-    for blocks in [3..4, 2..4, 2..2, 2..1, 0..usize::MAX] {
+    for (first, past) in [(3, 4), (2, 4), (2, 2), (2, 1), (0, usize::MAX)] {
+        let blocks = first..past;
         let named = format!("blocks {}..{}", blocks.start, blocks.end);
         says(tune(blocks, x.view(), y.view()), &[&named, "0..3"]);
     }

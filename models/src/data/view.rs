@@ -150,7 +150,7 @@ impl<'a, T: Element, D: RemoveAxis> View<'a, T, D> {
         let Some(shape) = shape.filter(sized) else {
             return Err(refused("samples of 1 to 4294967295 elements"));
         };
-        if !axis(0).is_some_and(|count| count > 0) {
+        if axis(0).is_none_or(|count| count == 0) {
             return Err(refused("1 to 4294967295 samples"));
         }
         if !T::BYTES {
