@@ -158,21 +158,30 @@ pub struct Classifier<D> {
     device: D,
     architecture: Option<Architecture>,
     learning: Learning,
+    epochs: Option<u16>,
+    head_epochs: Option<u16>,
     classes: Option<u16>,
     seed: u64,
     normalisation: Option<Normalisation>,
     budget: Budget,
 }
 
+/// Updates of a block and of the classifier that passes make at least, unless they are set: a hundred
+/// samples are one batch, and 30 updates are too few for a classifier.
+const UPDATES: [u32; 2] = [40, 300];
+
 impl<D: Device> Classifier<D> {
     /// A classifier that learns and runs on `device`, by [`Learning::default`]: forward by SI, 5 passes a
-    /// block, 30 for the classifier behind them, batches of 128. Images are given to LeNet, rows of
-    /// features to the [dense net](crate::dense). The seed is 0.
+    /// block, 30 for the classifier behind them, batches of 128. Where samples are few there are more
+    /// passes: as many as make 40 updates of a block, and 300 of the classifier. Images are given to LeNet,
+    /// rows of features to the [dense net](crate::dense). The seed is 0.
     pub fn on(device: D) -> Self {
         Self {
             device,
             architecture: None,
             learning: Learning::default(),
+            epochs: None,
+            head_epochs: None,
             classes: None,
             seed: 0,
             normalisation: None,
@@ -184,7 +193,9 @@ impl<D: Device> Classifier<D> {
     /// over it.
     #[must_use]
     pub fn learning(self, learning: Learning) -> Self {
-        Self { learning, architecture: Some(learning.architecture), ..self }
+        let Learning { architecture, epochs, head_epochs, .. } = learning;
+        let (epochs, head_epochs) = (Some(epochs), Some(head_epochs));
+        Self { learning, architecture: Some(architecture), epochs, head_epochs, ..self }
     }
 
     /// The architecture.
@@ -202,13 +213,13 @@ impl<D: Device> Classifier<D> {
     /// Passes for each block; for the whole net where it learns end to end.
     #[must_use]
     pub fn epochs(self, epochs: u16) -> Self {
-        Self { learning: Learning { epochs, ..self.learning }, ..self }
+        Self { epochs: Some(epochs), ..self }
     }
 
     /// Passes for the classifier behind the blocks.
     #[must_use]
     pub fn head_epochs(self, head_epochs: u16) -> Self {
-        Self { learning: Learning { head_epochs, ..self.learning }, ..self }
+        Self { head_epochs: Some(head_epochs), ..self }
     }
 
     /// Samples in a step; all of them where there are fewer.
@@ -286,7 +297,12 @@ impl<D: Device> Classifier<D> {
         let usual = if rows { Architecture::Dense } else { Architecture::Lenet };
         let architecture = self.architecture.unwrap_or(usual);
         let batch = self.learning.batch.min(Source::len(&view));
-        let learning = Learning { architecture, batch, ..self.learning };
+        let steps = Source::len(&view) / batch.max(1);
+        let passes = |usual: u16, updates: u32| usual.max(updates.div_ceil(steps.max(1)) as u16);
+        let [block, classifier] = UPDATES;
+        let epochs = self.epochs.unwrap_or(passes(self.learning.epochs, block));
+        let head_epochs = self.head_epochs.unwrap_or(passes(self.learning.head_epochs, classifier));
+        let learning = Learning { architecture, batch, epochs, head_epochs, ..self.learning };
         learning.check()?;
         if learning.way == Way::SelfSupervised {
             let (found, expected) = ("SelfSupervised".to_owned(), "one that reads labels");

@@ -197,6 +197,14 @@ fn settings_are_taken() {
     on().strategy(Way::EndToEnd).epochs(1).fit_watched(x.view(), y.view(), &mut stages).unwrap();
     assert_eq!(stages.0, [(1, 120, 1e-2)]);
 
+    // 12 steps a pass, or one.
+    for (batch, passes) in [(10, (5, 30)), (120, (40, 300))] {
+        let mut stages = Stages(Vec::new());
+        let stopped = on().batch(batch).fit_watched(x.view(), y.view(), &mut stages);
+        assert!(stopped.is_err());
+        assert_eq!((stages.0[0].0, stages.0[2].0), passes);
+    }
+
     let short = || on().strategy(Way::Random).head_epochs(1);
     let logits =
         |c: Classifier<_>| c.fit(x.view(), y.view()).unwrap().predict_logits(x.view()).unwrap();
