@@ -1,6 +1,8 @@
 //! The estimator: the same bits as the trainer beneath it, and errors that name what is wrong.
 #![cfg(feature = "ndarray")]
 
+use std::ops::Range;
+
 use ndarray::{Array1, Array2, Array3, Array4, ArrayView1, ArrayView2, ArrayView4, Axis};
 use sepal_core::net::Normalisation;
 use sepal_core::reference::OnReference;
@@ -161,8 +163,7 @@ fn tuning_changes_its_blocks_alone() {
     let mut tune = |blocks, x: ArrayView2<'_, f32>, y: ArrayView1<'_, usize>| {
         fitted.tune(blocks, recipe::block(1), x, y)
     };
-    for (first, past) in [(3, 4), (2, 4), (2, 2), (2, 1), (0, usize::MAX)] {
-        let blocks = first..past;
+    for blocks in [3..4, 2..4, 2..2, Range { start: 2, end: 1 }, 0..usize::MAX] {
         let named = format!("blocks {}..{}", blocks.start, blocks.end);
         says(tune(blocks, x.view(), y.view()), &[&named, "0..3"]);
     }
