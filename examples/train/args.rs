@@ -190,8 +190,9 @@ pub struct Args {
     #[arg(long, requires = "save")]
     pub resume: bool,
 
-    /// Write DIR/recipe.json, for --recipe, and DIR/report.html: SI, learning curves, maps of each block's features, the confusion matrix,
-    /// nearest neighbours as pictures, memory and time, in one page that needs no other file
+    /// Write DIR/report.html: SI, learning curves, maps of each block's features, the confusion matrix,
+    /// nearest neighbours as pictures, memory and time, in one page that needs no other file; and
+    /// DIR/recipe.json, for --recipe
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
 

@@ -142,11 +142,27 @@ impl Architecture {
     /// feature itself.
     pub fn normalisation(self, moments: Moments, bytes: bool) -> Normalisation {
         let scale = if bytes { 255.0 } else { 1.0 };
-        let std = if moments.std > 0.0 { moments.std / scale } else { 1.0 };
+        let std = (moments.std / scale) as f32;
+        // A constant, or as good as one: its inverse is no number.
+        let std = if std.is_normal() { std } else { 1.0 };
         match self {
             Self::Dense => Normalisation::NONE,
             _ if self.reads_text() => Normalisation::BYTES,
-            _ => Normalisation::scalar((moments.mean / scale) as f32, std as f32),
+            _ => Normalisation::scalar((moments.mean / scale) as f32, std),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_normalised_by_a_deviation_that_has_an_inverse() {
+        let of = |std| Architecture::Lenet.normalisation(Moments { mean: 51.0, std }, true);
+        assert_eq!(of(102.0), Normalisation::scalar(0.2, 0.4));
+        for std in [0.0, 1e-300, 1e-38] {
+            assert_eq!(of(std), Normalisation::scalar(0.2, 1.0), "{std}");
         }
     }
 }

@@ -24,8 +24,9 @@
 //! ```
 //! It prints lines such as
 //! ```text
-//! INFO fit:stage{index=0 first=0 last=4 objective="separation" passes=1 steps=1 done=0}: sepal: granted arena_bytes=5143552
-//! INFO fit:stage{index=0 ...}:pass{epoch=1}: sepal: pass loss=2.1 si=0.64 rate=0.01 seconds=0.2
+//! INFO fit:stage{index=1 first=4 last=8 objective="separation" passes=1 steps=1 done=0}: sepal: granted arena_bytes=3559936 kept=in memory as f32 kept_bytes=602112 kept_copies=1 kept_depth=4 kept_seconds=0.022
+//! INFO fit:stage{index=1 ...}:pass{epoch=1}: sepal: pass loss=1.048 si=0.664 rate=0.01 seconds=0.093
+//! INFO fit:stage{index=1 ...}: sepal: stage passes=1 updates=1 loss=1.048 si=0.664 seconds=0.093
 //! ```
 
 use sepal_core::stage::{Outcome, Stage};
