@@ -245,7 +245,7 @@ pub(super) fn conv(
     let plane = out.plane().max(1) as usize;
     let sizes = (op.group.windows(), (out.h as usize, out.w as usize));
     let copy = parts.spread.map_or(0, |spread| spread.len);
-    let scratch: &mut [u8] = bytemuck::cast_slice_mut(scratch.planned::<f32>());
+    let scratch = scratch.bytes();
     let copy = scratch.get_mut(..copy).unwrap_or_default();
     let group = geometry.group;
     let spread = parts.spread.filter(|_| !copy.is_empty());
