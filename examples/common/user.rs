@@ -165,6 +165,8 @@ pub struct Plan<'m> {
 
 impl<'m> Plan<'m> {
     /// The plan for a model whose weights may be stored in a narrower type than f32.
+    // Apart: what it takes of a small core's stack is given back.
+    #[inline(never)]
     pub fn new(model: &Model<'m>, settings: &Settings) -> Result<Self, Refused> {
         let (net, narrow) = (model.net, model.weights.is_narrow());
         let tuned = |block: u16, head, objective, updates, rate| {
@@ -273,6 +275,7 @@ impl<'m> Plan<'m> {
     }
 
     /// Tunes a block into `numbers`; `judge` is called before the first update and after the last.
+    #[inline(never)]
     fn tune<'b, const ALL: bool>(
         &self,
         backend: &mut Micro<'b, ALL>,

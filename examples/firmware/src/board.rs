@@ -64,6 +64,11 @@ pub fn stack_of(run: impl FnOnce()) -> usize {
         }
     }
     apart(run);
+    // SAFETY: memory that was written above.
+    if unsafe { lowest.read_volatile() } != PAINT {
+        crate::println!("the stack has run into the statics");
+        exit(1);
+    }
     let mut word = lowest.cast_const();
     // SAFETY: memory that was written above.
     unsafe {
