@@ -27,7 +27,7 @@ extern "C" {
 /* Bytes of a sepal_model. */
 #define SEPAL_MODEL_BYTES 4096
 /* Bytes of a sepal_tuning. */
-#define SEPAL_TUNING_BYTES 1536
+#define SEPAL_TUNING_BYTES 2048
 
 /* A code. An int32_t and no enum, whose size depends on the compiler's options. */
 typedef int32_t sepal_status;
