@@ -567,7 +567,6 @@ fn finetune_saves_what_the_user_keeps() {
     let folder = Folder::new("tuned");
     let path = model(&folder);
     let (saved, cases) = (folder.path("tuned.sepal"), folder.path("cases"));
-    std::fs::create_dir(&cases).unwrap();
     let args = [&path[..], "--tested", "60", "--seeds", "1", "--save", &saved, "--cases", &cases];
     let net = Loaded::open(path.as_ref()).unwrap();
     // Most of the held-out samples that a block gains or loses are gained by one user, lost by the other.
@@ -643,7 +642,6 @@ fn a_person_is_left_out_and_met_later() {
     let own = ["--shown", "5", "--batch", "8", "--updates", "3", "--head-updates", "60"];
     let shown = |shift: &str| {
         let cases = folder.path(shift);
-        std::fs::create_dir(&cases).unwrap();
         let args = [&path[..], "--shift", shift, "--cases", &cases, "--seeds", "2", "--json"];
         let text = run("finetune", &[&args[..], &own, &set].concat()).good();
         let lines: Vec<Value> = text.lines().map(json).collect();

@@ -175,6 +175,9 @@ fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         // Found out now rather than after the tuning.
         file::check_writable(path)?;
     }
+    if let Some(folder) = &args.cases {
+        std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    }
     let loaded = Loaded::open(&args.model)?;
     let model = loaded.model();
     let split = args.set.open()?;
