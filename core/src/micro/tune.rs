@@ -464,8 +464,8 @@ impl<'m, P: Frozen> Tuning<'m, P> {
     ) -> Result<u16, Error> {
         let TuningPlan { prefix, block } = &self.plan;
         let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
-        let mut feed = Feed { block, backend, run: &run, source, updates: self.updates };
-        let (label, _) = feed.embed((index, None))?;
+        let mut passage = Passage { block, backend, run: &run, source, updates: self.updates };
+        let (label, _) = passage.embed((index, None))?;
         backend.read(block.y.flat(), HostMut::F32(into))?;
         Ok(label)
     }
@@ -503,8 +503,8 @@ impl<'m, P: Frozen> Tuning<'m, P> {
         let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
         for index in 0..queries.len() {
             let (source, updates) = (&mut *queries, self.updates);
-            let mut feed = Feed { block, backend, run: &run, source, updates };
-            let (label, _) = feed.embed((index, None))?;
+            let mut passage = Passage { block, backend, run: &run, source, updates };
+            let (label, _) = passage.embed((index, None))?;
             let query = backend.reference.arena().planned::<f32>(block.y);
             let pair = Pair::NONE.fold(query, label, rows, 0, None);
             tell(index, pair.correct() == Some(true));
@@ -540,8 +540,8 @@ impl<'m, P: Frozen> Tuning<'m, P> {
         let (epoch, step) = (self.updates / steps.max(1), self.updates % steps.max(1));
         let draw = Draw { seed: self.seed, epoch, step };
         let run = |backend: &mut Micro<'_, ALL>, fill: Fill<'_>| prefix.run(backend, model, fill);
-        let mut feed = Feed { block, backend, run: &run, source, updates: self.updates };
-        let score = feed.gradients(draw)?;
+        let mut passage = Passage { block, backend, run: &run, source, updates: self.updates };
+        let score = passage.gradients(draw)?;
         let learns = score.anchors > 0;
         if !learns && self.idle + 1 >= steps {
             return Err(Error::NoAnchor { stage: 0, update: self.updates });
@@ -562,7 +562,7 @@ type Run<'a, const ALL: bool> = &'a dyn Fn(&mut Micro<'_, ALL>, Fill<'_>) -> Res
 
 /// Samples of a source on their way through the frozen blocks and the one that is tuned. One code
 /// whatever the frozen blocks are.
-struct Feed<'a, 'm, 'w, S, const ALL: bool> {
+struct Passage<'a, 'm, 'w, S, const ALL: bool> {
     block: &'a Block<'m>,
     backend: &'a mut Micro<'w, ALL>,
     run: Run<'a, ALL>,
@@ -571,7 +571,7 @@ struct Feed<'a, 'm, 'w, S, const ALL: bool> {
     updates: u32,
 }
 
-impl<'w, S: Source, const ALL: bool> Feed<'_, '_, 'w, S, ALL> {
+impl<'w, S: Source, const ALL: bool> Passage<'_, '_, 'w, S, ALL> {
     fn arena(&mut self) -> &mut Arena<'w> {
         self.backend.reference.arena()
     }
