@@ -9,6 +9,7 @@ pub mod case;
 pub mod flash;
 pub mod psram;
 pub mod row;
+pub mod tuned;
 #[path = "../../common/user.rs"]
 pub mod user;
 

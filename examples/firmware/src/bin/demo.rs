@@ -12,17 +12,17 @@ use sepal_core::arena::Word;
 use sepal_core::flash::{Slots, Store, find};
 use sepal_core::format::File;
 use sepal_core::infer::Inference;
-use sepal_core::layer::{Flatten, L2Normalise, Layer, RELU};
+use sepal_core::layer::RELU;
 use sepal_core::micro::{Embeddings, Micro, Tuning, TuningPlan};
 use sepal_core::net::{Model, Patch, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::reservoir::{Class, Entry, Memory, Reservoir, State};
 use sepal_core::schedule::Schedule;
 use sepal_core::si::Paired;
-use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::Stage;
 use sepal_firmware::flash::{self, CLASSES, COUNTS, PIXELS, Sample};
 use sepal_firmware::psram::{self, Psram};
-use sepal_firmware::{board, println};
+use sepal_firmware::{board, println, tuned};
 use sepal_models::lenet::LENET5;
 
 /// Samples that are kept, and those of them that a fifth leaves to train on.
@@ -33,23 +33,9 @@ const UPDATES: u32 = 60;
 /// Two slots of the second flash.
 const SLOTS: Slots = Slots::adjacent(0, 64 * 1024);
 
-const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
-const APART: Stage<'static> =
-    stage((3, 6), UNIT, Objective::Separation(Loss::Margin { margin: 0.2 }), 0.01);
-const LABELS: Stage<'static> =
-    stage((11, 12), &[], Objective::CrossEntropy { smoothing: 0.0 }, 0.03);
-
-const fn stage(
-    (first, last): (u16, u16),
-    head: &'static [Layer],
-    objective: Objective,
-    rate: f32,
-) -> Stage<'static> {
-    let (rule, schedule) = (Rule::adam(), Schedule::Cosine { warmup: 0 });
-    let (epochs, batch, stop) = (1, 16, Stop::Never);
-    let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
-    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
-}
+const DOWN: Schedule = Schedule::Cosine { warmup: 0 };
+const APART: Stage<'static> = tuned::apart(tuned::BLOCK2, Rule::adam(), 0.01, DOWN);
+const LABELS: Stage<'static> = tuned::labels(Rule::adam(), 0.03, DOWN);
 
 const fn plan(stage: &Stage<'static>) -> TuningPlan<'static> {
     match TuningPlan::new(LENET5, stage, Embeddings::F16, false) {

@@ -7,17 +7,18 @@ use cortex_m_rt::entry;
 use sepal_core::arena::Word;
 use sepal_core::format::{Counts, File, counts};
 use sepal_core::infer::Inference;
-use sepal_core::layer::{Flatten, L2Normalise, Layer, RELU};
+use sepal_core::layer::RELU;
 use sepal_core::micro::{Embeddings, Micro, Program, Tuning, TuningPlan, operations};
 use sepal_core::net::{Model, Weights};
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
 use sepal_core::reference::Reference;
 use sepal_core::schedule::Schedule;
-use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::Stage;
 use sepal_firmware::board;
 use sepal_firmware::flash::{self, CLASSES, COUNTS, Shown};
 use sepal_firmware::row::{macs, macs_of, row, same};
+use sepal_firmware::tuned::{self, BLOCK1, BLOCK2, MOMENTUM};
 use sepal_models::lenet::LENET5;
 
 /// What the largest row needs.
@@ -86,11 +87,10 @@ fn rows(memory: &mut [Word]) -> Option<()> {
     })?;
     same(&logits, flash::logits_int8())?;
 
-    for (name, part, head, objective, rule) in TUNED {
-        let stage = stage(part, head, objective, rule);
+    for (name, stage) in TUNED {
         let plan = TuningPlan::new(LENET5, &stage, Embeddings::F16, false).ok()?;
         // Forward, and backward to the weights: a sample's own, without the frozen blocks before.
-        let own = macs_of(&LENET5, part.0.into(), part.1.into())?;
+        let own = macs_of(&LENET5, stage.first.into(), stage.last.into())?;
         let macs = 2 * own * u64::from(stage.recipe.batch);
         row(name, macs, plan.bytes(), memory, |words| {
             let mut backend = Micro::<false>::new(words);
@@ -102,30 +102,15 @@ fn rows(memory: &mut [Word]) -> Option<()> {
     Some(())
 }
 
-const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
-const MARGIN: Objective = Objective::Separation(Loss::Margin { margin: 0.2 });
-const LABELS: Objective = Objective::CrossEntropy { smoothing: 0.0 };
-const MOMENTUM: Rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-
-/// What learns in a row: layers, head, objective, optimiser.
-type Tuned = (&'static str, (u16, u16), &'static [Layer], Objective, Rule);
-
-/// Steps of 16 samples, the frozen blocks before included.
-const TUNED: [Tuned; 5] = [
-    ("block1-sgd", (0, 3), UNIT, MARGIN, MOMENTUM),
-    ("block1-adam", (0, 3), UNIT, MARGIN, Rule::adam()),
-    ("block2-sgd", (3, 6), UNIT, MARGIN, MOMENTUM),
-    ("block2-adam", (3, 6), UNIT, MARGIN, Rule::adam()),
-    ("classifier-adam", (11, 12), &[], LABELS, Rule::adam()),
+/// Steps of a batch, the frozen blocks before included.
+const TUNED: [(&str, Stage<'static>); 5] = [
+    ("block1-sgd", apart(BLOCK1, MOMENTUM)),
+    ("block1-adam", apart(BLOCK1, Rule::adam())),
+    ("block2-sgd", apart(BLOCK2, MOMENTUM)),
+    ("block2-adam", apart(BLOCK2, Rule::adam())),
+    ("classifier-adam", tuned::labels(Rule::adam(), 0.01, Schedule::Constant)),
 ];
 
-const fn stage(
-    (first, last): (u16, u16),
-    head: &'static [Layer],
-    objective: Objective,
-    rule: Rule,
-) -> Stage<'static> {
-    let (rate, schedule, stop) = (0.01, Schedule::Constant, Stop::Never);
-    let recipe = Recipe { head, objective, epochs: 1, batch: 16, rule, rate, schedule, stop };
-    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
+const fn apart(block: (u16, u16), rule: Rule) -> Stage<'static> {
+    tuned::apart(block, rule, 0.01, Schedule::Constant)
 }

@@ -8,37 +8,20 @@ use core::hint::black_box;
 
 use cortex_m_rt::entry;
 use sepal_core::arena::Word;
-use sepal_core::layer::{Flatten, L2Normalise, Layer};
 use sepal_core::micro::{Embeddings, Micro, Prefix, Program, Tuning, TuningPlan, operations};
 use sepal_core::net::{Model, Patch, Weights};
-use sepal_core::optim::Rule;
 use sepal_core::schedule::Schedule;
-use sepal_core::stage::{Cut, Loss, Objective, Recipe, Stage, Stop};
+use sepal_core::stage::Stage;
 use sepal_firmware::board;
 use sepal_firmware::flash::{self, CLASSES, Shown};
+use sepal_firmware::tuned::{self, MOMENTUM};
 use sepal_models::lenet::LENET5;
 
 /// Updates of the block, and of the last layer.
-const UPDATES: u32 = 10;
+const UPDATES: u32 = 20;
 
-const UNIT: &[Layer] = &[Layer::Flatten(Flatten), Layer::L2Normalise(L2Normalise)];
-const APART: Stage<'static> =
-    stage((3, 6), UNIT, Objective::Separation(Loss::Margin { margin: 0.2 }), 0.01);
-const LABELS: Stage<'static> =
-    stage((11, 12), &[], Objective::CrossEntropy { smoothing: 0.0 }, 0.03);
-
-const fn stage(
-    (first, last): (u16, u16),
-    head: &'static [Layer],
-    objective: Objective,
-    rate: f32,
-) -> Stage<'static> {
-    let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
-    let schedule = Schedule::Constant;
-    let (epochs, batch, stop) = (1, 16, Stop::Never);
-    let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
-    Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
-}
+const APART: Stage<'static> = tuned::apart(tuned::BLOCK2, MOMENTUM, 0.003, Schedule::Constant);
+const LABELS: Stage<'static> = tuned::labels(MOMENTUM, 0.001, Schedule::Constant);
 
 const OPERATIONS: usize = operations(&LENET5, LENET5.layers.len(), false);
 static PROGRAM: Program<'static, OPERATIONS> = match Program::new(LENET5, false) {
@@ -97,8 +80,14 @@ fn tune(plan: &Plan, arena: &mut [Word], model: &Model<'_>, numbers: &mut [f32])
     let mut backend = Micro::<false>::new(arena);
     let mut tuning = Tuning::new(*plan, 0);
     tuning.load(&mut backend, model).ok()?;
-    for _ in 0..UPDATES {
-        tuning.step(&mut backend, model, &mut Shown, UPDATES).ok()?;
+    let mut halves = [0.0; 2];
+    for half in &mut halves {
+        for _ in 0..UPDATES / 2 {
+            *half += tuning.step(&mut backend, model, &mut Shown, UPDATES).ok()?.value;
+        }
     }
+    let [before, after] = halves;
+    // Otherwise nothing was learnt.
+    (after < before).then_some(())?;
     tuning.store(&mut backend, numbers).ok()
 }
