@@ -48,6 +48,13 @@ pub enum PlanError {
         /// The size.
         size: u32,
     },
+    /// A batch that cannot be run in so many equal parts.
+    MicroBatches {
+        /// Its samples.
+        batch: u32,
+        /// How many parts.
+        parts: u32,
+    },
     /// A layer that the backend for small cores has no kernel for.
     Kernel {
         /// The layer.
@@ -90,6 +97,9 @@ impl core::fmt::Display for PlanError {
                 write!(f, "layers {first}..{last} of a net of {layers}")
             }
             Self::Batch { size } => write!(f, "a batch of {size} samples"),
+            Self::MicroBatches { batch, parts } => {
+                write!(f, "a batch of {batch} samples in {parts} parts")
+            }
             Self::Kernel { layer } => write!(f, "layer {layer} has no kernel for small cores"),
             Self::Source { layer, back } => write!(
                 f,

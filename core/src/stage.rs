@@ -116,6 +116,11 @@ pub struct Recipe<'m> {
     pub epochs: u16,
     /// Samples in a step.
     pub batch: u32,
+    /// Equal parts of a batch that are run one after the other, their gradients added up before the
+    /// update: gradient accumulation. Memory for activations is that of one part. Each part has its own
+    /// batch statistics, and its own neighbours where the objective looks for some, so more than one
+    /// part is another training wherever layers or losses look across a batch. 1 for the batch as one.
+    pub micro_batches: u32,
     /// The optimiser.
     pub rule: Rule,
     /// Its first rate.
@@ -124,6 +129,16 @@ pub struct Recipe<'m> {
     pub schedule: Schedule,
     /// When to end early.
     pub stop: Stop,
+}
+
+impl Recipe<'_> {
+    /// Samples that run together: a batch's share of one of its parts, 0 where there are no parts.
+    pub const fn micro_batch(&self) -> u32 {
+        match self.batch.checked_div(self.micro_batches) {
+            Some(size) => size,
+            None => 0,
+        }
+    }
 }
 
 /// Where errors stop on their way back through a stage.

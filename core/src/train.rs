@@ -143,7 +143,7 @@ const fn params(net: &Net<'_>, stage: &Stage<'_>, parts: usize) -> Result<plan::
     let mut index = 0;
     while index < parts {
         let Some(Part { first, chain }) = tri!(part(net, stage, index)) else { break };
-        let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
+        let input = tri!(net.shape(first)).with_n(stage.recipe.micro_batch());
         params = tri!(params.and(chain, input));
         index += 1;
     }
@@ -171,12 +171,16 @@ impl Fixed {
         layout: Layout,
     ) -> Result<Self, PlanError> {
         let (first, last) = (stage.first as usize, stage.last as usize);
-        let batch = stage.recipe.batch;
+        let batch = stage.recipe.micro_batch();
         if feed.depth > first || first >= last || last > net.layers.len() {
             return Err(PlanError::Range { first: feed.depth, last, layers: net.layers.len() });
         }
-        if batch == 0 || feed.chunk == 0 {
+        let (whole, parts) = (stage.recipe.batch, stage.recipe.micro_batches);
+        if whole == 0 || feed.chunk == 0 {
             return Err(PlanError::Batch { size: 0 });
+        }
+        if parts == 0 || !whole.is_multiple_of(parts) {
+            return Err(PlanError::MicroBatches { batch: whole, parts });
         }
         // Views fill whole samples, each with a label of its own.
         let views = stage.recipe.objective.views();
@@ -299,7 +303,7 @@ impl StagePlan {
         let fixed = tri!(Fixed::new(net, stage, feed, Layout::Nchw));
         let (mut parts, mut index) = (Parts::NONE, 0);
         while let Some(Part { first, chain }) = tri!(part(net, stage, index)) {
-            let input = tri!(net.shape(first)).with_n(stage.recipe.batch);
+            let input = tri!(net.shape(first)).with_n(stage.recipe.micro_batch());
             let end = tri!(chain.shape(input, chain.len()));
             let scratch = stage.recipe.objective.scratch(end);
             let plan = tri!(plan::Train::reference(fixed.end, chain, input, scratch));
@@ -337,7 +341,7 @@ impl StagePlan {
         // As the whole prefix gives it, whatever of it is kept: both give the same bits.
         let layout = backend::layout(backend, net, first)?;
         let fixed = Fixed::new(net, stage, feed, layout)?;
-        let shape = net.shape(first)?.with_n(stage.recipe.batch);
+        let shape = net.shape(first)?.with_n(stage.recipe.micro_batch());
         let mut x = Slot { at: 0, shape, dtype: Dtype::F32, layout };
         let (mut parts, mut index) = (Parts::NONE, 0);
         while let Some(Part { chain, .. }) = part(net, stage, index)? {
@@ -493,6 +497,7 @@ pub enum Step {
 ///         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
 ///         epochs: 4,
 ///         batch: 16,
+///         micro_batches: 1,
 ///         rule: Rule::adam(),
 ///         rate: 0.01,
 ///         schedule: Schedule::Cosine { warmup: 0 },
@@ -523,8 +528,8 @@ pub struct Session<'m> {
     plan: StagePlan,
     seed: u64,
     progress: Progress,
-    /// The batch that each place of the queue holds, as (epoch, step).
-    loaded: [Option<(u16, u32)>; 2],
+    /// The part of a batch that each place of the queue holds, as (epoch, step, part).
+    loaded: [Option<(u16, u32, u32)>; 2],
 }
 
 /// Places of a batch that are read together.
@@ -590,7 +595,7 @@ impl<'m> Session<'m> {
     fn part(&self, index: usize) -> Result<Option<(Part<'m>, plan::Params, Shape)>, PlanError> {
         let Some(part) = part(&self.net, &self.stage, index)? else { return Ok(None) };
         let before = params(&self.net, &self.stage, index)?;
-        let input = self.net.shape(part.first)?.with_n(self.stage.recipe.batch);
+        let input = self.net.shape(part.first)?.with_n(self.stage.recipe.micro_batch());
         Ok(Some((part, self.plan.params.behind(before), input)))
     }
 
@@ -763,6 +768,11 @@ impl<'m> Session<'m> {
         self.stage.recipe.batch / self.stage.recipe.objective.views()
     }
 
+    /// Those of one of its parts.
+    const fn samples_of_part(&self) -> u32 {
+        self.stage.recipe.micro_batch() / self.stage.recipe.objective.views()
+    }
+
     /// Updates in one pass over `samples`: whole batches only.
     pub const fn steps(&self, samples: u32) -> u32 {
         match samples.checked_div(self.samples()) {
@@ -796,7 +806,8 @@ impl<'m> Session<'m> {
             return Err(Error::TooFew { samples, needed: self.samples() });
         }
         let calibrated = self.calibrated_layers()?;
-        let batches = if calibrated == 0 { 0 } else { samples.div_ceil(recipe.batch.max(1)) };
+        let batches =
+            if calibrated == 0 { 0 } else { samples.div_ceil(recipe.micro_batch().max(1)) };
         if self.progress.calibrated < batches {
             self.calibrate(backend, model, source, calibrated)?;
             return Ok(Step::Calibrated { done: self.progress.calibrated, of: batches });
@@ -807,19 +818,72 @@ impl<'m> Session<'m> {
         }
 
         let steps = self.steps(samples);
-        let now = (self.progress.epoch, self.progress.step);
-        let place = self.progress.updates.checked_rem(self.plan.feed.queue).unwrap_or(0) as usize;
-        self.draw(backend, source, now, place)?;
+        backend.zero(self.plan.params.gradients())?;
+        let (mut score, mut learns) = (Score::default(), false);
+        for part in 0..recipe.micro_batches {
+            let (own, learnt) = self.accumulate(backend, model, source, part)?;
+            score = Score {
+                value: score.value + own.value,
+                anchors: score.anchors + own.anchors,
+                skipped: score.skipped + own.skipped,
+                correct: score.correct + own.correct,
+            };
+            learns |= learnt;
+        }
+        score.value /= recipe.micro_batches as f32;
+        let total = steps.saturating_mul(u32::from(recipe.epochs));
+        let rate = recipe.schedule.rate(recipe.rate, self.progress.updates, total);
+        if learns {
+            let update = self.progress.updates.saturating_add(1);
+            let (rule, rate) = recipe.rule.of_sum(rate, recipe.micro_batches);
+            backend.update(&rule, rate, update, self.plan.params)?;
+        }
+        // The next batch is copied while the device still computes this one.
+        if self.plan.feed.queue > 1 {
+            let Progress { epoch, step, .. } = self.progress;
+            let next =
+                if step + 1 < steps { (epoch, step + 1) } else { (epoch.saturating_add(1), 0) };
+            if next.0 < recipe.epochs {
+                // This update is made: a failed read is for the next step, which reads again.
+                let place = self.place(self.progress.updates.wrapping_add(1), 0);
+                self.draw(backend, source, (next.0, next.1, 0), place).ok();
+            }
+        }
+        let epoch_ends = self.count(score, steps)?;
+        Ok(Step::Trained { score, rate, epoch_ends })
+    }
+
+    /// The place of the queue for a part of update `update`.
+    const fn place(&self, update: u32, part: u32) -> usize {
+        let parts = self.stage.recipe.micro_batches as u64;
+        match (update as u64 * parts + part as u64).checked_rem(self.plan.feed.queue as u64) {
+            Some(place) => place as usize,
+            None => 0,
+        }
+    }
+
+    /// Runs one part of a batch forward and backward; its gradients come to those of the parts before.
+    /// Says its score, and whether any anchor had one.
+    fn accumulate<B: Backend + ?Sized, S: Source>(
+        &mut self,
+        backend: &mut B,
+        model: &Model<'_>,
+        source: &mut S,
+        part: u32,
+    ) -> Result<(Score, bool), Error> {
+        let recipe = self.stage.recipe;
+        let Progress { epoch, step, updates, .. } = self.progress;
+        let place = self.place(updates, part);
+        self.draw(backend, source, (epoch, step, part), place)?;
         // The batch is used up: a step that fails from here on reads it again.
         if let Some(loaded) = self.loaded.get_mut(place) {
             *loaded = None;
         }
-        let x = self.input_slot(backend, model, place, recipe.batch)?;
+        let x = self.input_slot(backend, model, place, recipe.micro_batch())?;
         let phase = Phase::Train {
             seed: self.seed ^ u64::from(self.progress.stage) << 48,
-            update: self.progress.updates,
+            update: updates.wrapping_mul(recipe.micro_batches).wrapping_add(part),
         };
-        backend.zero(self.plan.params.gradients())?;
         let (mut x, mut index, mut score, mut learns) = (x, 0, Score::default(), false);
         while let Some((part, params, _)) = self.part(index)? {
             let plan = match index {
@@ -848,23 +912,7 @@ impl<'m> Session<'m> {
             score = Score { value: score.value + own.value, ..own };
             index += 1;
         }
-        let total = steps.saturating_mul(u32::from(recipe.epochs));
-        let rate = recipe.schedule.rate(recipe.rate, self.progress.updates, total);
-        if learns {
-            let update = self.progress.updates.saturating_add(1);
-            backend.update(&recipe.rule, rate, update, self.plan.params)?;
-        }
-        // The next batch is copied while the device still computes this one.
-        if self.plan.feed.queue > 1 {
-            let next =
-                if now.1 + 1 < steps { (now.0, now.1 + 1) } else { (now.0.saturating_add(1), 0) };
-            if next.0 < recipe.epochs {
-                // This update is made: a failed read is for the next step, which reads again.
-                self.draw(backend, source, next, 1 - place).ok();
-            }
-        }
-        let epoch_ends = self.count(score, steps)?;
-        Ok(Step::Trained { score, rate, epoch_ends })
+        Ok((score, learns))
     }
 
     fn check_finite<B: Backend + ?Sized>(
@@ -1004,18 +1052,19 @@ impl<'m> Session<'m> {
         Ok((at, given))
     }
 
-    /// Puts the batch of `when` into a place of the queue, unless it is there.
+    /// Puts the part of a batch `when` into a place of the queue, unless it is there.
     fn draw<B: Backend + ?Sized, S: Source>(
         &mut self,
         backend: &mut B,
         source: &mut S,
-        when: (u16, u32),
+        when: (u16, u32, u32),
         place: usize,
     ) -> Result<(), Error> {
         if self.loaded.get(place).copied().flatten() == Some(when) {
             return Ok(());
         }
-        let (views, samples) = (self.stage.recipe.objective.views() as u16, self.samples());
+        let views = self.stage.recipe.objective.views() as u16;
+        let (samples, own) = (self.samples(), self.samples_of_part());
         for view in 0..views {
             // Each view is a draw of its own, of the samples of the first.
             let drawn = |view| {
@@ -1024,9 +1073,9 @@ impl<'m> Session<'m> {
                 Draw { seed: self.seed, epoch, step: when.1 }
             };
             let (chosen, draw) = (drawn(0), drawn(view));
-            let places = Places { at: u32::from(view) * samples, n: samples, own: views > 1 };
+            let places = Places { at: u32::from(view) * own, n: own, own: views > 1 };
             self.read(backend, source, place, places, |source, first, indices| {
-                source.pick(chosen, samples, first, indices);
+                source.pick(chosen, samples, own * when.2 + first, indices);
                 Some(draw)
             })?;
         }
@@ -1127,7 +1176,7 @@ impl<'m> Session<'m> {
         source: &mut S,
         layers: usize,
     ) -> Result<(), Error> {
-        let batch = self.stage.recipe.batch;
+        let batch = self.stage.recipe.micro_batch();
         let seen = self.progress.calibrated.saturating_mul(batch);
         let n = source.len().saturating_sub(seen).min(batch);
         let places = Places { at: 0, n, own: false };
@@ -1177,6 +1226,7 @@ mod tests {
         objective: Objective::CrossEntropy { smoothing: 0.0 },
         epochs: 1,
         batch: 4,
+        micro_batches: 1,
         rule: Rule::sgd(),
         rate: 0.1,
         schedule: Schedule::Constant,

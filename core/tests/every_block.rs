@@ -47,6 +47,7 @@ const fn stage(first: u16, last: u16, cut: Cut<'static>, head: &'static [Layer])
         objective: Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
         epochs: 3,
         batch: 8,
+        micro_batches: 1,
         rule: Rule::adam(),
         rate: 0.01,
         schedule: Schedule::Constant,

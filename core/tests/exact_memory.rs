@@ -181,6 +181,7 @@ const fn recipe(head: &'static [Layer], objective: Objective, rule: Rule) -> Rec
         objective,
         epochs: 2,
         batch: 6,
+        micro_batches: 1,
         rule,
         rate: 0.01,
         schedule: Schedule::Constant,

@@ -574,6 +574,7 @@ const BLOCK: Stage<'static> = Stage {
         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
         epochs: 2,
         batch: 8,
+        micro_batches: 1,
         rule: Rule::adam(),
         rate: 0.01,
         schedule: Schedule::Cosine { warmup: 2 },

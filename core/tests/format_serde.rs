@@ -124,6 +124,7 @@ fn nets_and_stages_are_written_field_by_field() {
         objective: Objective::CrossEntropy { smoothing: 0.0 },
         epochs: 3,
         batch: 4,
+        micro_batches: 1,
         rule: Rule::sgd(),
         rate: 0.5,
         schedule: Schedule::Constant,

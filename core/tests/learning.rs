@@ -122,6 +122,7 @@ const fn recipe(objective: Objective) -> Recipe<'static> {
         objective,
         epochs: 6,
         batch: 32,
+        micro_batches: 1,
         rule: Rule::adam(),
         rate: RATE,
         schedule: Schedule::Cosine { warmup: 0 },

@@ -100,6 +100,7 @@ const RECIPE: Recipe<'static> = Recipe {
     objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
     epochs: 2,
     batch: 8,
+    micro_batches: 1,
     rule: Rule::adam(),
     rate: 0.01,
     schedule: Schedule::Cosine { warmup: 1 },

@@ -80,8 +80,17 @@ const fn stage<'m>(
     rule: Rule,
 ) -> Stage<'m> {
     let (rate, schedule) = (0.01, Schedule::Constant);
-    let recipe =
-        Recipe { head, objective, epochs: 4, batch: 8, rule, rate, schedule, stop: Stop::Never };
+    let recipe = Recipe {
+        head,
+        objective,
+        epochs: 4,
+        batch: 8,
+        micro_batches: 1,
+        rule,
+        rate,
+        schedule,
+        stop: Stop::Never,
+    };
     Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
 }
 

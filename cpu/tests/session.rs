@@ -61,6 +61,7 @@ const fn stage(
         objective,
         epochs: 1,
         batch: 40,
+        micro_batches: 1,
         rule: Rule::adam(),
         rate: 0.01,
         schedule: Schedule::Cosine { warmup: 0 },

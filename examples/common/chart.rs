@@ -5,14 +5,15 @@ use plotters::prelude::*;
 
 use crate::program::Failure;
 
-/// Colours that people tell apart whatever their eyes (Okabe and Ito, 2008), and grey.
-const COLOURS: [RGBColor; 7] = [
+/// Colours that people tell apart whatever their eyes (Okabe and Ito, 2008), black and grey.
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(230, 159, 0),
     RGBColor(213, 94, 0),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
     RGBColor(110, 110, 110),
 ];
 const PANEL: (u32, u32) = (420, 300);

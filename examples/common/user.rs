@@ -174,7 +174,18 @@ impl<'m> Plan<'m> {
             let (first, last) = net.block(block.into()).ok_or(Refused::Block { block, blocks })?;
             let (rule, schedule) = (Rule::adam(), Schedule::Cosine { warmup: 0 });
             let (epochs, batch, stop) = (1, settings.batch, Stop::Never);
-            let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
+            let micro_batches = 1;
+            let recipe = Recipe {
+                head,
+                objective,
+                epochs,
+                batch,
+                micro_batches,
+                rule,
+                rate,
+                schedule,
+                stop,
+            };
             let (first, last) = (first as u16, last as u16);
             let stage = Stage { first, last, calibrate: false, cut: Cut::Whole, recipe };
             // Half precision: LeNet-5's second block, its samples aside, then fits 64 kB with the stack.

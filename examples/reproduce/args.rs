@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Parser;
 
+use crate::positive::positive;
 use crate::seconds::seconds;
 
 /// Runs cells of the tables of Karimi, Kalhor and Tabrizi, "Forward layer-wise learning of
@@ -73,6 +74,14 @@ pub struct Args {
     /// Passes for a classifier on frozen features [default: 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub head_epochs: Option<u16>,
+
+    /// First rate of what learns end to end by Adam, and forward-backward [default: 0.01]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    pub adam_rate: Option<f32>,
+
+    /// First rate of what learns end to end by SGD [default: 0.01]
+    #[arg(long, value_name = "RATE", value_parser = positive)]
+    pub sgd_rate: Option<f32>,
 
     /// Seeds of weights and batches, each a run
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,1,2")]

@@ -7,6 +7,7 @@ use sepal::models::architecture::Architecture;
 use sepal::models::data::{Color, DataError, Images, Options, Split, open_with};
 use sepal::models::learning::{Learning, Optimiser, Way};
 use sepal::stage::Loss;
+use sepal::strategy::Window;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
@@ -54,19 +55,20 @@ impl Set {
     }
 }
 
-/// A way to learn: its name, how people write it, what it is.
-pub const STRATEGIES: [(&str, &str, Way, Optimiser); 7] = [
-    ("si", "forward SI", Way::Si, Optimiser::Adam),
-    ("forward-backward", "forward-backward", Way::ForwardBackward, Optimiser::Adam),
-    ("greedy", "greedy layer-wise", Way::Greedy, Optimiser::Adam),
-    ("end-to-end-sgd", "end to end, SGD", Way::EndToEnd, Optimiser::Sgd),
-    ("end-to-end-adam", "end to end, Adam", Way::EndToEnd, Optimiser::Adam),
-    ("end-to-end", "end to end", Way::EndToEnd, Optimiser::Adam),
-    ("random", "random frozen (control)", Way::Random, Optimiser::Adam),
+/// A way to learn: its name, how people write it, what it is, how many blocks learn together.
+pub const STRATEGIES: [(&str, &str, Way, Optimiser, u16); 8] = [
+    ("si", "forward SI", Way::Si, Optimiser::Adam, 1),
+    ("windows", "forward SI, windows of 3 blocks", Way::Si, Optimiser::Adam, 3),
+    ("forward-backward", "forward-backward", Way::ForwardBackward, Optimiser::Adam, 1),
+    ("greedy", "greedy layer-wise", Way::Greedy, Optimiser::Adam, 1),
+    ("end-to-end-sgd", "end to end, SGD", Way::EndToEnd, Optimiser::Sgd, 1),
+    ("end-to-end-adam", "end to end, Adam", Way::EndToEnd, Optimiser::Adam, 1),
+    ("end-to-end", "end to end", Way::EndToEnd, Optimiser::Adam, 1),
+    ("random", "random frozen (control)", Way::Random, Optimiser::Adam, 1),
 ];
 
 /// How large a run is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     /// At most so many samples; null for all.
     pub images: Option<u32>,
@@ -78,11 +80,19 @@ pub struct Scale {
     pub batch: u32,
     /// Whether everything is trained by SGD, as the paper's text nets are.
     pub sgd: bool,
+    /// First rates of what learns end to end, by Adam and by SGD.
+    #[serde(default = "Scale::rates")]
+    pub end_rates: [f32; 2],
     /// Bytes for what frozen blocks give.
     pub memory: u64,
 }
 
 impl Scale {
+    /// The paper's, for both.
+    const fn rates() -> [f32; 2] {
+        [0.01; 2]
+    }
+
     /// What the command line asks for, for images or for text.
     pub fn new(args: &Args, text: bool) -> Self {
         let full = args.paper;
@@ -94,6 +104,7 @@ impl Scale {
             (false, _) => (3, 6, 10),
         };
         let reduced = |n| (!full).then_some(n);
+        let [adam, sgd] = Self::rates();
         Self {
             images: args.images.or(reduced(5_000)),
             test_images: args.test_images.or(reduced(2_000)),
@@ -103,6 +114,7 @@ impl Scale {
             head_epochs: args.head_epochs.unwrap_or(head),
             batch: if full && text { 2048 } else { 128 },
             sgd: full && text,
+            end_rates: [args.adam_rate.unwrap_or(adam), args.sgd_rate.unwrap_or(sgd)],
             memory: args.memory.as_u64(),
         }
     }
@@ -123,7 +135,11 @@ impl std::fmt::Display for Scale {
             self.head_epochs,
             self.batch,
             if self.sgd { ", all by SGD" } else { "" }
-        )
+        )?;
+        match self.end_rates {
+            rates if rates == Self::rates() => Ok(()),
+            [adam, sgd] => write!(f, ", end to end from {adam} by Adam and {sgd} by SGD"),
+        }
     }
 }
 
@@ -155,20 +171,30 @@ impl Cell {
     /// How its net learns.
     pub fn learning(&self, scale: &Scale) -> Learning {
         let found = STRATEGIES.iter().find(|(name, ..)| *name == self.strategy);
-        let (way, optimiser) = found.map_or((Way::Si, Optimiser::Adam), |s| (s.2, s.3));
+        let (way, optimiser, blocks) =
+            found.map_or((Way::Si, Optimiser::Adam, 1), |s| (s.2, s.3, s.4));
         let (epochs, head_epochs) = match way {
             Way::EndToEnd => (scale.end_epochs, scale.head_epochs),
             Way::ForwardBackward => (scale.epochs, scale.end_epochs),
             _ => (scale.epochs, scale.head_epochs),
         };
+        let optimiser = if scale.sgd { Optimiser::Sgd } else { optimiser };
+        let [adam, sgd] = scale.end_rates;
+        let rate = match (way, optimiser) {
+            (Way::EndToEnd, Optimiser::Sgd) => sgd,
+            (Way::EndToEnd | Way::ForwardBackward, _) => adam,
+            _ => Learning::default().rate,
+        };
         Learning {
             architecture: self.model,
             width: scale.width,
             way,
+            rate,
             loss: Loss::SoftNearest { temperature: 0.05 },
+            window: Window::sliding(blocks),
             epochs,
             head_epochs,
-            optimiser: if scale.sgd { Optimiser::Sgd } else { optimiser },
+            optimiser,
             batch: scale.batch,
             ..Learning::default()
         }
@@ -263,6 +289,7 @@ pub fn all() -> Vec<Cell> {
                 time: (set == CIFAR10).then(|| TABLE_5[row][column]),
                 ..cell
             }));
+            cells.push(Cell { strategy: "windows", ..cell });
             cells.push(cell);
         }
     }

@@ -16,6 +16,8 @@ mod html;
 mod judge;
 mod page;
 mod plot;
+#[path = "../common/positive.rs"]
+mod positive;
 #[path = "../common/program.rs"]
 mod program;
 mod results;

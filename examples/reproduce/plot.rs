@@ -50,7 +50,7 @@ fn panels(records: &[&Record], points: impl Fn(&[&Record]) -> Vec<(f64, f64)>) -
         }
     }
     let lines = |(data, model): (&str, &str)| {
-        let line = |(kind, way): (usize, &(&str, _, _, _))| {
+        let line = |(kind, way): (usize, &(&str, _, _, _, _))| {
             let runs = records.iter().filter(|r| (&*r.data, &*r.model) == (data, model));
             let runs: Vec<&Record> = runs.filter(|r| r.strategy == way.0).copied().collect();
             let points = if runs.is_empty() { Vec::new() } else { points(&runs) };

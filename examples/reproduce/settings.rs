@@ -28,7 +28,11 @@ fn recipes(out: &mut dyn Write, table: u8, args: &Args) -> io::Result<()> {
     let ours = if scale.sgd { "SGD" } else { "Adam; SGD end to end where the cell says so" };
     row(out, "optimiser", of(["SGD or Adam", "SGD"]), ours)?;
     row(out, "batch", of(["128", "2048"]), &scale.batch.to_string())?;
-    row(out, "initial rate", "0.01", "0.01, a classifier on frozen features 0.001")?;
+    let [adam, sgd] = scale.end_rates;
+    let ours = format!(
+        "blocks 0.01, a classifier on frozen features 0.001, end to end {adam} (Adam) and {sgd} (SGD)"
+    );
+    row(out, "initial rate", "0.01", &ours)?;
     if text {
         let ours = (16 * scale.width).div_ceil(100).to_string();
         row(out, "character embedding", "16", &ours)?;

@@ -19,7 +19,7 @@ use crate::seconds::seconds;
 use crate::set::Set;
 
 /// The options that a recipe stands for.
-const LEARNING: [&str; 17] = [
+const LEARNING: [&str; 18] = [
     "model",
     "width",
     "strategy",
@@ -36,6 +36,7 @@ const LEARNING: [&str; 17] = [
     "head_rate",
     "optimiser",
     "batch",
+    "micro_batches",
     "patience",
 ];
 
@@ -130,6 +131,11 @@ pub struct Args {
     /// Samples in a step
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
     pub batch: u32,
+
+    /// Equal parts of a batch that are run one after the other, their gradients added up: less memory,
+    /// with the statistics and neighbours of a part in place of a batch's
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub micro_batches: u32,
 
     /// End a block's training when the SI of held-out images has not risen for this many passes;
     /// a tenth of the training images is held out
@@ -266,6 +272,7 @@ impl Args {
             head_rate: self.head_rate,
             optimiser: self.optimiser,
             batch: self.batch,
+            micro_batches: self.micro_batches,
             stop: match self.patience {
                 Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
                 None => Stop::Never,

@@ -156,6 +156,9 @@ pub struct Learning {
     pub optimiser: Optimiser,
     /// Samples in a step.
     pub batch: u32,
+    /// Equal parts of a batch that are run one after the other; see
+    /// [`Recipe::micro_batches`].
+    pub micro_batches: u32,
     /// When a block ends before its passes are over.
     pub stop: Stop,
 }
@@ -180,6 +183,7 @@ impl Default for Learning {
             head_rate: classifier.rate,
             optimiser: Optimiser::Adam,
             batch: block.batch,
+            micro_batches: block.micro_batches,
             stop: Stop::Never,
         }
     }
@@ -226,6 +230,12 @@ impl Learning {
                 self.batch.to_string(),
                 "an even number, two of each sample",
             ),
+            (
+                "micro_batches",
+                self.micro_batches > 0 && self.batch.is_multiple_of(self.micro_batches),
+                self.micro_batches.to_string(),
+                "a divisor of the batch",
+            ),
         ];
         for (field, fits, found, expected) in checks {
             if !fits {
@@ -268,15 +278,16 @@ impl Learning {
             Optimiser::Adam => Rule::adam(),
             Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
         };
-        let (rate, batch) = (self.rate, self.batch);
+        let (rate, batch, micro_batches) = (self.rate, self.batch, self.micro_batches);
         let loss = self.loss;
         let objective = match self.way {
             Way::SelfSupervised => Objective::Views(loss),
             _ => Objective::Separation(loss),
         };
-        let block = Recipe { objective, rate, batch, rule, stop, ..recipe::block(self.epochs) };
-        let classifier =
-            Recipe { rate: self.head_rate, batch, rule, ..recipe::classifier(self.head_epochs) };
+        let block = recipe::block(self.epochs);
+        let block = Recipe { objective, rate, batch, micro_batches, rule, stop, ..block };
+        let classifier = recipe::classifier(self.head_epochs);
+        let classifier = Recipe { rate: self.head_rate, batch, micro_batches, rule, ..classifier };
         let window = self.window;
         // Blocks and classifier together, at the rate of blocks.
         let whole = |epochs| Recipe { rate, epochs, ..classifier };

@@ -277,6 +277,7 @@ impl<'m> TuningPlan<'m, Prefix<'m>> {
     ///         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
     ///         epochs: 1,
     ///         batch: 16,
+    ///         micro_batches: 1,
     ///         rule: Rule::adam(),
     ///         rate: 0.01,
     ///         schedule: Schedule::Constant,

@@ -100,6 +100,43 @@ impl Rule {
         }
     }
 
+    /// This rule and its rate for a gradient that is the sum of `parts` gradients instead of their mean,
+    /// so that the steps are those of the mean (what the rule remembers is `parts` times as large, for
+    /// Adam's squares `parts^2` times).
+    ///
+    /// ```text
+    /// SGD     rate / parts, decay parts:  b <- momentum b + (parts g + parts decay p)
+    /// Adam    eps parts, decay parts:     m and sqrt(v) grow alike
+    /// AdamW   eps parts
+    /// ```
+    ///
+    /// ```
+    /// use sepal_core::optim::Rule;
+    /// let rule = Rule::Sgd { momentum: 0.5, nesterov: true, weight_decay: 0.25 };
+    /// let (summed, rate) = rule.of_sum(0.5, 4);
+    /// let (mut p, mut q, mut a, mut b) = ([1.0], [1.0], [0.0], [0.0]);
+    /// for step in 1..9 {
+    ///     rule.update(0.5, step, &mut p, &[0.75], &mut a, &mut []);
+    ///     summed.update(rate, step, &mut q, &[3.0], &mut b, &mut []);
+    /// }
+    /// assert_eq!(p, q);
+    /// ```
+    pub const fn of_sum(self, rate: f32, parts: u32) -> (Self, f32) {
+        let n = parts as f32;
+        match self {
+            Self::Sgd { momentum, nesterov, weight_decay } => {
+                (Self::Sgd { momentum, nesterov, weight_decay: weight_decay * n }, rate / n)
+            }
+            Self::Adam { beta1, beta2, eps, weight_decay } => {
+                let (eps, weight_decay) = (eps * n, weight_decay * n);
+                (Self::Adam { beta1, beta2, eps, weight_decay }, rate)
+            }
+            Self::AdamW { beta1, beta2, eps, weight_decay } => {
+                (Self::AdamW { beta1, beta2, eps: eps * n, weight_decay }, rate)
+            }
+        }
+    }
+
     /// Updates `p` by its gradient `g`, and what the rule remembers. The steps are PyTorch's
     /// `torch.optim` `SGD` (without dampening), `Adam` and `AdamW`; hyper-parameters are rounded to
     /// `f32`.

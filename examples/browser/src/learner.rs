@@ -57,7 +57,9 @@ const fn stage(batch: u32) -> Stage<'static> {
     let objective = Objective::Separation(Loss::Margin { margin: 0.2 });
     let (rule, schedule, rate) = (Rule::adam(), Schedule::Cosine { warmup: 0 }, 0.01);
     let (head, epochs, stop) = (UNIT, 1, Stop::Never);
-    let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
+    let micro_batches = 1;
+    let recipe =
+        Recipe { head, objective, epochs, batch, micro_batches, rule, rate, schedule, stop };
     Stage { first: TUNED.0, last: TUNED.1, calibrate: false, cut: Cut::Whole, recipe }
 }
 

@@ -109,6 +109,7 @@ impl Settings {
             objective,
             epochs: 1,
             batch: self.batch,
+            micro_batches: 1,
             rule,
             rate: self.rate,
             schedule: Schedule::Constant,

@@ -39,6 +39,8 @@ const fn stage(
     (rule, rate, schedule): (Rule, f32, Schedule),
 ) -> Stage<'static> {
     let (epochs, batch, stop) = (1, 16, Stop::Never);
-    let recipe = Recipe { head, objective, epochs, batch, rule, rate, schedule, stop };
+    let micro_batches = 1;
+    let recipe =
+        Recipe { head, objective, epochs, batch, micro_batches, rule, rate, schedule, stop };
     Stage { first, last, calibrate: false, cut: Cut::Whole, recipe }
 }

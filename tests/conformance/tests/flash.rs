@@ -232,6 +232,7 @@ fn a_block_learns_behind_a_prefix_in_flash() {
             objective: Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
             epochs: 1,
             batch: 6,
+            micro_batches: 1,
             rule: Rule::adam(),
             rate: 0.01,
             schedule: Schedule::Constant,

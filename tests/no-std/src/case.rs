@@ -81,6 +81,7 @@ pub const STAGE: Stage<'static> = Stage {
         objective: Objective::Separation(Loss::Margin { margin: 0.2 }),
         epochs: 1,
         batch: 8,
+        micro_batches: 1,
         rule: Rule::adam(),
         rate: 0.01,
         schedule: Schedule::Constant,
