@@ -163,6 +163,7 @@ fn a_recipe_is_a_file() {
         head_rate: 0.2,
         optimiser: Optimiser::Sgd,
         batch: 64,
+        micro_batches: 2,
         stop: Stop::SiPlateau { patience: 1, min_delta: 0.01 },
     };
     come_back([learning, Learning::default()]);

@@ -22,6 +22,8 @@ use crate::simcnn::{of_depth, simcnn_head, simcnn_readout};
 pub enum Readout {
     /// All that it gives, scaled to length 1; SimCNN's auxiliary nets, where it has some
     Unit,
+    /// Means of at most 4x4 bins, scaled to length 1
+    Means,
     /// A 3x3 convolution of 64 channels between means of bins, which is discarded
     Conv,
 }
@@ -264,8 +266,11 @@ impl Learning {
                 (_, Some(depth)) if self.readout == Readout::Unit => {
                     of_depth(depth, &simcnn_readout(filters)).to_vec()
                 }
-                _ if self.readout == Readout::Conv => recipe::CONV_READOUT.to_vec(),
-                _ => recipe::UNIT_FEATURES.to_vec(),
+                _ => match self.readout {
+                    Readout::Unit => recipe::UNIT_FEATURES.to_vec(),
+                    Readout::Means => recipe::MEANS_READOUT.to_vec(),
+                    Readout::Conv => recipe::CONV_READOUT.to_vec(),
+                },
             })
         };
         (0..usize::from(net.features)).map(head).collect()
