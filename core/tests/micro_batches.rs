@@ -81,8 +81,16 @@ fn stage(rule: Rule, micro_batches: u32) -> Stage<'static> {
     Stage { recipe: Recipe { rule, micro_batches, ..STAGE.recipe }, ..STAGE }
 }
 
-/// The weights of a trained net, the steps' losses and counts, and what was read.
-fn trained(stage: Stage<'_>, queue: u32) -> (Vec<f32>, Vec<(f32, u32, u32)>, Vec<u32>) {
+/// What a training leaves.
+struct Trained {
+    weights: Vec<f32>,
+    /// Each step's loss, anchors and hits.
+    steps: Vec<(f32, u32, u32)>,
+    /// What was read, in order.
+    read: Vec<u32>,
+}
+
+fn trained(stage: Stage<'_>, queue: u32) -> Trained {
     let mut weights = vec![0.0; NET.params(4).unwrap()];
     sepal_core::init::weights(&NET, 3, &mut weights);
     let plan = StagePlan::reference(&NET, &stage, Feed { queue, ..FEED }).unwrap();
@@ -103,7 +111,7 @@ fn trained(stage: Stage<'_>, queue: u32) -> (Vec<f32>, Vec<(f32, u32, u32)>, Vec
         session.store(&mut backend, &mut after).unwrap();
         weights = after;
     }
-    (weights, steps, source.read)
+    Trained { weights, steps, read: source.read }
 }
 
 /// Without layers that look across a batch, parts change nothing but the order of sums.
@@ -112,20 +120,20 @@ fn parts_learn_what_the_batch_learns() {
     let momentum = Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.01 };
     let decayed = Rule::Adam { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.1 };
     for rule in [Rule::sgd(), momentum, Rule::adam(), decayed, Rule::adamw(0.1)] {
-        let (whole, losses, read) = trained(stage(rule, 1), 1);
-        let scale = whole.iter().fold(0.0f32, |most, w| most.max(w.abs()));
-        assert_eq!(losses.len(), 6, "27 samples are two batches of 12, three times");
+        let whole = trained(stage(rule, 1), 1);
+        let scale = whole.weights.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        assert_eq!(whole.steps.len(), 6, "27 samples are two batches of 12, three times");
         for parts in [2, 3, 12] {
             for queue in [1, 2] {
-                let (weights, own, own_read) = trained(stage(rule, parts), queue);
-                for (a, b) in weights.iter().zip(&whole) {
+                let own = trained(stage(rule, parts), queue);
+                for (a, b) in own.weights.iter().zip(&whole.weights) {
                     assert!((a - b).abs() < 2e-5 * scale, "{rule:?} in {parts}: {a} and {b}");
                 }
-                for (a, b) in own.iter().zip(&losses) {
+                for (a, b) in own.steps.iter().zip(&whole.steps) {
                     assert!((a.0 - b.0).abs() < 1e-5 && (a.1, a.2) == (b.1, b.2), "{a:?} {b:?}");
                 }
-                assert_eq!(own.len(), losses.len());
-                assert!(queue > 1 || own_read == read);
+                assert_eq!(own.steps.len(), whole.steps.len());
+                assert!(queue > 1 || own.read == whole.read);
             }
         }
     }

@@ -83,11 +83,14 @@ fn page(records: &[Record]) -> String {
 fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[&Record]) {
     let mut rows = String::new();
     let mut commands: Vec<&str> = Vec::new();
+    let (mut count, mut seconds) = (0, 0.0);
     for cell in all().iter().filter(|c| c.table == table || (table == 5 && c.time.is_some())) {
         let runs: Vec<&Record> = records.iter().filter(|r| r.is_of(cell)).copied().collect();
         if !runs.is_empty() {
             row(&mut rows, table, cell, &runs);
             commands.extend(runs.iter().map(|run| &*run.command));
+            count += runs.len();
+            seconds += runs.iter().map(|run| run.cpu_seconds).sum::<f64>();
         }
     }
     if rows.is_empty() {
@@ -96,7 +99,8 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
     commands.sort_unstable();
     commands.dedup();
     // Writing to a string does not fail.
-    let _ = writeln!(page, "\n## Table {table}: {title}\n\n{scale}.\n");
+    let hours = seconds / 3600.0;
+    let _ = writeln!(page, "\n## Table {table}: {title}\n\n{scale}. {count} runs, {hours:.2} CPU hours.\n");
     for command in commands {
         let _ = writeln!(page, "    {command}");
     }
