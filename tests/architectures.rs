@@ -149,6 +149,10 @@ fn others(device: &impl Device, net: Net<'_>) {
         learns(device, net, &Greedy { block: whole, heads: &heads, classifier: whole, fine_tune });
     }
     learns(device, net, &LocalLosses { block: whole, heads: &heads, classifier: whole });
+    let objective = Objective::PredSim { beta: 0.99, similar: recipe::SIMILAR };
+    let heads: [&[Layer]; 1] = [&recipe::pred_sim_head(CLASSES)];
+    let block = Recipe { objective, ..whole };
+    learns(device, net, &LocalLosses { block, heads: &heads, classifier: whole });
     let unit: [&[Layer]; 1] = [recipe::UNIT_FEATURES];
     learns(device, net, &LocalLosses { block: si.block, heads: &unit, classifier: whole });
     for window in [Window::sliding(2), Window::groups(3)] {

@@ -146,12 +146,12 @@ impl Backend for Reference<'_> {
     }
 
     fn objective(&mut self, objective: &Objective, at: &ObjectivePlace) -> Result<Score, Error> {
-        let n = at.features.shape.n;
         let dim = at.features.shape.sample().unwrap_or(0) as usize;
         let pairs = if objective.pairs() { at.pairs } else { Slot::EMPTY };
-        let row = match objective.loss() {
-            Some(Loss::SoftNearest { .. }) => Slot::vector(at.scratch.at, n, Dtype::F32),
-            _ => Slot::EMPTY,
+        let numbers = (objective.scratch(at.features.shape) / size_of::<f32>()) as u32;
+        let row = match numbers {
+            0 => Slot::EMPTY,
+            numbers => Slot::vector(at.scratch.at, numbers, Dtype::F32),
         };
         let [features, labels, pairs, row, gradient] =
             self.arena.lease([at.features, at.labels, pairs, row, at.gradient])?;
@@ -161,6 +161,9 @@ impl Backend for Reference<'_> {
             Objective::Statistics => Score::default(),
             Objective::CrossEntropy { smoothing } => {
                 loss::cross_entropy(data, dim, labels, smoothing, gradient)
+            }
+            Objective::PredSim { beta, similar } => {
+                loss::pred_sim(data, dim, labels, beta, similar as usize, row.get()?, gradient)
             }
             Objective::Separation(Loss::SoftNearest { temperature })
             | Objective::Views(Loss::SoftNearest { temperature }) => {

@@ -46,6 +46,13 @@ pub enum Objective {
         /// The share of each target that is spread over all classes; 0 for none.
         smoothing: f32,
     },
+    /// [`pred_sim`](crate::loss::pred_sim): the chain's output is what is compared, then logits.
+    PredSim {
+        /// The share of the similarities in the loss, 0 to 1.
+        beta: f32,
+        /// The first columns of the output, whose similarities are to be those of the labels.
+        similar: u32,
+    },
 }
 
 impl Objective {
@@ -53,7 +60,7 @@ impl Objective {
     pub const fn loss(&self) -> Option<Loss> {
         match *self {
             Self::Separation(loss) | Self::Views(loss) => Some(loss),
-            Self::Statistics | Self::CrossEntropy { .. } => None,
+            Self::Statistics | Self::CrossEntropy { .. } | Self::PredSim { .. } => None,
         }
     }
 
@@ -64,6 +71,7 @@ impl Objective {
             Self::Separation(_) => "separation",
             Self::Views(_) => "separation of views",
             Self::CrossEntropy { .. } => "cross-entropy",
+            Self::PredSim { .. } => "prediction and similarity",
         }
     }
 
@@ -74,12 +82,12 @@ impl Objective {
 
     /// Scratch bytes that the reference takes for features of shape `(N, D, 1, 1)`.
     pub const fn scratch(&self, features: Shape) -> usize {
-        match self.loss() {
-            Some(Loss::SoftNearest { .. }) => {
-                (features.n as usize).saturating_mul(size_of::<f32>())
-            }
+        let numbers = match self {
+            Self::PredSim { .. } => 2,
+            _ if matches!(self.loss(), Some(Loss::SoftNearest { .. })) => 1,
             _ => 0,
-        }
+        };
+        (features.n as usize).saturating_mul(numbers * size_of::<f32>())
     }
 
     /// Whether nearest neighbours are looked up.

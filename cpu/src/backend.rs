@@ -202,8 +202,10 @@ impl Backend for Cpu<'_> {
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
         let lying = layers::as_lying(features);
         let own = match objective {
-            Objective::CrossEntropy { .. } if layers::moves(features) => {
-                return objective::moved_scratch(features);
+            Objective::CrossEntropy { .. } | Objective::PredSim { .. }
+                if layers::moves(features) =>
+            {
+                return objective::moved_scratch(objective, features);
             }
             _ => objective::scratch(objective, lying).saturating_mul(size_of::<f32>()),
         };

@@ -24,12 +24,13 @@ pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
 }
 
 /// Bytes of scratch of [`moved`].
-pub(crate) fn moved_scratch(features: Slot) -> usize {
+pub(crate) fn moved_scratch(objective: &Objective, features: Slot) -> usize {
     let bytes = (features.shape.len().unwrap_or(0) as usize).saturating_mul(size_of::<f32>());
-    Word::round_up(bytes).saturating_mul(2)
+    let own = Word::round_up(objective.scratch(features.shape));
+    Word::round_up(bytes).saturating_mul(2).saturating_add(own)
 }
 
-/// The reference's objective over logits that lie in blocks of eight channels: on a copy in its
+/// The reference's objective over logits, or what is compared and logits, that lie in blocks of eight channels: on a copy in its
 /// own layout.
 pub(crate) fn moved(
     reference: &mut Reference<'_>,
@@ -41,7 +42,9 @@ pub(crate) fn moved(
     let gradient = Slot { at: at.scratch.at + Word::round_up(features.bytes()), ..features };
     let [from, to] = reference.arena().lease([at.features, features])?;
     unblock(shape, from.get()?, to.get()?);
-    let plain = ObjectivePlace { features, gradient, scratch: Slot::EMPTY, ..*at };
+    let rest = gradient.at + Word::round_up(gradient.bytes());
+    let scratch = Slot::new(rest, Shape::rows(1, objective.scratch(shape) as u32), Dtype::U8);
+    let plain = ObjectivePlace { features, gradient, scratch, ..*at };
     let score = reference.objective(objective, &plain)?;
     let [from, to] = reference.arena().lease([gradient, at.gradient])?;
     block(shape, from.get()?, to.get()?);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sepal_core::arena::{Dtype, Word};
 use sepal_core::backend::ObjectivePlace;
 use sepal_core::error::Error;
-use sepal_core::loss::Score;
+use sepal_core::loss::{self, Score};
 use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 
@@ -44,10 +44,10 @@ fn parts(objective: &Objective, n: u32) -> Parts {
 }
 
 /// Scratch bytes of an objective over `features`: 12 a sample; for the hard losses 20 more, for the
-/// soft one 16 more and a matrix of 4 N^2.
+/// soft one 16 more and a matrix of 4 N^2; none for what runs on the host.
 pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
     match objective {
-        Objective::Statistics => 0,
+        Objective::Statistics | Objective::PredSim { .. } => 0,
         _ => parts(objective, features.n).end,
     }
 }
@@ -66,6 +66,12 @@ pub(crate) fn run(
     let x = memory.of(at.features, Dtype::F32, len as usize)?;
     let labels = memory.of(at.labels, Dtype::U16, n as usize)?;
     let gradient = memory.of(at.gradient, Dtype::F32, len as usize)?;
+    if let Objective::PredSim { beta, similar } = *objective {
+        return on_host(gpu, (x, len), (labels, n), gradient, |x, labels, scratch, gradient| {
+            let (dim, similar) = (dim as usize, similar as usize);
+            loss::pred_sim(x, dim, labels, beta, similar, scratch, Some(gradient))
+        });
+    }
     let scratch = memory.address(at.scratch)?;
     let Parts { terms, rest, .. } = parts(objective, n);
     let (score, terms, rest) = (scratch, scratch.past(terms), scratch.past(rest));
@@ -117,6 +123,23 @@ pub(crate) fn run(
         _ => return Err(Error::Unsupported("this objective")),
     }
     read(gpu, score)
+}
+
+/// The reference's loss over copies, for one that has no kernel: a head's features are few.
+fn on_host(
+    gpu: &Gpu,
+    (x, len): (Address, u32),
+    (labels, n): (Address, u32),
+    gradient: Address,
+    of: impl FnOnce(&[f32], &[u16], &mut [f32], &mut [f32]) -> Score,
+) -> Result<Score, Error> {
+    let (mut features, mut own) = (vec![0.0f32; len as usize], vec![0u16; n as usize]);
+    gpu.read(x, bytemuck::cast_slice_mut(&mut features))?;
+    gpu.read(labels, bytemuck::cast_slice_mut(&mut own))?;
+    let (mut scratch, mut found) = (vec![0.0; 2 * own.len()], vec![0.0; features.len()]);
+    let score = of(&features, &own, &mut scratch, &mut found);
+    gpu.write(gradient, bytemuck::cast_slice(&found))?;
+    Ok(score)
 }
 
 fn read(gpu: &Gpu, at: Address) -> Result<Score, Error> {

@@ -6,13 +6,14 @@ use plotters::prelude::*;
 use crate::program::Failure;
 
 /// Colours that people tell apart whatever their eyes (Okabe and Ito, 2008), black and grey.
-const COLOURS: [RGBColor; 8] = [
+const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(230, 159, 0),
     RGBColor(213, 94, 0),
     RGBColor(204, 121, 167),
     RGBColor(86, 180, 233),
+    RGBColor(240, 228, 66),
     RGBColor(0, 0, 0),
     RGBColor(110, 110, 110),
 ];

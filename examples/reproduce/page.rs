@@ -100,7 +100,10 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
     commands.dedup();
     // Writing to a string does not fail.
     let hours = seconds / 3600.0;
-    let _ = writeln!(page, "\n## Table {table}: {title}\n\n{scale}. {count} runs, {hours:.2} CPU hours.\n");
+    let _ = writeln!(
+        page,
+        "\n## Table {table}: {title}\n\n{scale}. {count} runs, {hours:.2} CPU hours.\n"
+    );
     for command in commands {
         let _ = writeln!(page, "    {command}");
     }

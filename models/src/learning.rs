@@ -56,6 +56,8 @@ pub enum Way {
     Greedy,
     /// All blocks at once, each by cross-entropy behind an auxiliary classifier of its own
     LocalLosses,
+    /// The same by predsim: cross-entropy and the similarities of samples, behind a dense layer
+    PredSim,
     /// The whole net by back-propagation
     EndToEnd,
     /// Random frozen blocks, then the classifier: the control
@@ -256,6 +258,7 @@ impl Learning {
             let (_, end) = net.block(block).unwrap_or_default();
             let filters = net.shape(end)?.c;
             Ok(match (self.way, self.architecture.depth()) {
+                (Way::PredSim, _) => recipe::pred_sim_head(classes).to_vec(),
                 (Way::Greedy | Way::LocalLosses, None) if self.auxiliary == 1 => {
                     recipe::linear_head(classes).to_vec()
                 }
@@ -309,8 +312,14 @@ impl Learning {
                 let block = whole(self.epochs);
                 Chosen::Greedy(Greedy { block, heads, classifier, fine_tune })
             }
-            Way::LocalLosses => {
+            Way::LocalLosses | Way::PredSim => {
                 let block = whole(self.epochs);
+                let objective = match self.way {
+                    // The share of the source.
+                    Way::PredSim => Objective::PredSim { beta: 0.99, similar: recipe::SIMILAR },
+                    _ => block.objective,
+                };
+                let block = Recipe { objective, ..block };
                 Chosen::LocalLosses(LocalLosses { block, heads, classifier })
             }
             Way::EndToEnd => Chosen::EndToEnd(EndToEnd { recipe: whole(self.epochs) }),

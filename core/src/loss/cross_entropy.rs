@@ -71,6 +71,14 @@ pub fn cross_entropy<T: Real>(
     tally.mean(grad)
 }
 
+/// A sample's `-log softmax(z)_label`, and whether the label's logit is the first of the largest;
+/// `None` where the label is no class.
+pub(super) fn hard_term<T: Real>(z: &[T], label: usize) -> Option<(T, bool)> {
+    let (largest, sum) = exponentials(z);
+    let own = *z.get(label)?;
+    Some(((largest - own) + sum.ln(), z.iter().position(|&z| z == largest) == Some(label)))
+}
+
 /// Makes one row of logits probabilities, in place: `exp(z_k) / sum_j exp(z_j)`.
 ///
 /// Logits of infinity share everything equally; a NaN makes all NaN.

@@ -22,11 +22,13 @@
 
 mod cross_entropy;
 mod margin;
+mod pred_sim;
 mod soft_nearest;
 mod triplet;
 
 pub use cross_entropy::{cross_entropy, softmax};
 pub use margin::margin;
+pub use pred_sim::pred_sim;
 pub use soft_nearest::soft_nearest;
 pub use triplet::triplet;
 
@@ -45,7 +47,7 @@ pub struct Score<T = f32> {
     pub skipped: u32,
     /// For losses of distances, the count of the Separation Index: samples whose nearest other
     /// sample has their label (of two equally near ones that with the lower index), among all
-    /// samples that have any neighbour, skipped or not. For the cross-entropy, the anchors
+    /// samples that have any neighbour, skipped or not. Where there are logits, the anchors
     /// whose largest logit is their label's.
     pub correct: u32,
 }

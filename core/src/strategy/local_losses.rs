@@ -8,8 +8,10 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 ///
 /// With a dense layer on pooled features as each head and cross-entropy this is the local
 /// prediction loss of Nokland and Eidnes, "Training neural networks with local error signals", ICML
-/// 2019; their similarity-matching loss beside it is not here. The classifier there learns with the
-/// blocks, here behind them.
+/// 2019; with [`Objective::PredSim`](crate::stage::Objective::PredSim) it is that and their
+/// similarity matching, predsim. There the similarities are between the deviations of the channels of a
+/// convolution of its own, here between what the head's layer gives beside the logits. The classifier
+/// there learns with the blocks, here behind them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LocalLosses<'m> {

@@ -11,7 +11,7 @@ use sepal_core::stage::{Loss, Objective};
 use crate::{Cut, Tolerance, With, ask, len, read, run, values, wide, write};
 
 /// All objectives that have a gradient.
-const OBJECTIVES: [Objective; 8] = [
+const OBJECTIVES: [Objective; 10] = [
     Objective::Separation(Loss::Triplet),
     Objective::Separation(Loss::Margin { margin: 0.2 }),
     Objective::Separation(Loss::Margin { margin: 0.0 }),
@@ -20,6 +20,8 @@ const OBJECTIVES: [Objective; 8] = [
     Objective::Views(Loss::SoftNearest { temperature: 0.5 }),
     Objective::CrossEntropy { smoothing: 0.0 },
     Objective::CrossEntropy { smoothing: 0.1 },
+    Objective::PredSim { beta: 0.9, similar: 2 },
+    Objective::PredSim { beta: 0.5, similar: 11 },
 ];
 
 struct Outcome<T> {
@@ -36,6 +38,10 @@ fn expected<T: Real>(objective: Objective, x: &[T], dim: usize, labels: &[u16]) 
     let score = match objective {
         Objective::CrossEntropy { smoothing } => {
             loss::cross_entropy(x, dim, labels, T::from_f32(smoothing), grad)
+        }
+        Objective::PredSim { beta, similar } => {
+            let (beta, mut scratch) = (T::from_f32(beta), vec![T::ZERO; 2 * labels.len()]);
+            loss::pred_sim(x, dim, labels, beta, similar as usize, &mut scratch, grad)
         }
         Objective::Separation(Loss::SoftNearest { temperature })
         | Objective::Views(Loss::SoftNearest { temperature }) => {
