@@ -150,7 +150,7 @@ fn others(device: &impl Device, net: Net<'_>) {
     }
     learns(device, net, &LocalLosses { block: whole, heads: &heads, classifier: whole });
     let objective = Objective::PredSim { beta: 0.99, similar: recipe::SIMILAR };
-    let heads: [&[Layer]; 1] = [&recipe::pred_sim_head(CLASSES)];
+    let heads: [&[Layer]; 1] = [&recipe::linear_head(recipe::SIMILAR + CLASSES)];
     let block = Recipe { objective, ..whole };
     learns(device, net, &LocalLosses { block, heads: &heads, classifier: whole });
     let unit: [&[Layer]; 1] = [recipe::UNIT_FEATURES];

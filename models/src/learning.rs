@@ -56,7 +56,7 @@ pub enum Way {
     Greedy,
     /// All blocks at once, each by cross-entropy behind an auxiliary classifier of its own
     LocalLosses,
-    /// The same by predsim: cross-entropy and the similarities of samples, behind a dense layer
+    /// The same by predsim: each by cross-entropy and by the similarities of its samples
     PredSim,
     /// The whole net by back-propagation
     EndToEnd,
@@ -258,13 +258,16 @@ impl Learning {
             let (_, end) = net.block(block).unwrap_or_default();
             let filters = net.shape(end)?.c;
             Ok(match (self.way, self.architecture.depth()) {
-                (Way::PredSim, _) => recipe::pred_sim_head(classes).to_vec(),
-                (Way::Greedy | Way::LocalLosses, None) if self.auxiliary == 1 => {
-                    recipe::linear_head(classes).to_vec()
-                }
-                (Way::Greedy | Way::LocalLosses, depth) => {
-                    let depth = depth.unwrap_or(self.auxiliary.into());
-                    of_depth(depth, &simcnn_head(filters, classes)).to_vec()
+                (Way::Greedy | Way::LocalLosses | Way::PredSim, depth) => {
+                    let similar = if self.way == Way::PredSim { recipe::SIMILAR } else { 0 };
+                    let outputs = similar.saturating_add(classes);
+                    match (depth, self.auxiliary) {
+                        (None, 1) => recipe::linear_head(outputs).to_vec(),
+                        (depth, auxiliary) => {
+                            let depth = depth.unwrap_or(auxiliary.into());
+                            of_depth(depth, &simcnn_head(filters, outputs)).to_vec()
+                        }
+                    }
                 }
                 (_, Some(depth)) if self.readout == Readout::Unit => {
                     of_depth(depth, &simcnn_readout(filters)).to_vec()

@@ -88,15 +88,9 @@ pub const fn end_to_end(epochs: u16, rate: f32) -> EndToEnd<'static> {
     EndToEnd { recipe: Recipe { rate, ..classifier(epochs) } }
 }
 
-/// How many numbers of a sample [`pred_sim_head`] gives to be compared.
+/// How many outputs of an auxiliary classifier are compared, in front of its logits, where a block
+/// learns by prediction and similarity.
 pub const SIMILAR: u32 = 64;
-
-/// The head of a block that learns by prediction and similarity: a dense layer on means of at most
-/// 4x4 bins, whose first [`SIMILAR`] outputs are compared and whose others are logits.
-pub const fn pred_sim_head(classes: u32) -> [Layer; 3] {
-    let dense = Dense::new(SIMILAR.saturating_add(classes));
-    [Layer::AvgPoolTo(AvgPoolTo { h: 4, w: 4 }), Layer::Flatten(Flatten), Layer::Dense(dense)]
-}
 
 /// The auxiliary classifier of a block of one layer: dense, on all that the block gives.
 pub const fn linear_head(classes: u32) -> [Layer; 2] {

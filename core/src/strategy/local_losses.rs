@@ -6,11 +6,11 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// All blocks at once, each by a loss of its own behind a head of its own, no error passing from one
 /// block to another; then the classifier.
 ///
-/// With a dense layer on pooled features as each head and cross-entropy this is the local
+/// With a dense layer on the features as each head and cross-entropy this is the local
 /// prediction loss of Nokland and Eidnes, "Training neural networks with local error signals", ICML
 /// 2019; with [`Objective::PredSim`](crate::stage::Objective::PredSim) it is that and their
 /// similarity matching, predsim. There the similarities are between the deviations of the channels of a
-/// convolution of its own, here between what the head's layer gives beside the logits. The classifier
+/// convolution of its own, here between what the head gives beside the logits. The classifier
 /// there learns with the blocks, here behind them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
