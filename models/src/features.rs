@@ -168,6 +168,25 @@ impl Features {
         self
     }
 
+    /// The features of these channels alone, in this order.
+    ///
+    /// # Panics
+    /// Where a channel is not there.
+    #[must_use]
+    pub fn channels(&self, channels: &[u32]) -> Self {
+        let plane = self.shape.plane() as usize;
+        let shape = Shape { c: channels.len() as u32, ..self.shape };
+        let mut data = Vec::with_capacity(self.labels.len() * channels.len() * plane);
+        for row in self.data.chunks_exact(self.dim().max(1)) {
+            for &channel in channels {
+                let at = channel as usize * plane;
+                assert!(channel < self.shape.c, "channel {channel} of {}", self.shape.c);
+                data.extend_from_slice(row.get(at..at + plane).unwrap_or_default());
+            }
+        }
+        Self { shape, data, labels: self.labels.clone(), ..*self }
+    }
+
     /// The features as the input of a net of their own.
     pub fn into_input(mut self) -> Self {
         self.depth = 0;

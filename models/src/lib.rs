@@ -52,6 +52,8 @@ pub mod resnet;
 #[cfg(feature = "safetensors")]
 pub mod safetensors;
 pub mod simcnn;
+#[cfg(feature = "std")]
+pub mod steer;
 mod table;
 #[cfg(feature = "tracing")]
 pub mod traced;
