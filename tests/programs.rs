@@ -24,11 +24,22 @@ use serde_json::Value;
 mod convert;
 #[path = "programs/reproduce.rs"]
 mod reproduce;
+#[path = "programs/steer.rs"]
+mod steer;
 #[path = "programs/tensorboard.rs"]
 mod tensorboard;
 
-const PROGRAMS: [&str; 8] =
-    ["train", "evaluate", "predict", "inspect", "quantise", "finetune", "separation", "reproduce"];
+const PROGRAMS: [&str; 9] = [
+    "train",
+    "evaluate",
+    "predict",
+    "inspect",
+    "quantise",
+    "finetune",
+    "separation",
+    "reproduce",
+    "steer",
+];
 
 /// Where cargo puts a program: beside the folder of this test.
 fn program(name: &str) -> PathBuf {

@@ -19,6 +19,7 @@ mod gpu;
 mod html;
 #[path = "../common/judge.rs"]
 mod judge;
+#[path = "../common/order.rs"]
 mod order;
 mod page;
 #[path = "../common/positive.rs"]
