@@ -75,7 +75,7 @@ fn one<D: Device>(
     }
     lines.text(&format!(
         "{:<12} {:>10} {:>10} {:>10} {:>10} {:>8}",
-        "depth", "SI %", "parameters", "MACs", "accuracy %", "seconds"
+        "depth", "SI %", "parameters", "MACs", "accuracy %", "CPU s"
     ))?;
     // What was grown takes the time of all blocks that it tried, a net of fixed depth that of its own.
     let depths = if args.all { 1..=features } else { growth.kept..=growth.kept };

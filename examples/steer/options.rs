@@ -74,9 +74,9 @@ pub struct Options {
     /// Print one JSON object a line instead of text; --help lists the fields
     ///
     /// "event" says which, and "seed" of which run. "raw": held_out_si of the samples as they are.
-    /// "block": block, held_out_si, and of "width" its filters, of "depth" the seconds that it took to
+    /// "block": block, held_out_si, and of "width" its filters, of "depth" the CPU seconds that it took to
     /// train. "net": name, depth or filters, parameters, macs (multiply-accumulates of a
-    /// sample), accuracy, seconds (of everything that the net took to be found), held_out_si, and of
+    /// sample), accuracy, seconds (of CPU, all that the net took to be found), held_out_si, and of
     /// "depth" whether it is the one kept. "pruned": score, ratio, parameters, macs, and the
     /// accuracies cut (nothing trained again), classified (the classifier trained again), settled (the norms
     /// measured again too) and trained (each block cut before the next was trained), with held_out_si of the

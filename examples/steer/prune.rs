@@ -87,7 +87,7 @@ fn one<D: Device>(
     let mut whole = drawn.clone();
     let mut clock = Clock::default();
     steer.classify(&mut whole, &mut clock)?;
-    lines.text(&format!("seed {seed}: the whole net took {:.1} s", clock.sum()))?;
+    lines.text(&format!("seed {seed}: the whole net took {:.1} CPU seconds", clock.sum()))?;
     let accuracy = Some(work.accuracy(&whole)?);
     let mut all = vec![measured(work, "whole".into(), 0.0, [accuracy; 4], &whole, seed)?];
     let blocks = usize::from(whole.net().features);

@@ -65,7 +65,7 @@ fn one<D: Device>(
     let wide = steer.widen(drawn.net(), &args.widths, args.rising.rise(), &mut clock)?;
     lines.text(&format!(
         "seed {seed}\n{:<8} {:>8} {:>8} {:>8}",
-        "block", "filters", "SI %", "seconds"
+        "block", "filters", "SI %", "CPU s"
     ))?;
     for (tried, seconds) in wide.tried.iter().zip(&clock.seconds) {
         let Tried { block, filters, separation } = *tried;
@@ -77,7 +77,7 @@ fn one<D: Device>(
     }
     lines.text(&format!(
         "\n{:<28} {:>8} {:>10} {:>10} {:>10} {:>8}",
-        "net", "SI %", "parameters", "MACs", "accuracy %", "seconds"
+        "net", "SI %", "parameters", "MACs", "accuracy %", "CPU s"
     ))?;
     let mut chosen = wide.net;
     steer.classify(&mut chosen, &mut clock)?;

@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
 
+use cpu_time::ProcessTime;
 use sepal::backend::Device;
 use sepal::format::{Meta, Provenance};
 use sepal::models::architecture::Architecture;
@@ -92,11 +92,17 @@ pub fn parameters(net: &Net<'_>) -> Result<usize, Failure> {
     Ok(net.params(net.layers.len())?)
 }
 
-/// How long stages took, what is kept of the layers before them included. Ctrl-C ends it.
-#[derive(Default)]
+/// CPU seconds that stages took, and what went before each: the layers in front of it, and the judging of
+/// the stage before. Ctrl-C ends it.
 pub struct Clock {
     pub seconds: Vec<f64>,
-    prefix: Duration,
+    since: ProcessTime,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { seconds: Vec::new(), since: ProcessTime::now() }
+    }
 }
 
 impl Clock {
@@ -107,12 +113,9 @@ impl Clock {
 
 impl Watch for Clock {
     fn event(&mut self, event: &Event<'_>) -> Wish {
-        match event {
-            Event::Stage { prefix, .. } => {
-                self.prefix = prefix.map_or(Duration::ZERO, |prefix| prefix.time);
-            }
-            Event::Done { time, .. } => self.seconds.push((self.prefix + *time).as_secs_f64()),
-            _ => {}
+        if let Event::Done { .. } = event {
+            self.seconds.push(self.since.elapsed().as_secs_f64());
+            self.since = ProcessTime::now();
         }
         if stop::wished() { Wish::Stop } else { Wish::Go }
     }
