@@ -150,29 +150,16 @@ pub(super) struct Products {
 
 impl Products {
     pub(super) fn new(maps: &[Features; 2]) -> Self {
-        let [held_out, bank] = maps;
-        let (shape, dim) = (held_out.shape(), held_out.dim().max(1));
-        let plane = (shape.plane() as usize).max(1);
-        let map =
-            |row: &'_ [f32], filter: usize| filter * plane..(filter * plane + plane).min(row.len());
-        let of = |features: &Features, filter: usize| -> Vec<Vec<f32>> {
-            let rows = features.data().chunks_exact(dim);
-            rows.map(|row| row.get(map(row, filter)).unwrap_or_default().to_vec()).collect()
-        };
-        let total = |each: &[Vec<f32>]| -> Vec<f64> {
-            let len = each.first().map_or(0, Vec::len);
-            (0..len)
-                .map(|at| each.iter().filter_map(|e| e.get(at)).map(|&p| f64::from(p)).sum())
-                .collect()
-        };
         let mut each = Vec::new();
         let mut squares = [Vec::new(), Vec::new()];
-        for filter in 0..shape.c as usize {
-            let (x, y) = (of(held_out, filter), of(bank, filter));
-            each.push(x.iter().flat_map(|x| y.iter().map(|y| dot(x, y))).collect());
-            let square = |rows: &[Vec<f32>]| rows.iter().map(|row| dot(row, row)).collect();
-            for (squares, rows) in squares.iter_mut().zip([&x, &y]) {
-                squares.push(square(rows));
+        for filter in 0..maps[0].shape().c {
+            let own = maps.each_ref().map(|maps| maps.channels(&[filter]));
+            let rows = own.each_ref().map(|own| own.data().chunks_exact(own.dim().max(1)));
+            let [x, y] = &rows;
+            let of = |x| y.clone().map(move |y| dot(x, y));
+            each.push(x.clone().flat_map(of).collect());
+            for (squares, rows) in squares.iter_mut().zip(rows) {
+                squares.push(rows.map(|row| dot(row, row)).collect());
             }
         }
         let sum = total(&each);
@@ -221,16 +208,27 @@ impl Products {
     }
 
     /// Takes a filter out for good.
-    fn take_out(&mut self, filter: u32) {
-        let take = |sum: &mut [f64], each: &[Vec<f32>]| {
-            let gone = each.get(filter as usize);
-            sum.iter_mut()
-                .zip(gone.into_iter().flatten())
-                .for_each(|(sum, &p)| *sum -= f64::from(p));
-        };
-        take(&mut self.sum, &self.each);
-        self.lengths.iter_mut().for_each(|(each, sum)| take(sum, each));
+    pub(super) fn take_out(&mut self, filter: u32) {
+        let filter = filter as usize;
+        let gone = self.each.get_mut(filter).into_iter().flatten();
+        for (sum, gone) in self.sum.iter_mut().zip(gone) {
+            *sum -= f64::from(std::mem::take(gone));
+        }
+        // Summed up anew: what has no length left is to have none.
+        for (each, sum) in &mut self.lengths {
+            each.get_mut(filter).into_iter().for_each(|gone| gone.fill(0.0));
+            *sum = total(each);
+        }
     }
+}
+
+/// The sums over the filters.
+fn total(each: &[Vec<f32>]) -> Vec<f64> {
+    let mut sums = vec![0.0; each.first().map_or(0, Vec::len)];
+    for own in each {
+        sums.iter_mut().zip(own).for_each(|(sum, &p)| *sum += f64::from(p));
+    }
+    sums
 }
 
 /// The product of two rows, in eight sums.

@@ -4,7 +4,7 @@ use sepal_core::layer::{
     BatchNorm, Conv2d, Dense, Flatten, GlobalAvgPool, Layer, MaxPool, RELU, Residual, SpaceToDepth,
     Standardise,
 };
-use sepal_core::net::{Input, Net, Normalisation, Weights};
+use sepal_core::net::{Input, Model, Net, Normalisation, Weights};
 use sepal_core::reference::OnReference;
 use sepal_core::rng::{Purpose, Rng};
 use sepal_core::shape::Shape;
@@ -427,6 +427,39 @@ fn each_score_puts_the_filter_that_sees_last() {
     let least = (0..4).map(left).fold(0.0, f64::max);
     assert_eq!(left(order(Score::Eliminated)[0]), least);
     assert_eq!(left(order(Score::LeftOut)[0]), least);
+}
+
+#[test]
+fn a_filter_is_left_out_as_by_a_search() {
+    // Three maps of 1x3, many of them 0, so that rows of no length come about.
+    let set = |samples: u16, seed| {
+        let mut rng = Rng::new(seed, Purpose::Weights, 0, 0);
+        let (shape, mut data) = (Shape::new(1, 3, 1, 3), Vec::new());
+        for _ in 0..samples * 3 {
+            let some = rng.below(2) as f32;
+            data.extend([rng.uniform(), rng.uniform(), rng.uniform()].map(|x| x * some));
+        }
+        let labels = (0..samples).map(|i| i % 3).collect();
+        let names = ["a", "b", "c"].map(str::to_owned).to_vec();
+        let set = Dataset::new(shape, Samples::F32(data), labels, names).unwrap();
+        let net =
+            Net { input: Input { shape, ..input(1) }, layers: &[RELU], blocks: &[1], features: 1 };
+        let model = Model { net, weights: Weights::Flat(&[]) };
+        Features::new(&OnReference, &model, &mut &set, 1).unwrap()
+    };
+    let maps = [set(30, 1), set(50, 2)];
+    let mut products = super::prune::Products::new(&maps);
+    let mut left = vec![0, 1, 2];
+    for gone in [1, 0] {
+        for &filter in &left {
+            let others: Vec<u32> = left.iter().copied().filter(|&other| other != filter).collect();
+            let [held_out, bank] = maps.each_ref().map(|maps| maps.channels(&others).unit());
+            let expected = held_out.cross_si(&OnReference, &bank).unwrap();
+            assert_eq!(products.without(filter), expected, "{filter} of {left:?}");
+        }
+        products.take_out(gone);
+        left.retain(|&other| other != gone);
+    }
 }
 
 #[test]
