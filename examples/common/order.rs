@@ -1,9 +1,48 @@
-//! The order of samples that a command line names.
+//! The training samples that a command line chooses.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use sepal::models::data::{Dataset, Split};
+
+use crate::program::Failure;
+
+/// Which samples a command line names.
+pub struct Choice<'a> {
+    /// The file of their order.
+    pub order: Option<&'a PathBuf>,
+    /// How many.
+    pub images: Option<u32>,
+    /// How many of the last are measured on instead of the test set.
+    pub dev: Option<u32>,
+}
+
+/// All training samples, the places of those that are chosen, and what to measure on.
+pub fn chosen(
+    split: Split,
+    Choice { order: file, images, dev }: Choice<'_>,
+) -> Result<(Dataset, Vec<u32>, Dataset), Failure> {
+    let mut chosen = match file {
+        Some(path) => order(path, split.train.len())?,
+        None => (0..split.train.len()).collect(),
+    };
+    let test = match dev {
+        Some(n) if n == 0 || n as usize >= chosen.len() => {
+            return Err(format!("--dev {n}: expected 1 to {}", chosen.len() - 1).into());
+        }
+        Some(n) => split.train.subset(&chosen.split_off(chosen.len() - n as usize))?,
+        None => split.test,
+    };
+    let all = chosen.len();
+    let images = images.unwrap_or(all as u32);
+    if images == 0 || images as usize > all {
+        return Err(format!("--images {images}: expected 1 to {all}").into());
+    }
+    chosen.truncate(images as usize);
+    Ok((split.train, chosen, test))
+}
 
 /// Reads an order: little-endian u16 indices into a training set of `len` images.
-pub fn order(path: &Path, len: u32) -> Result<Vec<u32>, String> {
+fn order(path: &Path, len: u32) -> Result<Vec<u32>, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let (indices, rest) = bytes.as_chunks::<2>();
     let name = path.display();

@@ -9,6 +9,7 @@ use sepal::models::steer::Rise;
 use sepal::stage::Loss;
 
 use crate::gpu::{Gpu, Opened};
+use crate::order::Choice;
 use crate::positive::positive;
 use crate::program::Failure;
 use crate::set::Set;
@@ -145,33 +146,16 @@ impl Options {
 
     /// What to train on, to judge SI on, and to measure accuracy on.
     pub fn sets(&self) -> Result<Sets, Failure> {
-        let split = self.set.open()?;
-        let order = match &self.order {
-            Some(path) => order::order(path, split.train.len())?,
-            None => (0..split.train.len()).collect(),
-        };
-        let (order, test) = match self.dev {
-            Some(n) if n == 0 || n as usize >= order.len() => {
-                return Err(format!("--dev {n}: expected 1 to {}", order.len() - 1).into());
-            }
-            Some(n) => {
-                let (rest, dev) = order.split_at(order.len() - n as usize);
-                (rest.to_vec(), split.train.subset(dev)?)
-            }
-            None => (order, split.test),
-        };
-        let images = self.images.unwrap_or(order.len() as u32);
-        let chosen = order.get(..images as usize).filter(|chosen| !chosen.is_empty());
-        let Some(chosen) = chosen else {
-            return Err(format!("--images {images}: expected 1 to {}", order.len()).into());
-        };
+        let Self { images, dev, .. } = *self;
+        let choice = Choice { order: self.order.as_ref(), images, dev };
+        let (train, chosen, test) = order::chosen(self.set.open()?, choice)?;
         let held = self.held_out.map_or(chosen.len() / 10, |n| n as usize);
         let Some(fit) = chosen.len().checked_sub(held).filter(|&fit| fit > 0 && held > 0) else {
             let most = chosen.len().saturating_sub(1);
             return Err(format!("--held-out {held}: expected 1 to {most}").into());
         };
         let (fit, held) = chosen.split_at(fit);
-        self.checked(split.train.subset(fit)?, split.train.subset(held)?, test)
+        self.checked(train.subset(fit)?, train.subset(held)?, test)
     }
 
     /// Samples that a net can be steered by.

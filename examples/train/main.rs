@@ -56,6 +56,7 @@ use sepal::stage::Stop;
 use serde_json::json;
 
 use args::Args;
+use order::Choice;
 use program::Failure;
 use progress::Progress;
 use tensorboard::{Board, Shown};
@@ -222,28 +223,10 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
 
 /// The images to train on, to test on, and to hold out.
 fn sets(args: &Args, learning: &Learning) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
-    let split = args.set.open()?;
-    let order = match &args.order {
-        Some(path) => order::order(path, split.train.len())?,
-        None => (0..split.train.len()).collect(),
-    };
-    let (order, test) = match args.dev {
-        Some(n) if n == 0 || n as usize >= order.len() => {
-            return Err(format!("--dev {n}: expected 1 to {}", order.len() - 1).into());
-        }
-        Some(n) => {
-            let (rest, dev) = order.split_at(order.len() - n as usize);
-            (rest.to_vec(), split.train.subset(dev)?)
-        }
-        None => (order, split.test),
-    };
-    let images = args.images.unwrap_or(order.len() as u32);
-    let chosen = order.get(..images as usize).filter(|chosen| !chosen.is_empty());
-    let Some(chosen) = chosen else {
-        return Err(format!("--images {images}: expected 1 to {}", order.len()).into());
-    };
+    let choice = Choice { order: args.order.as_ref(), images: args.images, dev: args.dev };
+    let (train, chosen, test) = order::chosen(args.set.open()?, choice)?;
     let (chosen, held_out) = match learning.stop {
-        Stop::Never => (chosen, None),
+        Stop::Never => (&chosen[..], None),
         _ => {
             let (fit, held) = chosen.split_at(chosen.len() - chosen.len() / 10);
             if held.is_empty() {
@@ -252,10 +235,10 @@ fn sets(args: &Args, learning: &Learning) -> Result<(Dataset, Dataset, Option<Da
                     format!("--patience: {few}, expected 10 or more to hold some out").into()
                 );
             }
-            (fit, Some(split.train.subset(held)?))
+            (fit, Some(train.subset(held)?))
         }
     };
-    Ok((split.train.subset(chosen)?, test, held_out))
+    Ok((train.subset(chosen)?, test, held_out))
 }
 
 /// Refuses images that the net cannot be trained on.
