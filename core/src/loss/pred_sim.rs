@@ -50,12 +50,15 @@ pub fn pred_sim<T: Real>(
     }
     let classes = dim.saturating_sub(similar);
     let fits = similar > 0 && classes >= 2 && beta >= T::ZERO && beta <= T::ONE;
-    let scratch = scratch.get_mut(..2 * labels.len()).filter(|_| fits);
-    let Some(scratch) = scratch.filter(|_| samples(features, dim) >= labels.len()) else {
+    let scratch = scratch.split_at_mut_checked(labels.len()).filter(|_| fits);
+    let lent = scratch.filter(|(_, rest)| rest.len() >= labels.len());
+    let Some((means, inverse)) = lent.filter(|_| samples(features, dim) >= labels.len()) else {
         return Score { skipped: labels.len() as u32, ..Score::default() };
     };
-    let (means, inverse) = scratch.split_at_mut(labels.len());
-    let parts = |i: usize| row(features, dim, i).unwrap_or_default().split_at(similar);
+    let parts = |i: usize| {
+        let row = row(features, dim, i).unwrap_or_default();
+        row.split_at_checked(similar).unwrap_or_default()
+    };
 
     let mut tally = Tally::new();
     for (i, (&label, (mean, inverse))) in
@@ -116,7 +119,7 @@ pub fn pred_sim<T: Real>(
         for (g, &a) in of_s.iter_mut().zip(s) {
             *g = four * (*g - middle - along * ((a - mean) * own));
         }
-        of_z.copy_from_slice(z);
+        of_z.iter_mut().zip(z).for_each(|(g, &z)| *g = z);
         softmax(of_z);
         for (k, g) in of_z.iter_mut().enumerate() {
             let target = if k == usize::from(label) { T::ONE } else { T::ZERO };
