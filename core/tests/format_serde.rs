@@ -91,6 +91,7 @@ fn recipes_and_runs() {
     }
     comes_back(Objective::Statistics);
     comes_back(Objective::CrossEntropy { smoothing: 0.1 });
+    comes_back(Objective::PredSim { beta: 0.99, similar: 64 });
     comes_back(Stop::Never);
     comes_back(Stop::SiPlateau { patience: 3, min_delta: 0.01 });
     for rule in [Rule::sgd(), Rule::adam(), Rule::adamw(0.01)] {
@@ -124,7 +125,7 @@ fn nets_and_stages_are_written_field_by_field() {
         objective: Objective::CrossEntropy { smoothing: 0.0 },
         epochs: 3,
         batch: 4,
-        micro_batches: 1,
+        micro_batches: 2,
         rule: Rule::sgd(),
         rate: 0.5,
         schedule: Schedule::Constant,
@@ -139,10 +140,10 @@ fn nets_and_stages_are_written_field_by_field() {
 
     let written = postcard::to_slice(&stage, &mut bytes).unwrap();
     type Whole = (u16, u16, bool, u8, Told);
-    type Told = ((u8, Layer), Objective, u16, u32, Rule, f32, Schedule, Stop);
+    type Told = ((u8, Layer), Objective, u16, u32, u32, Rule, f32, Schedule, Stop);
     let parts: Whole = postcard::from_bytes(written).unwrap();
     let Recipe { objective, rule, schedule, stop, .. } = recipe;
-    let told = ((1, RELU), objective, 3, 4, rule, 0.5, schedule, stop);
+    let told = ((1, RELU), objective, 3, 4, 2, rule, 0.5, schedule, stop);
     // The tag of a stage that is whole.
     assert_eq!(parts, (0, 2, true, 0, told));
 
