@@ -163,7 +163,7 @@ fn train(architecture: Architecture, training: Training, threads: usize) -> Resu
     let device = OnCpu::with_threads(threads)?;
     let (before, began, mut granted) = (resident("VmRSS")?, ProcessTime::now(), Granted(0));
     let mut fit = Fit::new(net, 0)?;
-    fit.run(&device, &learning.chosen(&heads), &mut &set, &budget, &mut granted)?;
+    fit.run(&device, &learning.chosen(&heads, CLASSES), &mut &set, &budget, &mut granted)?;
     let seconds = began.elapsed().as_secs_f64();
     let parameters = net.params(net.layers.len())?;
     let counted = granted.0 + 4 * parameters as u64;

@@ -15,6 +15,7 @@ use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::Fit;
 use sepal::models::gesture::{gesture, gesture_layers};
+use sepal::models::learning::{Learning, Way};
 use sepal::models::lenet::{lenet, lenet_layers, lenet5, lenet5_layers};
 use sepal::models::mobilenet::{mobilenet, mobilenet_layers};
 use sepal::models::recipe;
@@ -162,6 +163,12 @@ fn others(device: &impl Device, net: Net<'_>) {
     let views = ForwardSi { block: Recipe { objective, ..si.block }, ..si };
     let anew = Budget { keep: Keep::Nothing, ..Budget::default() };
     learns_from(device, net, &views, Moved, &anew);
+    let learning = Learning { way: Way::ForwardForward, ..Learning::default() };
+    let (layers, blocks) = learning.layers(&net);
+    let net = Net { layers: &layers, blocks: &blocks, ..net };
+    let objective = Objective::Goodness { threshold: recipe::THRESHOLD, classes: CLASSES };
+    let goodness = ForwardSi { block: Recipe { objective, head: &[], ..si.block }, ..si };
+    learns(device, net, &goodness);
 }
 
 /// Samples that are drawn anew each time: as good as augmented ones.
@@ -187,11 +194,7 @@ impl Source for Moved {
         mut batch: Batch<'_>,
         labels: &mut [u16],
     ) -> Result<(), SourceError> {
-        let again = match &mut batch {
-            Batch::U8(bytes) => Batch::U8(bytes),
-            Batch::F32(numbers) => Batch::F32(numbers),
-        };
-        self.0.read(indices, draw, again, labels)?;
+        self.0.read(indices, draw, batch.again(), labels)?;
         if let (Some(draw), Batch::U8(bytes)) = (draw, batch) {
             (0..).zip(bytes).for_each(|(at, byte)| *byte ^= u8::from(at % 7 == draw.epoch % 7));
         }

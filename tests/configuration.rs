@@ -85,6 +85,8 @@ fn how_stages_learn() {
     come_back(losses);
     come_back(losses.map(Objective::Separation).into_iter().chain(losses.map(Objective::Views)));
     come_back([Objective::Statistics, Objective::CrossEntropy { smoothing: 0.1 }]);
+    come_back([Objective::PredSim { beta: 0.5, similar: 64 }]);
+    come_back([Objective::Goodness { threshold: 1.0, classes: 10 }]);
     come_back([Stop::Never, Stop::SiPlateau { patience: 3, min_delta: 0.01 }]);
     come_back([Rule::sgd(), Rule::adam(), Rule::adamw(0.01)]);
     come_back([

@@ -106,6 +106,28 @@ fn kept_features_are_the_same_in_a_run_that_goes_on() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "more than two models");
 }
 
+/// Wrong labels are drawn, and nothing of frozen blocks is kept, until the classifier learns.
+#[cfg(unix)]
+#[test]
+fn labels_written_into_samples_are_the_same_in_a_run_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, save) = (folder.path().join("whole.sepal"), folder.path().join("model.sepal"));
+    let forward = |save: &Path| {
+        let mut command = train(save);
+        command.args(["--strategy", "forward-forward"]);
+        command
+    };
+    let (done, errors) = finish(forward(&whole).spawn().unwrap());
+    assert!(done, "{errors}");
+    let mut child = forward(&save).spawn().unwrap();
+    wait_for(&mut child, &checkpoint(&save));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (done, errors) = finish(forward(&save).arg("--resume").spawn().unwrap());
+    assert!(done, "{errors}");
+    assert_eq!(std::fs::read(&save).unwrap(), std::fs::read(&whole).unwrap());
+}
+
 #[test]
 fn a_checkpoint_of_another_run_is_refused_and_kept() {
     let folder = tempfile::tempdir().unwrap();

@@ -37,6 +37,7 @@ pub mod flash;
 pub mod format;
 pub mod infer;
 pub mod init;
+pub mod label;
 pub mod layer;
 pub mod loss;
 pub mod micro;

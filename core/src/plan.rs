@@ -86,6 +86,19 @@ pub enum PlanError {
         /// How many.
         batches: u32,
     },
+    /// A stage that writes labels into raw samples, behind layers that were applied already.
+    Raw {
+        /// How many layers were.
+        depth: usize,
+    },
+    /// Labels that cannot be written into a sample: fewer than two classes, or a sample that is no
+    /// image and has fewer numbers than classes.
+    Label {
+        /// How many classes there are.
+        classes: u32,
+        /// The sample.
+        sample: Shape,
+    },
 }
 
 impl core::fmt::Display for PlanError {
@@ -113,6 +126,15 @@ impl core::fmt::Display for PlanError {
                 "at layer {layer} more than {SOURCES} tensors wait for a residual addition"
             ),
             Self::Queue { batches } => write!(f, "{batches} batches in flight, expected 1 or 2"),
+            Self::Raw { depth } => write!(
+                f,
+                "samples to which {depth} layers were applied, expected raw ones to write labels into"
+            ),
+            Self::Label { classes, sample } => write!(
+                f,
+                "labels of {classes} classes in a sample of {sample}, expected 2 classes or more, and \
+                 for samples that are no images as many numbers"
+            ),
         }
     }
 }

@@ -165,6 +165,9 @@ impl Backend for Reference<'_> {
             Objective::PredSim { beta, similar } => {
                 loss::pred_sim(data, dim, labels, beta, similar as usize, row.get()?, gradient)
             }
+            Objective::Goodness { threshold, classes } => {
+                loss::goodness(data, dim, labels, classes, threshold, gradient)
+            }
             Objective::Separation(Loss::SoftNearest { temperature })
             | Objective::Views(Loss::SoftNearest { temperature }) => {
                 loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)

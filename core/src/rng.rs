@@ -23,6 +23,8 @@ pub enum Purpose {
     Sample = 5,
     /// Which samples of a stream a reservoir keeps.
     Reservoir = 6,
+    /// Wrong labels.
+    Label = 7,
 }
 
 /// The sequence of one (seed, purpose, epoch, sample).

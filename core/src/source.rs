@@ -13,6 +13,16 @@ pub enum Batch<'a> {
     F32(&'a mut [f32]),
 }
 
+impl Batch<'_> {
+    /// The same memory, lent on.
+    pub const fn again(&mut self) -> Batch<'_> {
+        match self {
+            Self::U8(bytes) => Batch::U8(bytes),
+            Self::F32(numbers) => Batch::F32(numbers),
+        }
+    }
+}
+
 /// Why a source could not give a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -53,6 +53,16 @@ pub enum Objective {
         /// The first columns of the output, whose similarities are to be those of the labels.
         similar: u32,
     },
+    /// [`goodness`](crate::loss::goodness): the forward-forward algorithm. A batch holds each of its
+    /// samples twice: with its label written into it, then with a wrong one, drawn anew each time (see
+    /// [`label`](crate::label)). The chain's output is to be large for the first and small for the second.
+    /// Its stages read raw samples, and run them through all layers before their first.
+    Goodness {
+        /// The mean of squares above which a sample counts as rightly labelled.
+        threshold: f32,
+        /// How many labels there are.
+        classes: u32,
+    },
 }
 
 impl Objective {
@@ -60,7 +70,10 @@ impl Objective {
     pub const fn loss(&self) -> Option<Loss> {
         match *self {
             Self::Separation(loss) | Self::Views(loss) => Some(loss),
-            Self::Statistics | Self::CrossEntropy { .. } | Self::PredSim { .. } => None,
+            Self::Statistics
+            | Self::CrossEntropy { .. }
+            | Self::PredSim { .. }
+            | Self::Goodness { .. } => None,
         }
     }
 
@@ -72,12 +85,22 @@ impl Objective {
             Self::Views(_) => "separation of views",
             Self::CrossEntropy { .. } => "cross-entropy",
             Self::PredSim { .. } => "prediction and similarity",
+            Self::Goodness { .. } => "goodness",
         }
     }
 
     /// How many places of a batch each sample takes.
     pub const fn views(&self) -> u32 {
-        if matches!(self, Self::Views(_)) { 2 } else { 1 }
+        if matches!(self, Self::Views(_) | Self::Goodness { .. }) { 2 } else { 1 }
+    }
+
+    /// The number of classes whose labels are written into samples; `None` where samples stay as they
+    /// are drawn. Where there is one, nothing that layers made of a sample can be kept for the next draw.
+    pub const fn written(&self) -> Option<u32> {
+        match *self {
+            Self::Goodness { classes, .. } => Some(classes),
+            _ => None,
+        }
     }
 
     /// Scratch bytes that the reference takes for features of shape `(N, D, 1, 1)`.

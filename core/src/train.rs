@@ -21,6 +21,7 @@ use crate::backend::{
     self, Backend, EvalBlock, EvalParams, Host, HostMut, ObjectivePlace, Phase, TrainBlock,
 };
 use crate::error::Error;
+use crate::label;
 use crate::layer::{Layer, Pass, Role, Tensors};
 use crate::loss::Score;
 use crate::net::{Model, Net};
@@ -186,6 +187,14 @@ impl Fixed {
         let views = stage.recipe.objective.views();
         if views > 1 && (!batch.is_multiple_of(views) || batch / views > 1 << 16) {
             return Err(PlanError::Batch { size: batch });
+        }
+        if let Some(classes) = stage.recipe.objective.written() {
+            if feed.depth > 0 {
+                return Err(PlanError::Raw { depth: feed.depth });
+            }
+            if !label::fits(&net.input, classes) {
+                return Err(PlanError::Label { classes, sample: net.input.shape });
+            }
         }
         if feed.queue == 0 || feed.queue > 2 {
             return Err(PlanError::Queue { batches: feed.queue });
@@ -537,8 +546,19 @@ pub struct Session<'m> {
 struct Places {
     at: u32,
     n: u32,
-    /// Labels are the samples' own numbers in the batch.
-    own: bool,
+    labels: Labels,
+}
+
+/// What the labels of samples that are read become.
+#[derive(Clone, Copy)]
+enum Labels {
+    /// Those of the source.
+    Given,
+    /// The samples' own numbers in the batch.
+    Own,
+    /// The source's, or where they are to be wrong others, drawn with the seed; written into the samples,
+    /// the first of which is sample `from` of the batch.
+    Written { classes: u32, wrong: bool, from: u32 },
 }
 
 impl<'m> Session<'m> {
@@ -1065,15 +1085,22 @@ impl<'m> Session<'m> {
         }
         let views = self.stage.recipe.objective.views() as u16;
         let (samples, own) = (self.samples(), self.samples_of_part());
+        let written = self.stage.recipe.objective.written();
         for view in 0..views {
-            // Each view is a draw of its own, of the samples of the first.
+            // Each view is a draw of its own, of the samples of the first; but where labels are written
+            // into them these are all that differs.
             let drawn = |view| {
                 let epoch = when.0.wrapping_mul(views).wrapping_add(view);
                 let epoch = u32::from(self.progress.stage) << 16 | u32::from(epoch);
                 Draw { seed: self.seed, epoch, step: when.1 }
             };
-            let (chosen, draw) = (drawn(0), drawn(view));
-            let places = Places { at: u32::from(view) * own, n: own, own: views > 1 };
+            let (chosen, draw) = (drawn(0), drawn(if written.is_some() { 0 } else { view }));
+            let labels = match written {
+                Some(classes) => Labels::Written { classes, wrong: view > 0, from: own * when.2 },
+                None if views > 1 => Labels::Own,
+                None => Labels::Given,
+            };
+            let places = Places { at: u32::from(view) * own, n: own, labels };
             self.read(backend, source, place, places, |source, first, indices| {
                 source.pick(chosen, samples, own * when.2 + first, indices);
                 Some(draw)
@@ -1100,7 +1127,7 @@ impl<'m> Session<'m> {
             *loaded = None;
         }
         let empty = Slot::EMPTY;
-        let Places { at: start, n, own: of_sample } = places;
+        let Places { at: start, n, labels: of_samples } = places;
         let raw = self.plan.raw.get(place).copied().unwrap_or(empty).samples(start, n);
         let labels = self.plan.labels.get(place).copied().unwrap_or(empty);
         let mut first = 0;
@@ -1111,15 +1138,29 @@ impl<'m> Session<'m> {
             let mut own = [0; PIECE];
             let own = own.get_mut(..count as usize).unwrap_or_default();
             let draw = choose(source, first, indices);
+            let (seed, input, samples) = (self.seed, self.net.input, self.samples());
             backend.fill(raw.samples(first, count).flat(), &mut |host| {
-                let batch = match host {
+                let mut batch = match host {
                     HostMut::F32(x) => Batch::F32(x),
                     HostMut::U8(x) => Batch::U8(x),
                     _ => return Err(Error::Unsupported("raw samples of this type")),
                 };
-                Ok(source.read(indices, draw, batch, own)?)
+                source.read(indices, draw, batch.again(), own)?;
+                if let Labels::Written { classes, wrong, from } = of_samples {
+                    if let Some(Draw { epoch, step, .. }) = draw.filter(|_| wrong) {
+                        let at = step.wrapping_mul(samples).wrapping_add(from).wrapping_add(first);
+                        for (at, label) in
+                            (0..count).map(|i| at.wrapping_add(i)).zip(own.iter_mut())
+                        {
+                            let rng = Rng::new(seed, Purpose::Label, epoch, at);
+                            *label = label::wrong(*label, classes, rng);
+                        }
+                    }
+                    label::write(&input, classes, own, batch);
+                }
+                Ok(())
             })?;
-            if of_sample {
+            if matches!(of_samples, Labels::Own) {
                 (first..).zip(own.iter_mut()).for_each(|(sample, label)| *label = sample as u16);
             }
             let at = labels.at + (start + first) as usize * Dtype::U16.size();
@@ -1179,7 +1220,7 @@ impl<'m> Session<'m> {
         let batch = self.stage.recipe.micro_batch();
         let seen = self.progress.calibrated.saturating_mul(batch);
         let n = source.len().saturating_sub(seen).min(batch);
-        let places = Places { at: 0, n, own: false };
+        let places = Places { at: 0, n, labels: Labels::Given };
         self.read(backend, source, 0, places, |_, first, indices| {
             for (i, index) in indices.iter_mut().enumerate() {
                 *index = seen.saturating_add(first).saturating_add(i as u32);
@@ -1413,5 +1454,116 @@ mod tests {
             backend.read(session.plan.labels[0], HostMut::U16(&mut labels)).unwrap();
             assert!(labels.iter().copied().eq((0..36).chain(0..36)));
         }
+    }
+
+    /// A batch of the forward-forward algorithm holds each of its samples twice, drawn once: with its
+    /// label, then with another, which is drawn anew in each pass and the same after a resume.
+    #[test]
+    fn labels_are_written_into_two_copies_of_each_sample() {
+        struct Drawn(Vec<(Draw, Vec<u32>)>);
+        impl Source for Drawn {
+            fn len(&self) -> u32 {
+                40
+            }
+            fn shape(&self) -> Shape {
+                Shape::rows(1, 4)
+            }
+            fn is_u8(&self) -> bool {
+                false
+            }
+            fn read(
+                &mut self,
+                indices: &[u32],
+                draw: Option<Draw>,
+                x: Batch<'_>,
+                labels: &mut [u16],
+            ) -> Result<(), crate::source::SourceError> {
+                let Batch::F32(x) = x else { panic!("bytes") };
+                for ((x, label), &index) in x.chunks_exact_mut(4).zip(labels).zip(indices) {
+                    x.fill(index as f32 + 9.0);
+                    *label = (index % 3) as u16;
+                }
+                self.0.push((draw.unwrap(), indices.to_vec()));
+                Ok(())
+            }
+        }
+        let layers = [Layer::Dense(Dense::new(2))];
+        let input = Input { shape: Shape::rows(1, 4), ..NET.input };
+        let net = Net { input, layers: &layers, ..NET };
+        let objective = |classes| Objective::Goodness { threshold: 1.0, classes };
+        let recipe = Recipe { objective: objective(3), head: &[], epochs: 2, ..RECIPE };
+        let feed = Feed { bytes: false, ..Feed::BYTES };
+        let batches = |batch, micro_batches| {
+            let stage = Stage { recipe: Recipe { batch, micro_batches, ..recipe }, ..STAGE };
+            let plan = StagePlan::reference(&net, &stage, feed).unwrap();
+            let mut memory = vec![crate::arena::Word::NAN; plan.bytes() / 16];
+            let mut backend = Reference::new(&mut memory);
+            let model = Model { net, weights: Weights::Flat(&[0.5; 10]) };
+            let mut session = Session::new(net, stage, plan, 0, 3);
+            session.load(&mut backend, &model).unwrap();
+            let mut source = Drawn(Vec::new());
+            let mut read = |session: &mut Session<'_>, part| {
+                let (epoch, step) = (session.progress.epoch, session.progress.step);
+                session.loaded = [None; 2];
+                session.draw(&mut backend, &mut source, (epoch, step, part), 0).unwrap();
+                let (raw, own) = (session.plan.raw[0], session.plan.labels[0]);
+                let mut rows = vec![0.0; raw.elements()];
+                backend.read(raw, HostMut::F32(&mut rows)).unwrap();
+                let mut labels = vec![0; own.elements()];
+                backend.read(own, HostMut::U16(&mut labels)).unwrap();
+                (rows, labels)
+            };
+            let mut all = Vec::new();
+            for epoch in 0..2 {
+                session.progress.epoch = epoch;
+                all.extend((0..micro_batches).map(|part| read(&mut session, part)));
+                // Drawn again, as a resumed run would.
+                assert!(all.last() == Some(&read(&mut session, micro_batches - 1)));
+            }
+            assert!(source.0.chunks(2).all(|two| batch > 64 || two[0] == two[1]), "{batch}");
+            all
+        };
+        for (batch, parts) in [(24, 1), (72, 1), (24, 3)] {
+            let read = batches(batch, parts);
+            for (rows, labels) in &read {
+                let half = rows.len() / 2;
+                let rows: Vec<(&[f32], u16)> = rows.chunks(4).zip(labels.iter().copied()).collect();
+                for (right, wrong) in rows.iter().take(half / 4).zip(&rows[half / 4..]) {
+                    let index = right.0[3] as u32 - 9;
+                    assert_eq!((right.1, wrong.0[3]), ((index % 3) as u16, right.0[3]));
+                    assert!(wrong.1 != right.1 && wrong.1 < 3);
+                    for (row, label) in [right, wrong] {
+                        assert!(
+                            (0..3).all(|k| row[k] == f32::from(u8::from(k == (*label).into())))
+                        );
+                    }
+                }
+            }
+            let wrong = |at: usize| {
+                let (rows, labels) = &read[at];
+                let mut by_sample: Vec<(u32, u16)> = rows
+                    .chunks(4)
+                    .zip(labels)
+                    .skip(labels.len() / 2)
+                    .map(|(row, &label)| (row[3] as u32, label))
+                    .collect();
+                by_sample.sort_unstable();
+                by_sample
+            };
+            assert_ne!(wrong(0), wrong(parts as usize));
+        }
+
+        let plan = |classes, depth, batch| {
+            let recipe = Recipe { objective: objective(classes), batch, ..recipe };
+            let layers = [layers[0], Layer::Dense(Dense::new(2))];
+            let net = Net { layers: &layers, blocks: &[1, 2], ..net };
+            let stage = Stage { first: 1, last: 2, recipe, ..STAGE };
+            StagePlan::reference(&net, &stage, Feed { depth, ..feed }).map(|_| ())
+        };
+        let label = |classes| Err(PlanError::Label { classes, sample: input.shape });
+        assert_eq!(plan(3, 0, 8), Ok(()));
+        assert_eq!(plan(3, 1, 8), Err(PlanError::Raw { depth: 1 }));
+        assert_eq!(plan(3, 0, 7), Err(PlanError::Batch { size: 7 }));
+        assert_eq!((plan(5, 0, 8), plan(1, 0, 8)), (label(5), label(1)));
     }
 }

@@ -202,7 +202,9 @@ impl Backend for Cpu<'_> {
     fn objective_scratch(&self, objective: &Objective, features: Slot) -> usize {
         let lying = layers::as_lying(features);
         let own = match objective {
-            Objective::CrossEntropy { .. } | Objective::PredSim { .. }
+            Objective::CrossEntropy { .. }
+            | Objective::PredSim { .. }
+            | Objective::Goodness { .. }
                 if layers::moves(features) =>
             {
                 return objective::moved_scratch(objective, features);

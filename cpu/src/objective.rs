@@ -30,8 +30,8 @@ pub(crate) fn moved_scratch(objective: &Objective, features: Slot) -> usize {
     Word::round_up(bytes).saturating_mul(2).saturating_add(own)
 }
 
-/// The reference's objective over logits, or what is compared and logits, that lie in blocks of eight channels: on a copy in its
-/// own layout.
+/// The reference's objective over features that lie in blocks of eight channels, for one that is not
+/// of distances: on a copy in its own layout.
 pub(crate) fn moved(
     reference: &mut Reference<'_>,
     objective: &Objective,

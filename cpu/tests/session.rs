@@ -83,7 +83,14 @@ const fn views_of(first: u16, last: u16) -> Stage<'static> {
     Stage { recipe: Recipe { batch: 80, ..stage.recipe }, ..stage }
 }
 
-const STAGES: [(Net<'static>, Stage<'static>); 7] = [
+/// Each sample with its label written into it, and with another.
+const fn goodness(first: u16, last: u16) -> Stage<'static> {
+    let objective = Objective::Goodness { threshold: 0.5, classes: 3 };
+    let stage = stage(first, last, &[], objective);
+    Stage { recipe: Recipe { batch: 80, ..stage.recipe }, ..stage }
+}
+
+const STAGES: [(Net<'static>, Stage<'static>); 9] = [
     (NET, stage(0, 4, HEAD, Objective::Separation(Loss::Margin { margin: 0.2 }))),
     (NET, stage(4, 8, HEAD, Objective::Separation(Loss::SoftNearest { temperature: 0.1 }))),
     (NET, stage(8, 13, &[], Objective::CrossEntropy { smoothing: 0.0 })),
@@ -97,6 +104,8 @@ const STAGES: [(Net<'static>, Stage<'static>); 7] = [
         every_block(7, &[Layer::MaxPool(MaxPool::new(2)), Layer::L2Normalise(L2Normalise)], 0.1),
     ),
     (NET, views_of(4, 8)),
+    (NET, goodness(0, 4)),
+    (NET, goodness(4, 8)),
 ];
 
 /// Noisy bars: across, down, both. The noise is another one in each pass.

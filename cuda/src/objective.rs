@@ -47,7 +47,7 @@ fn parts(objective: &Objective, n: u32) -> Parts {
 /// soft one 16 more and a matrix of 4 N^2; none for what runs on the host.
 pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
     match objective {
-        Objective::Statistics | Objective::PredSim { .. } => 0,
+        Objective::Statistics | Objective::PredSim { .. } | Objective::Goodness { .. } => 0,
         _ => parts(objective, features.n).end,
     }
 }
@@ -70,6 +70,11 @@ pub(crate) fn run(
         return on_host(gpu, (x, len), (labels, n), gradient, |x, labels, scratch, gradient| {
             let (dim, similar) = (dim as usize, similar as usize);
             loss::pred_sim(x, dim, labels, beta, similar, scratch, Some(gradient))
+        });
+    }
+    if let Objective::Goodness { threshold, classes } = *objective {
+        return on_host(gpu, (x, len), (labels, n), gradient, |x, labels, _, gradient| {
+            loss::goodness(x, dim as usize, labels, classes, threshold, Some(gradient))
         });
     }
     let scratch = memory.address(at.scratch)?;
@@ -125,7 +130,7 @@ pub(crate) fn run(
     read(gpu, score)
 }
 
-/// The reference's loss over copies, for one that has no kernel: a head's features are few.
+/// The reference's loss over copies, for one that has no kernel.
 fn on_host(
     gpu: &Gpu,
     (x, len): (Address, u32),

@@ -226,7 +226,8 @@ pub struct Args {
     /// skipped of its last batch, rate); "stage_done" (index, epochs, updates, mean loss and score
     /// of the last pass, seconds); "block" (name, shape, parameters, si_train, cross_si, seconds,
     /// bytes, epochs; null where there is none); "accuracy" (net, nearest, linear, head: shares of
-    /// the test set); "done" (cpu_seconds of the training, seed, train and test: numbers of images)
+    /// the test set); "goodness" (net, accuracy: the share that the label of most goodness names rightly;
+    /// with --strategy forward-forward); "done" (cpu_seconds of the training, seed, train and test: numbers of images)
     #[arg(long)]
     pub json: bool,
 }

@@ -51,7 +51,9 @@ use sepal::models::cache::Budget;
 use sepal::models::data::{Augment, Dataset};
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Fit, FitError, Watch};
+use sepal::models::goodness::Goodness;
 use sepal::models::learning::{self, Chosen, Learning, Way};
+use sepal::net::Net;
 use sepal::stage::Stop;
 use serde_json::json;
 
@@ -93,12 +95,14 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     let layers = architecture.layers(classes, learning.width);
     let input = architecture.input(&train);
     let net = architecture.net(&layers, input);
+    let (layers, blocks) = learning.layers(&net);
+    let net = Net { layers: &layers, blocks: &blocks, ..net };
     net.check()
         .map_err(|e| format!("{architecture:?} cannot take samples of {}: {e}", input.shape))?;
 
     let heads = learning.heads(&net, classes)?;
     let heads: Vec<&[sepal::layer::Layer]> = heads.iter().map(Vec::as_slice).collect();
-    let chosen = learning.chosen(&heads);
+    let chosen = learning.chosen(&heads, classes);
     let budget = args.budget();
     if args.copies.is_some() && !args.augments() {
         return Err("--copies: expected --flip, --shift or --cutout beside it".into());
@@ -180,10 +184,14 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         let mut control = Fit::new(net, args.seed)?;
         let random = Learning { way: Way::Random, ..learning };
         let quiet = &mut progress::Quiet;
-        fit_on(&mut control, args, device, &random.chosen(&[]), &train, &budget, quiet)?;
+        fit_on(&mut control, args, device, &random.chosen(&[], classes), &train, &budget, quiet)?;
         accuracy.push(("random frozen control", judge.accuracy(&control.model())?));
     }
     report::print_accuracy(out, &accuracy, args.json)?;
+    if learning.way == Way::ForwardForward {
+        let reading = Goodness::new(device, &model, &mut &test, classes)?;
+        report::print_goodness(out, name, reading.accuracy(), args.json)?;
+    }
     if let Some(path) = &report {
         let page = page::Page {
             args,

@@ -85,3 +85,11 @@ pub fn print_accuracy(
     }
     Ok(())
 }
+
+/// How many of the test set are classified rightly by the label that excites the blocks most.
+pub fn print_goodness(out: &mut dyn Write, name: &str, share: f64, json: bool) -> io::Result<()> {
+    match json {
+        true => writeln!(out, "{}", json!({"event": "goodness", "net": name, "accuracy": share})),
+        false => writeln!(out, "{:<22} {:>8.1} by goodness", name, share * 100.0),
+    }
+}

@@ -314,12 +314,20 @@ impl<D: Device> Classifier<D> {
         let normalisation = self.normalisation.unwrap_or_else(measured);
         let input = Input { shape: Source::shape(&view), normalisation };
         let net = architecture.net(&layers, input);
+        let (layers, blocks) = learning.layers(&net);
+        let net = Net { layers: &layers, blocks: &blocks, ..net };
         let refused = |error| EstimatorError::Shape { architecture, shape: input.shape, error };
         net.check().map_err(refused)?;
         let heads = learning.heads(&net, classes as u32)?;
         let heads: Vec<&[Layer]> = heads.iter().map(Vec::as_slice).collect();
         let mut fit = Fit::new(net, self.seed)?;
-        fit.run(&self.device, &learning.chosen(&heads), &mut view, &self.budget, watch)?;
+        fit.run(
+            &self.device,
+            &learning.chosen(&heads, classes as u32),
+            &mut view,
+            &self.budget,
+            watch,
+        )?;
         Ok(Fitted {
             device: self.device,
             input,

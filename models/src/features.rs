@@ -187,6 +187,14 @@ impl Features {
         Self { shape, data, labels: self.labels.clone(), ..*self }
     }
 
+    /// The mean of the squares of each row.
+    pub fn goodness(&self) -> impl Iterator<Item = f32> {
+        let dim = self.dim().max(1);
+        self.data
+            .chunks_exact(dim)
+            .map(move |row| row.iter().map(|x| x * x).sum::<f32>() / dim as f32)
+    }
+
     /// The features as the input of a net of their own.
     pub fn into_input(mut self) -> Self {
         self.depth = 0;

@@ -293,7 +293,8 @@ impl<'n> Fit<'n> {
         let (mut cache, mut memory): (Option<Cache>, _) = (None, Vec::new());
         while let Some(stage) = strategy.next(&self.net, &self.outcomes) {
             let (began, first) = (Instant::now(), usize::from(stage.first));
-            self.refill(device, &mut memory, source, budget, &mut cache, first)?;
+            let depths = self.depths(device, strategy, source, budget)?;
+            self.refill(device, &mut memory, source, budget, &mut cache, &depths)?;
             let depth = cache.as_ref().map_or(source.depth(), Source::depth);
             let choice = cache.as_ref().map_or(Choice::RECOMPUTED, Cache::choice);
             let prefix = Prefix { choice, depth, time: began.elapsed() };
@@ -310,21 +311,28 @@ impl<'n> Fit<'n> {
         Ok(())
     }
 
-    /// The depths of the caches that lead to the one in front of layer `first`, each filled from
-    /// the one before. All stages so far say which, so that a resumed run takes the same way.
+    /// The depths of the caches that lead to the one of the next stage, each filled from the one
+    /// before. All stages so far say which, so that a resumed run takes the same way.
     fn depths<D: Device, S: Source>(
         &self,
         device: &D,
+        strategy: &impl Strategy,
         source: &S,
         budget: &Budget,
-        first: usize,
     ) -> Result<Vec<usize>, Error> {
         let mut caches: Vec<(usize, Choice)> = Vec::new();
-        let firsts = self.outcomes.iter().map(|done| usize::from(done.first));
-        for first in firsts.chain([first]) {
-            // A stage that trains layers in front of a cache makes others of them.
-            if caches.last().is_some_and(|&(depth, _)| depth > first) {
+        for done in 0..=self.outcomes.len() {
+            let done = self.outcomes.get(..done).unwrap_or_default();
+            let Some(stage) = strategy.next(&self.net, done) else { continue };
+            let first = usize::from(stage.first);
+            // A stage that trains layers in front of a cache makes others of them; one that writes
+            // labels into samples reads them raw.
+            let raw = stage.recipe.objective.written().is_some();
+            if raw || caches.last().is_some_and(|&(depth, _)| depth > first) {
                 caches.clear();
+            }
+            if raw {
+                continue;
             }
             let layout = backend::layout(&device.open(&mut [])?, &self.net, first)?;
             let dim = layout.elements(self.net.shape(first)?).unwrap_or(0) as usize;
@@ -340,7 +348,8 @@ impl<'n> Fit<'n> {
         Ok(caches.into_iter().map(|(depth, _)| depth).collect())
     }
 
-    /// Fills the cache in front of layer `first`, and those that lead to it, unless it is there.
+    /// Fills the caches at `depths`, each from the one before, unless they are there; none where there
+    /// are none.
     fn refill<D: Device, S: Source>(
         &self,
         device: &D,
@@ -348,9 +357,8 @@ impl<'n> Fit<'n> {
         source: &mut S,
         budget: &Budget,
         cache: &mut Option<Cache>,
-        first: usize,
+        depths: &[usize],
     ) -> Result<(), FitError> {
-        let depths = self.depths(device, source, budget, first)?;
         let there = cache.as_ref().map(Source::depth);
         let there = depths.iter().position(|&depth| Some(depth) == there);
         if there.is_none() {
@@ -545,13 +553,14 @@ mod tests {
 
     use super::*;
     use crate::cache::{Keep, Precision, Spill};
+    use crate::features::Features;
     use crate::recipe;
     use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU, Standardise};
     use sepal_core::net::{Input, Normalisation};
     use sepal_core::optim::Rule;
     use sepal_core::reference::OnReference;
     use sepal_core::stage::Cut;
-    use sepal_core::stage::Recipe;
+    use sepal_core::stage::{Objective, Recipe};
     use sepal_core::strategy::{Classifier, ForwardSi, Window};
 
     /// Two classes that differ in their first number, in batches of its own.
@@ -848,6 +857,63 @@ mod tests {
             }
             assert!(ended);
         }
+    }
+
+    /// Blocks that read labels in raw samples take nothing from a cache, whatever was kept before them;
+    /// the classifier behind them has one, and a run that is cut has the same bits.
+    #[test]
+    fn labels_that_are_written_keep_no_features() {
+        /// The first two blocks by SI, the third by goodness, the classifier.
+        struct Mixed;
+
+        impl Strategy for Mixed {
+            fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
+                let written = Objective::Goodness { threshold: 1.0, classes: 2 };
+                let block = Recipe { batch: 8, head: &[], ..recipe::block(2) };
+                let recipe = match done.len() {
+                    0 | 1 => block,
+                    2 => Recipe { objective: written, ..block },
+                    _ => Recipe { batch: 8, ..recipe::classifier(2) },
+                };
+                let (first, last) = net.block(done.len())?;
+                let (first, last) = (first as u16, last as u16);
+                Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe })
+            }
+        }
+
+        let run = |limits: &Budget, until, from: Option<Snapshot>| {
+            let mut fit = match from {
+                Some(snapshot) => Fit::resume(NET, 3, snapshot).unwrap(),
+                None => Fit::new(NET, 3).unwrap(),
+            };
+            let mut noting = Noting { prefixes: Vec::new(), until };
+            match fit.run(&OnReference, &Mixed, &mut Two, limits, &mut noting) {
+                Err(FitError::Stopped) => {}
+                other => other.unwrap(),
+            }
+            (fit.snapshot(), noting)
+        };
+        for limits in [budget(1 << 20, false, None), budget(480, true, None)] {
+            let (whole, noting) = run(&limits, usize::MAX, None);
+            let depths = noting.prefixes.iter().map(|p| p.map(|(depth, _)| depth));
+            assert!(depths.eq([None, Some(2), Some(0), Some(6)]), "{:?}", noting.prefixes);
+            assert_eq!(noting.prefixes[2].map(|(_, choice)| choice), Some(Choice::RECOMPUTED));
+            let events = usize::MAX - noting.until;
+            for until in 1..events {
+                let (cut, _) = run(&limits, until, None);
+                let (resumed, _) = run(&limits, usize::MAX, Some(cut));
+                assert!(resumed == whole, "{limits:?} cut at {until} of {events}");
+            }
+        }
+        let mut fit = Fit::new(NET, 3).unwrap();
+        let mut depth = Features::new(&OnReference, &fit.model(), &mut Two, 2).unwrap();
+        fit.outcomes = vec![Outcome::default(); 2];
+        let refused = fit.run(&OnReference, &Mixed, &mut depth, &budget(0, false, None), &mut ());
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, FitError::Run(Error::Plan(PlanError::Raw { depth: 2 }))),
+            "{refused}"
+        );
     }
 
     /// Adds to every number what its sample and the pass say.

@@ -1,6 +1,6 @@
 //! How a net learns, as plain data that a file can hold: a strategy with its recipes, by name.
 
-use sepal_core::layer::Layer;
+use sepal_core::layer::{L2Normalise, Layer};
 use sepal_core::net::Net;
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
@@ -62,6 +62,9 @@ pub enum Way {
     EndToEnd,
     /// Random frozen blocks, then the classifier: the control
     Random,
+    /// Each block by forward-forward: its output is to be large where the label written into a sample
+    /// is right, and small where it is wrong; then the classifier
+    ForwardForward,
 }
 
 /// A setting that is out of range.
@@ -87,7 +90,7 @@ impl std::error::Error for SettingError {}
 /// Any of the strategies.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub enum Chosen<'m> {
-    /// Blocks forward, by SI or by views.
+    /// Blocks forward, by SI, by views or by goodness.
     Si(ForwardSi<'m>),
     /// The first block forward, the others backward.
     ForwardBackward(ForwardBackward<'m>),
@@ -211,7 +214,8 @@ impl Learning {
             _ => 1.0,
         };
         let (some, number) = ("1 or more", "a number above 0");
-        let (window, views) = (self.window, self.way == Way::SelfSupervised);
+        let window = self.window;
+        let views = matches!(self.way, Way::SelfSupervised | Way::ForwardForward);
         let checks = [
             (
                 "width",
@@ -249,6 +253,30 @@ impl Learning {
         Ok(())
     }
 
+    /// The layers and the ends of the blocks of the net that learns: those of `net`, and where its blocks
+    /// learn by forward-forward, [`L2Normalise`] in front of each block of features but the first. What
+    /// a block tells by the length of its output is then not there for the next one to repeat.
+    ///
+    /// ```
+    /// use sepal_models::{learning::{Learning, Way}, lenet::LENET};
+    /// let (layers, blocks) = Learning { way: Way::ForwardForward, ..Learning::default() }.layers(&LENET);
+    /// assert_eq!((layers.len(), blocks), (16, vec![4, 9, 13, 15, 16]));
+    /// assert_eq!(Learning::default().layers(&LENET).0, LENET.layers);
+    /// ```
+    pub fn layers(&self, net: &Net<'_>) -> (Vec<Layer>, Vec<u16>) {
+        let (mut layers, mut blocks) = (Vec::new(), Vec::new());
+        for block in 0..net.blocks.len() {
+            let (first, last) = net.block(block).unwrap_or_default();
+            let features = 1..usize::from(net.features);
+            if self.way == Way::ForwardForward && features.contains(&block) {
+                layers.push(Layer::L2Normalise(L2Normalise));
+            }
+            layers.extend(net.layers.get(first..last).unwrap_or_default());
+            blocks.push(layers.len() as u16);
+        }
+        (layers, blocks)
+    }
+
     /// What is laid over each block of features while it learns.
     ///
     /// # Errors
@@ -258,6 +286,7 @@ impl Learning {
             let (_, end) = net.block(block).unwrap_or_default();
             let filters = net.shape(end)?.c;
             Ok(match (self.way, self.architecture.depth()) {
+                (Way::ForwardForward, _) => Vec::new(),
                 (Way::Greedy | Way::LocalLosses | Way::PredSim, depth) => {
                     let similar = if self.way == Way::PredSim { recipe::SIMILAR } else { 0 };
                     let outputs = similar.saturating_add(classes);
@@ -282,8 +311,9 @@ impl Learning {
         (0..usize::from(net.features)).map(head).collect()
     }
 
-    /// The strategy that this describes, with the heads of [`heads`](Self::heads).
-    pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]]) -> Chosen<'m> {
+    /// The strategy that this describes for a number of classes, with the heads of
+    /// [`heads`](Self::heads).
+    pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]], classes: u32) -> Chosen<'m> {
         let stop = self.stop;
         let rule = match self.optimiser {
             Optimiser::Adam => Rule::adam(),
@@ -293,6 +323,7 @@ impl Learning {
         let loss = self.loss;
         let objective = match self.way {
             Way::SelfSupervised => Objective::Views(loss),
+            Way::ForwardForward => Objective::Goodness { threshold: recipe::THRESHOLD, classes },
             _ => Objective::Separation(loss),
         };
         let block = recipe::block(self.epochs);
@@ -304,7 +335,7 @@ impl Learning {
         let whole = |epochs| Recipe { rate, epochs, ..classifier };
         let si = |form| Chosen::Si(ForwardSi { block, heads, window, classifier, form });
         match self.way {
-            Way::Si | Way::SelfSupervised => si(Classifier::Whole),
+            Way::Si | Way::SelfSupervised | Way::ForwardForward => si(Classifier::Whole),
             Way::SiLayerwise => si(Classifier::LayerWise),
             Way::ForwardBackward => {
                 let block = Recipe { head: heads.first().copied().unwrap_or_default(), ..block };

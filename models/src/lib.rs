@@ -35,6 +35,8 @@ pub mod file;
 #[cfg(feature = "std")]
 pub mod fit;
 pub mod gesture;
+#[cfg(feature = "std")]
+pub mod goodness;
 #[cfg(any(feature = "onnx", feature = "safetensors"))]
 pub mod imported;
 #[cfg(feature = "std")]

@@ -92,6 +92,10 @@ pub const fn end_to_end(epochs: u16, rate: f32) -> EndToEnd<'static> {
 /// learns by prediction and similarity.
 pub const SIMILAR: u32 = 64;
 
+/// The mean of squares of a block's output above which a sample counts as rightly labelled, where
+/// blocks learn by forward-forward.
+pub const THRESHOLD: f32 = 1.0;
+
 /// The auxiliary classifier of a block of one layer: dense, on all that the block gives.
 pub const fn linear_head(classes: u32) -> [Layer; 2] {
     [Layer::Flatten(Flatten), Layer::Dense(Dense::new(classes))]

@@ -49,7 +49,7 @@ fn images_give_what_the_trainer_gives() {
     let heads: Vec<_> = heads.iter().map(Vec::as_slice).collect();
     let mut fit = Fit::new(net, 3).unwrap();
     let budget = Budget::default();
-    fit.run(&OnReference, &short().chosen(&heads), &mut &train, &budget, &mut ()).unwrap();
+    fit.run(&OnReference, &short().chosen(&heads, 10), &mut &train, &budget, &mut ()).unwrap();
     assert_eq!(fitted.model().net, net);
     let features = |set: &Dataset, last| {
         let mut set = set.clone();

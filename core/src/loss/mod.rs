@@ -21,12 +21,14 @@
 //! no anchor is left, value and gradient are 0.
 
 mod cross_entropy;
+mod goodness;
 mod margin;
 mod pred_sim;
 mod soft_nearest;
 mod triplet;
 
 pub use cross_entropy::{cross_entropy, softmax};
+pub use goodness::goodness;
 pub use margin::margin;
 pub use pred_sim::pred_sim;
 pub use soft_nearest::soft_nearest;
@@ -48,7 +50,7 @@ pub struct Score<T = f32> {
     /// For losses of distances, the count of the Separation Index: samples whose nearest other
     /// sample has their label (of two equally near ones that with the lower index), among all
     /// samples that have any neighbour, skipped or not. Where there are logits, the anchors
-    /// whose largest logit is their label's.
+    /// whose largest logit is their label's; for goodness, those on their side of the threshold.
     pub correct: u32,
 }
 

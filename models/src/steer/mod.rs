@@ -485,9 +485,10 @@ impl<D: Device> Steer<'_, D> {
         watch: &mut impl Watch,
     ) -> Result<(), SteerError> {
         self.check()?;
-        let heads = self.learning.heads(&net.net(), self.train.names().len() as u32)?;
+        let classes = self.train.names().len() as u32;
+        let heads = self.learning.heads(&net.net(), classes)?;
         let heads: Vec<&[Layer]> = heads.iter().map(Vec::as_slice).collect();
-        Ok(net.learn(self, &self.learning.chosen(&heads), stages, watch)?)
+        Ok(net.learn(self, &self.learning.chosen(&heads, classes), stages, watch)?)
     }
 
     /// Trains the classifier, from where it is, on the blocks as they are; blocks that are not trained yet
@@ -510,7 +511,8 @@ impl<D: Device> Steer<'_, D> {
         self.check()?;
         let mut settled = Steered { outcomes: Vec::new(), ..net.clone() };
         let measured = Learning { way: Way::Random, ..*self.learning };
-        settled.learn(self, &measured.chosen(&[]), usize::MAX, watch)?;
+        let classes = self.train.names().len() as u32;
+        settled.learn(self, &measured.chosen(&[], classes), usize::MAX, watch)?;
         *net = settled;
         Ok(())
     }

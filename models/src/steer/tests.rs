@@ -141,7 +141,7 @@ fn growth_stops_and_its_blocks_are_those_of_the_whole_net() {
     let heads = sets.learning.heads(&three(), 2).unwrap();
     let heads: Vec<&[Layer]> = heads.iter().map(Vec::as_slice).collect();
     let mut fit = Fit::new(three(), 3).unwrap();
-    let chosen = sets.learning.chosen(&heads);
+    let chosen = sets.learning.chosen(&heads, 2);
     fit.run(&OnReference, &chosen, &mut &sets.train, &sets.budget, &mut ()).unwrap();
     let mut whole = grown.net.up_to(3).unwrap();
     steer.classify(&mut whole, &mut ()).unwrap();

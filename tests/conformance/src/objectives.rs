@@ -11,7 +11,7 @@ use sepal_core::stage::{Loss, Objective};
 use crate::{Cut, Tolerance, With, ask, len, read, run, values, wide, write};
 
 /// All objectives that have a gradient.
-const OBJECTIVES: [Objective; 10] = [
+const OBJECTIVES: [Objective; 12] = [
     Objective::Separation(Loss::Triplet),
     Objective::Separation(Loss::Margin { margin: 0.2 }),
     Objective::Separation(Loss::Margin { margin: 0.0 }),
@@ -22,6 +22,8 @@ const OBJECTIVES: [Objective; 10] = [
     Objective::CrossEntropy { smoothing: 0.1 },
     Objective::PredSim { beta: 0.9, similar: 2 },
     Objective::PredSim { beta: 0.5, similar: 11 },
+    Objective::Goodness { threshold: 0.37, classes: 3 },
+    Objective::Goodness { threshold: 0.0, classes: 5 },
 ];
 
 struct Outcome<T> {
@@ -42,6 +44,9 @@ fn expected<T: Real>(objective: Objective, x: &[T], dim: usize, labels: &[u16]) 
         Objective::PredSim { beta, similar } => {
             let (beta, mut scratch) = (T::from_f32(beta), vec![T::ZERO; 2 * labels.len()]);
             loss::pred_sim(x, dim, labels, beta, similar as usize, &mut scratch, grad)
+        }
+        Objective::Goodness { threshold, classes } => {
+            loss::goodness(x, dim, labels, classes, T::from_f32(threshold), grad)
         }
         Objective::Separation(Loss::SoftNearest { temperature })
         | Objective::Views(Loss::SoftNearest { temperature }) => {

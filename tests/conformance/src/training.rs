@@ -45,7 +45,7 @@ const NET: Net<'static> = Net {
 const UNIT: Layer = Layer::L2Normalise(L2Normalise);
 const FLATTEN: Layer = Layer::Flatten(Flatten);
 
-const STAGES: [Stage<'static>; 5] = [
+const STAGES: [Stage<'static>; 6] = [
     Stage {
         first: 0,
         last: 4,
@@ -135,11 +135,29 @@ const STAGES: [Stage<'static>; 5] = [
             stop: Stop::Never,
         },
     },
+    // Each sample with its label and with another.
+    Stage {
+        first: 4,
+        last: 8,
+        calibrate: true,
+        cut: Cut::Whole,
+        recipe: Recipe {
+            head: &[],
+            objective: Objective::Goodness { threshold: 0.2, classes: 3 },
+            epochs: 1,
+            batch: 8,
+            micro_batches: 1,
+            rule: Rule::adam(),
+            rate: 0.01,
+            schedule: Schedule::Constant,
+            stop: Stop::Never,
+        },
+    },
 ];
 
 /// The losses of the run with seed 7, as the reference has them: six of each stage, seven of the
-/// last.
-const PINNED: [f32; 31] = [
+/// last two.
+const PINNED: [f32; 38] = [
     0.010927917,
     0.11119037,
     0.19766033,
@@ -171,6 +189,13 @@ const PINNED: [f32; 31] = [
     1.9607055,
     3.1800406,
     2.8867354,
+    0.6954577,
+    0.705063,
+    0.6967216,
+    0.6938858,
+    0.7000147,
+    0.6957385,
+    0.69485325,
 ];
 
 /// 29 images of three classes: each has its own corner lit, under noise.
@@ -392,7 +417,9 @@ pub fn one_sample_at_a_time(with: With) {
         let source = Corners { bytes, ..Corners::bytes() };
         let other = train(with, 5, &Way { chunk, queue, source, pause: None });
         let what = format!("{chunk} at a time, {queue} in flight");
-        Tolerance::TRAINING.check(&what, &other.losses, &expected);
+        // Labels that are written into bytes are rounded: another run than that of numbers.
+        let same = if bytes { expected.len() } else { expected.len() - 7 };
+        Tolerance::TRAINING.check(&what, &other.losses[..same], &expected[..same]);
     }
 }
 
