@@ -7,25 +7,29 @@ use sepal::models::data::{Dataset, Split};
 use crate::program::Failure;
 
 /// Which samples a command line names.
-pub struct Choice<'a> {
-    /// The file of their order.
-    pub order: Option<&'a PathBuf>,
-    /// How many.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Choice {
+    /// File of little-endian u16 indices: the order in which training images are taken
+    #[arg(long, value_name = "FILE")]
+    pub order: Option<PathBuf>,
+
+    /// Train on the first N images of the order only, those held out included
+    #[arg(long, value_name = "N")]
     pub images: Option<u32>,
-    /// How many of the last are measured on instead of the test set.
+
+    /// Measure on the last N training images of the order instead of on the test set
+    #[arg(long, value_name = "N")]
     pub dev: Option<u32>,
 }
 
 /// All training samples, the places of those that are chosen, and what to measure on.
-pub fn chosen(
-    split: Split,
-    Choice { order: file, images, dev }: Choice<'_>,
-) -> Result<(Dataset, Vec<u32>, Dataset), Failure> {
+pub fn chosen(split: Split, choice: &Choice) -> Result<(Dataset, Vec<u32>, Dataset), Failure> {
+    let Choice { order: file, images, dev } = choice;
     let mut chosen = match file {
         Some(path) => order(path, split.train.len())?,
         None => (0..split.train.len()).collect(),
     };
-    let test = match dev {
+    let test = match *dev {
         Some(n) if n == 0 || n as usize >= chosen.len() => {
             return Err(format!("--dev {n}: expected 1 to {}", chosen.len() - 1).into());
         }

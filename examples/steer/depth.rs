@@ -4,13 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use sepal::backend::Device;
-use sepal::models::cache::Budget;
-use sepal::models::file;
 use serde_json::json;
 
 use crate::options::{Options, Rising};
 use crate::program::Failure;
-use crate::work::{Clock, Lines, Work, macs, parameters};
+use crate::work::{Clock, Lines, Work, each_seed, macs, parameters};
 
 /// Grows a net block by block, each by SI, the ones before frozen, while held-out SI rises; the net that
 /// is kept ends at the best block and gets its classifier.
@@ -32,20 +30,9 @@ pub struct Args {
 }
 
 pub fn run<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let options = &args.options;
-    if let Some(path) = &args.save {
-        if options.seeds.len() != 1 {
-            return Err("--save: expected one of --seeds".into());
-        }
-        file::check_writable(path)?;
-    }
-    let (learning, sets) = (options.learning()?, options.sets()?);
-    let work = Work { device, sets: &sets, learning: &learning, budget: Budget::default() };
-    let mut lines = Lines { out, json: options.json };
-    for &seed in &options.seeds {
-        one(&work, args, seed, &mut lines)?;
-    }
-    Ok(())
+    each_seed(device, &args.options, args.save.as_deref(), out, |work, seed, lines| {
+        one(work, args, seed, lines)
+    })
 }
 
 fn one<D: Device>(

@@ -1,7 +1,5 @@
 //! What all subcommands take.
 
-use std::path::PathBuf;
-
 use sepal::models::architecture::Architecture;
 use sepal::models::data::Dataset;
 use sepal::models::learning::{Learning, SettingError};
@@ -21,17 +19,8 @@ pub struct Options {
     #[command(flatten)]
     pub set: Set,
 
-    /// File of little-endian u16 indices: the order in which training images are taken
-    #[arg(long, value_name = "FILE")]
-    pub order: Option<PathBuf>,
-
-    /// Take the first N training images of the order only, those held out included
-    #[arg(long, value_name = "N")]
-    pub images: Option<u32>,
-
-    /// Measure accuracy on the last N training images of the order instead of on the test set
-    #[arg(long, value_name = "N")]
-    pub dev: Option<u32>,
+    #[command(flatten)]
+    pub choice: Choice,
 
     /// Judge SI on the last N of the training images, which nothing is trained on [default: a tenth]
     #[arg(long, value_name = "N")]
@@ -146,9 +135,7 @@ impl Options {
 
     /// What to train on, to judge SI on, and to measure accuracy on.
     pub fn sets(&self) -> Result<Sets, Failure> {
-        let Self { images, dev, .. } = *self;
-        let choice = Choice { order: self.order.as_ref(), images, dev };
-        let (train, chosen, test) = order::chosen(self.set.open()?, choice)?;
+        let (train, chosen, test) = order::chosen(self.set.open()?, &self.choice)?;
         let held = self.held_out.map_or(chosen.len() / 10, |n| n as usize);
         let Some(fit) = chosen.len().checked_sub(held).filter(|&fit| fit > 0 && held > 0) else {
             let most = chosen.len().saturating_sub(1);

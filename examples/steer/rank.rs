@@ -76,7 +76,7 @@ fn sets<D: Device>(
         let split = options.set.open()?;
         let some = |all: &Dataset| {
             let order = Permutation::new(seed, 0, all.len());
-            let images = options.images.unwrap_or(all.len()).min(all.len());
+            let images = options.choice.images.unwrap_or(all.len()).min(all.len());
             all.subset(&(0..images).map(|place| order.get(place)).collect::<Vec<_>>())
         };
         let test = some(&split.test)?;

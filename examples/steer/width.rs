@@ -4,14 +4,12 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use sepal::backend::Device;
-use sepal::models::cache::Budget;
-use sepal::models::file;
 use sepal::models::steer::{Steered, Tried};
 use serde_json::json;
 
 use crate::options::{Options, Rising};
 use crate::program::Failure;
-use crate::work::{Clock, Lines, Work, macs, parameters};
+use crate::work::{Clock, Lines, Work, each_seed, macs, parameters};
 
 /// Chooses the filters of each block: wider and wider ones are trained by SI while held-out SI rises,
 /// and the best is kept. Beside it nets of the architecture's own widths.
@@ -37,20 +35,9 @@ pub struct Args {
 }
 
 pub fn run<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let options = &args.options;
-    if let Some(path) = &args.save {
-        if options.seeds.len() != 1 {
-            return Err("--save: expected one of --seeds".into());
-        }
-        file::check_writable(path)?;
-    }
-    let (learning, sets) = (options.learning()?, options.sets()?);
-    let work = Work { device, sets: &sets, learning: &learning, budget: Budget::default() };
-    let mut lines = Lines { out, json: options.json };
-    for &seed in &options.seeds {
-        one(&work, args, seed, &mut lines)?;
-    }
-    Ok(())
+    each_seed(device, &args.options, args.save.as_deref(), out, |work, seed, lines| {
+        one(work, args, seed, lines)
+    })
 }
 
 fn one<D: Device>(

@@ -17,7 +17,7 @@ use sepal::models::steer::{Steer, Steered};
 use sepal::net::Net;
 use serde_json::Value;
 
-use crate::options::Sets;
+use crate::options::{Options, Sets};
 use crate::program::Failure;
 use crate::{digest, stop};
 
@@ -62,6 +62,26 @@ impl<D: Device> Work<'_, D> {
         let meta = Meta { classes: &classes, provenance, ..Meta::NONE };
         Ok(file::save(path, &net.model(), &meta)?)
     }
+}
+
+/// Does `one` for each seed; a model can be written of one alone.
+pub fn each_seed<D: Device>(
+    device: &D,
+    options: &Options,
+    save: Option<&Path>,
+    out: &mut dyn Write,
+    mut one: impl FnMut(&Work<'_, D>, u64, &mut Lines<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    if let Some(path) = save {
+        if options.seeds.len() != 1 {
+            return Err("--save: expected one of --seeds".into());
+        }
+        file::check_writable(path)?;
+    }
+    let (learning, sets) = (options.learning()?, options.sets()?);
+    let work = Work { device, sets: &sets, learning: &learning, budget: Budget::default() };
+    let mut lines = Lines { out, json: options.json };
+    options.seeds.iter().try_for_each(|&seed| one(&work, seed, &mut lines))
 }
 
 /// A net of an architecture for these samples, as it is drawn.

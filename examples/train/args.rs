@@ -13,6 +13,7 @@ use sepal::stage::{Loss, Stop};
 use sepal::strategy::Window;
 
 use crate::gpu::Gpu;
+use crate::order::Choice;
 use crate::positive::positive;
 use crate::program::Failure;
 use crate::seconds::seconds;
@@ -48,17 +49,8 @@ pub struct Args {
     #[command(flatten)]
     pub set: Set,
 
-    /// File of little-endian u16 indices: the order in which training images are taken
-    #[arg(long, value_name = "FILE")]
-    pub order: Option<PathBuf>,
-
-    /// Train on the first N images of the order only
-    #[arg(long, value_name = "N")]
-    pub images: Option<u32>,
-
-    /// Measure on the last N training images of the order instead of on the test set
-    #[arg(long, value_name = "N")]
-    pub dev: Option<u32>,
+    #[command(flatten)]
+    pub choice: Choice,
 
     /// Learn as this file of JSON says, in place of all options from --model to --patience; --report
     /// writes one. Fields that are left out have their defaults. Data, augmentation and seed stay options

@@ -58,7 +58,6 @@ use sepal::stage::Stop;
 use serde_json::json;
 
 use args::Args;
-use order::Choice;
 use program::Failure;
 use progress::Progress;
 use tensorboard::{Board, Shown};
@@ -231,8 +230,7 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
 
 /// The images to train on, to test on, and to hold out.
 fn sets(args: &Args, learning: &Learning) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {
-    let choice = Choice { order: args.order.as_ref(), images: args.images, dev: args.dev };
-    let (train, chosen, test) = order::chosen(args.set.open()?, choice)?;
+    let (train, chosen, test) = order::chosen(args.set.open()?, &args.choice)?;
     let (chosen, held_out) = match learning.stop {
         Stop::Never => (&chosen[..], None),
         _ => {
