@@ -141,7 +141,13 @@ fn check(net: Net<'_>) {
 /// All other strategies.
 fn others(device: &impl Device, net: Net<'_>) {
     let (si, whole) = (forward_si(recipe::block(1)), end_to_end().recipe);
-    learns(device, net, &ForwardBackward { block: si.block, rest: whole });
+    for blocks in [1, 2] {
+        learns(
+            device,
+            net,
+            &ForwardBackward { blocks, block: si.block, heads: si.heads, rest: whole },
+        );
+    }
     let (linear, deep) = (recipe::linear_head(CLASSES), simcnn_head(4, CLASSES));
     // Convolutions of 3x3 do not fit behind those of text.
     let deep = if net.input.shape.h > 1 { of_depth(2, &deep) } else { &linear };

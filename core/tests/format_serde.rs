@@ -162,8 +162,8 @@ fn nets_and_stages_are_written_field_by_field() {
         window: Together::ONE,
     };
     assert_eq!(size(&|to| postcard::to_slice(&forward, to).unwrap().len()), 2 * one + 1 + 3);
-    let backward = ForwardBackward { block: recipe, rest: recipe };
-    assert_eq!(size(&|to| postcard::to_slice(&backward, to).unwrap().len()), 2 * one);
+    let backward = ForwardBackward { blocks: 3, block: recipe, heads: &[], rest: recipe };
+    assert_eq!(size(&|to| postcard::to_slice(&backward, to).unwrap().len()), 2 * one + 1 + 1);
     let (classifier, fine_tune) = (recipe, Some(recipe));
     let heads: &[&[Layer]] = &[&[RELU], &[RELU, RELU]];
     let greedy = Greedy { block: recipe, heads, classifier, fine_tune };

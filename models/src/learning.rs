@@ -50,7 +50,7 @@ pub enum Way {
     SiLayerwise,
     /// As si, without labels: the neighbour of an image is to be the same image, changed otherwise
     SelfSupervised,
-    /// The first block by SI, then all others by back-propagation
+    /// The first block by SI, or as many as a window has together, then all others by back-propagation
     ForwardBackward,
     /// Each block by cross-entropy behind an auxiliary classifier, then the classifier
     Greedy,
@@ -92,7 +92,7 @@ impl std::error::Error for SettingError {}
 pub enum Chosen<'m> {
     /// Blocks forward, by SI, by views or by goodness.
     Si(ForwardSi<'m>),
-    /// The first block forward, the others backward.
+    /// The first blocks forward, the others backward.
     ForwardBackward(ForwardBackward<'m>),
     /// Blocks by auxiliary classifiers.
     Greedy(Greedy<'m>),
@@ -338,8 +338,8 @@ impl Learning {
             Way::Si | Way::SelfSupervised | Way::ForwardForward => si(Classifier::Whole),
             Way::SiLayerwise => si(Classifier::LayerWise),
             Way::ForwardBackward => {
-                let block = Recipe { head: heads.first().copied().unwrap_or_default(), ..block };
-                Chosen::ForwardBackward(ForwardBackward { block, rest: whole(self.head_epochs) })
+                let (blocks, rest) = (window.blocks, whole(self.head_epochs));
+                Chosen::ForwardBackward(ForwardBackward { blocks, block, heads, rest })
             }
             Way::Greedy => {
                 let fine_tune = (self.fine_tune > 0).then(|| whole(self.fine_tune));
