@@ -4,7 +4,9 @@
 //! convolution passes its filters over all places and cannot tell those from any others, so
 //! Scodellaro et al. ("Training convolutional neural networks with the forward-forward algorithm",
 //! arXiv 2312.14924) lay a wave of each class over the whole image. Both are here: waves for images,
-//! numbers for all else. The directions, frequencies and share of the waves are this crate's.
+//! numbers for all else. The directions, frequencies and share of the waves are this crate's. Neither
+//! source writes labels into samples that are no images, and a convolution over those cannot tell the
+//! numbers from any others either.
 
 use core::f32::consts::{FRAC_1_SQRT_2, SQRT_2, TAU};
 
@@ -22,7 +24,7 @@ const FREQUENCIES: [f32; 2] = [1.0 / 16.0, 1.0 / 3.0];
 const DIRECTIONS: [[f32; 2]; 4] =
     [[1.0, 0.0], [FRAC_1_SQRT_2, FRAC_1_SQRT_2], [0.0, 1.0], [-FRAC_1_SQRT_2, FRAC_1_SQRT_2]];
 
-/// Whether labels can be written into samples of this input: at least two classes, and for samples
+/// Whether labels can be written into samples of this input: two classes to 65,536, and for samples
 /// that are no images at least as many numbers.
 pub const fn fits(input: &Input, classes: u32) -> bool {
     let numbers = match input.shape.sample() {
@@ -55,6 +57,10 @@ pub(crate) const fn wrong(label: u16, classes: u32, mut rng: Rng) -> u16 {
 /// channel. The direction u is 0, 45, 90 or 135 degrees, for label mod 4; the frequency is one of
 /// `ceil(classes / 4)`, in the middle of as many equal parts of 1/16 to 1/3 cycles per pixel, for label / 4.
 /// Bytes are rounded, and end at 0 and 255.
+///
+/// Numbers that a label takes the place of are lost. Where the first layer standardises them it scales
+/// the label as what stood there: a 1 among thousands is next to nothing. So numbers of very different
+/// sizes are best scaled before, or by the normalisation.
 ///
 /// ```
 /// use sepal_core::label::write;

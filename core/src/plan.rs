@@ -91,8 +91,8 @@ pub enum PlanError {
         /// How many layers were.
         depth: usize,
     },
-    /// Labels that cannot be written into a sample: fewer than two classes, or a sample that is no
-    /// image and has fewer numbers than classes.
+    /// Labels that cannot be written into a sample: fewer than two classes or more than 65,536, or a
+    /// sample that is no image and has fewer numbers than classes.
     Label {
         /// How many classes there are.
         classes: u32,
@@ -132,7 +132,7 @@ impl core::fmt::Display for PlanError {
             ),
             Self::Label { classes, sample } => write!(
                 f,
-                "labels of {classes} classes in a sample of {sample}, expected 2 classes or more, and \
+                "labels of {classes} classes in a sample of {sample}, expected 2 to 65536 classes, and \
                  for samples that are no images as many numbers"
             ),
         }

@@ -193,6 +193,7 @@ const MARGIN: Objective = Objective::Separation(Loss::Margin { margin: 0.2 });
 const SOFT: Objective = Objective::Separation(Loss::SoftNearest { temperature: 0.1 });
 const TRIPLET: Objective = Objective::Separation(Loss::Triplet);
 const ENTROPY: Objective = Objective::CrossEntropy { smoothing: 0.1 };
+const GOODNESS: Objective = Objective::Goodness { threshold: 0.5, classes: 3 };
 const MOMENTUM: Rule = Rule::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.0 };
 
 struct Training {
@@ -248,7 +249,7 @@ const READOUT: &[Layer] = &[
     Layer::L2Normalise(L2Normalise),
 ];
 
-static TRAININGS: [Training; 25] = [
+static TRAININGS: [Training; 29] = [
     training("LeNet 1", LENET, (0, 4), recipe(HEAD, MARGIN, Rule::adam()), Feed::BYTES),
     training("LeNet 2", LENET, (4, 8), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("LeNet 2, wide", LENET, (4, 8), recipe(HEAD, MARGIN, MOMENTUM), WIDE),
@@ -270,6 +271,10 @@ static TRAININGS: [Training; 25] = [
     training("residual 2", RESIDUAL, (3, 10), recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     training("residual 3", RESIDUAL, (10, 17), recipe(HEAD, MARGIN, MOMENTUM), QUEUED),
     training("residual, whole", RESIDUAL, (0, 18), recipe(&[], ENTROPY, Rule::adam()), NUMBERS),
+    training("LeNet 2, labels", LENET, (4, 8), recipe(&[], GOODNESS, Rule::adam()), QUEUED),
+    training("one layer, labels", ONE_LAYER, (0, 1), recipe(&[], GOODNESS, MOMENTUM), NUMBERS),
+    training("text, labels", TEXT, (0, 6), recipe(HEAD, GOODNESS, Rule::adam()), WIDE),
+    every_block("LeNet, every block, labels", LENET, 8, recipe(&[], GOODNESS, MOMENTUM), WIDE),
     every_block("residual, every block", RESIDUAL, 17, recipe(HEAD, SOFT, MOMENTUM), WIDE),
     every_block("LeNet, every block", LENET, 8, recipe(HEAD, SOFT, Rule::adam()), Feed::BYTES),
     every_block("MLP, every block", MLP, 6, recipe(&[], ENTROPY, MOMENTUM), QUEUED),
@@ -376,7 +381,8 @@ fn train(training: &Training, words: &mut [Word]) -> Result<Vec<u32>, Error> {
             numbers.push(score.value);
         }
     })?;
-    assert_eq!(numbers.len(), 4, "{}: two passes of two batches", training.name);
+    let steps = 2 * session.steps(source.len()) as usize;
+    assert_eq!(numbers.len(), steps, "{}: two passes", training.name);
     session.store(&mut backend, &mut weights)?;
     assert!(weights.is_empty() || weights != frozen, "{}: it learns", training.name);
     numbers.extend(weights);

@@ -92,6 +92,7 @@ fn recipes_and_runs() {
     comes_back(Objective::Statistics);
     comes_back(Objective::CrossEntropy { smoothing: 0.1 });
     comes_back(Objective::PredSim { beta: 0.99, similar: 64 });
+    comes_back(Objective::Goodness { threshold: 1.0, classes: 10 });
     comes_back(Stop::Never);
     comes_back(Stop::SiPlateau { patience: 3, min_delta: 0.01 });
     for rule in [Rule::sgd(), Rule::adam(), Rule::adamw(0.01)] {

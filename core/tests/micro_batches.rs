@@ -139,6 +139,27 @@ fn parts_learn_what_the_batch_learns() {
     }
 }
 
+/// Both copies of a sample are in one part, the second with the label that it has in the whole batch.
+#[test]
+fn labels_that_are_written_are_those_of_the_whole_batch() {
+    let trained = |micro_batches, queue| {
+        let objective = Objective::Goodness { threshold: 0.5, classes: 3 };
+        let recipe = Recipe { objective, micro_batches, ..STAGE.recipe };
+        trained(Stage { recipe, ..STAGE }, queue)
+    };
+    let whole = trained(1, 1);
+    assert_eq!(whole.steps.len(), 12, "27 samples are four batches of 6 twice, three times");
+    for (parts, queue) in [(2, 1), (3, 2), (6, 1)] {
+        let own = trained(parts, queue);
+        for (a, b) in own.weights.iter().zip(&whole.weights) {
+            assert!((a - b).abs() < 2e-5, "{parts}: {a} and {b}");
+        }
+        for (a, b) in own.steps.iter().zip(&whole.steps) {
+            assert!((a.0 - b.0).abs() < 1e-5 && (a.1, a.2) == (b.1, b.2), "{a:?} {b:?}");
+        }
+    }
+}
+
 /// Where layers look across a batch, each part is a batch of its own to them.
 #[test]
 fn statistics_are_those_of_a_part() {

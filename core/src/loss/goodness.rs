@@ -11,9 +11,9 @@ use crate::real::Real;
 /// dL/df_ik = -(s_i / m') sigmoid(-s_i (g_i - t)) 2 f_ik / D
 /// ```
 /// t is `threshold`; s is 1 for the first half of the rows, which are positive, and -1 for the others.
-/// The source writes the sum of squares in its equation; of D features the mean is that by D, so a
-/// threshold does not depend on D. Softplus of the margin is -log of the probability that the source
-/// gives the sample its kind.
+/// The source writes the sum of squares in its equation, inside the logistic function of which the loss
+/// is -log: the probability of a sample's kind. Of D features the mean is that by D. So a threshold does
+/// not depend on D, and what is inside is 1/D of the source's.
 ///
 /// Labels are those written into the samples. One that is none of `classes` is skipped and counted, and
 /// so is a sample whose goodness or term is not finite. With fewer than two classes, or a threshold

@@ -74,12 +74,14 @@ impl Window {
 /// forward-forward algorithm (Hinton, arXiv 2212.13345). Where this departs:
 /// - Goodness is the mean of squares, not their sum, and behind a block's norm, which sees positive
 ///   and negative samples of a batch together. Both are made of the same samples.
+/// - Wrong labels are all others alike. The source picks those that its net finds likely with a neutral
+///   label, which took it a third of the passes.
 /// - The source scales what a layer gives the next to one length. So does an
 ///   [`L2Normalise`](crate::layer::L2Normalise) as a block's first layer, which is for the net to have: without
 ///   it a block can repeat what the one before found. Its length is 1, not the square root of D.
-/// - Blocks learn one after the other. Of the source's two readings, the classifier is one, of the last
-///   block alone and of samples as they are in place of a neutral label; the label of most goodness is
-///   the other.
+/// - Blocks learn one after the other, or with [`LocalLosses`](super::LocalLosses) all at once. Of the
+///   source's two readings, the classifier is one, of the last block alone and of samples as they are in
+///   place of a neutral label; the label of most goodness is the other.
 /// - Standardisation layers are measured on samples as they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
