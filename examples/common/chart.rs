@@ -5,9 +5,8 @@ use plotters::prelude::*;
 
 use crate::program::Failure;
 
-/// Colours that people tell apart whatever their eyes (Okabe and Ito, 2008), black, grey
-/// and brown.
-const COLOURS: [RGBColor; 10] = [
+/// Colours that people tell apart whatever their eyes (Okabe and Ito, 2008), black and grey.
+const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(230, 159, 0),
@@ -17,7 +16,6 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(240, 228, 66),
     RGBColor(0, 0, 0),
     RGBColor(110, 110, 110),
-    RGBColor(122, 72, 40),
 ];
 const PANEL: (u32, u32) = (420, 300);
 const COLUMNS: usize = 3;

@@ -56,7 +56,7 @@ impl Set {
 }
 
 /// A way to learn: its name, how people write it, what it is, how many blocks learn together.
-pub const STRATEGIES: [(&str, &str, Way, Optimiser, u16); 10] = [
+pub const STRATEGIES: [(&str, &str, Way, Optimiser, u16); 9] = [
     ("si", "forward SI", Way::Si, Optimiser::Adam, 1),
     ("windows", "forward SI, windows of 3 blocks", Way::Si, Optimiser::Adam, 3),
     ("forward-backward", "forward-backward", Way::ForwardBackward, Optimiser::Adam, 1),
@@ -66,7 +66,6 @@ pub const STRATEGIES: [(&str, &str, Way, Optimiser, u16); 10] = [
     ("end-to-end-adam", "end to end, Adam", Way::EndToEnd, Optimiser::Adam, 1),
     ("end-to-end", "end to end", Way::EndToEnd, Optimiser::Adam, 1),
     ("random", "random frozen (control)", Way::Random, Optimiser::Adam, 1),
-    ("forward-forward", "forward-forward", Way::ForwardForward, Optimiser::Adam, 1),
 ];
 
 /// How large a run is.

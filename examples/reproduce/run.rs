@@ -11,7 +11,6 @@ use sepal::models::data::{DataError, Dataset, Split};
 use sepal::models::file::Loaded;
 use sepal::models::fit::Fit;
 use sepal::models::learning::kept;
-use sepal::net::Net;
 use sepal::rng::Permutation;
 
 use crate::args::Args;
@@ -58,10 +57,8 @@ pub fn run(
     let layers = cell.model.layers(classes, scale.width);
     let input = cell.model.input(&train);
     let net = cell.model.net(&layers, input);
-    let learning = cell.learning(scale);
-    let (layers, blocks) = learning.layers(&net);
-    let net = Net { layers: &layers, blocks: &blocks, ..net };
     net.check()?;
+    let learning = cell.learning(scale);
     let heads = learning.heads(&net, classes)?;
     let heads: Vec<&[Layer]> = heads.iter().map(Vec::as_slice).collect();
     let strategy = learning.chosen(&heads, classes);
