@@ -296,7 +296,15 @@ impl<D: Device> Classifier<D> {
         check_apart(view.labels())?;
         let usual = if rows { Architecture::Dense } else { Architecture::Lenet };
         let architecture = self.architecture.unwrap_or(usual);
-        let batch = self.learning.batch.min(Source::len(&view));
+        let batch = match Source::len(&view) {
+            // In as many equal parts as the batch that was asked for.
+            few if few < self.learning.batch => {
+                let Learning { way, micro_batches, .. } = self.learning;
+                let part = micro_batches.saturating_mul(way.places()).max(1);
+                if few < part { few } else { few - few % part }
+            }
+            _ => self.learning.batch,
+        };
         let steps = Source::len(&view) / batch.max(1);
         let passes = |usual: u16, updates: u32| usual.max(updates.div_ceil(steps.max(1)) as u16);
         let [block, classifier] = UPDATES;

@@ -1,5 +1,6 @@
 //! Reading a net's classes off its goodness, without a classifier.
 
+use sepal_core::arena::ArenaError;
 use sepal_core::backend::Device;
 use sepal_core::error::Error;
 use sepal_core::label;
@@ -15,7 +16,8 @@ const CHUNK: u32 = 256;
 
 /// How much each label, written into each sample, excites the blocks of features: the sum of the means of
 /// squares of what they give. Hinton (arXiv 2212.13345) leaves the first block out, which serves best
-/// there; so does this, where there is another.
+/// there; so does this, where there is another. Blocks that learnt within a window count as all others
+/// do, though goodness was asked of its last alone.
 ///
 /// The classifier behind the features takes no part, and nothing is learnt: it takes as many passes as
 /// there are classes.
@@ -64,6 +66,11 @@ impl Goodness {
             return Err(PlanError::Range { first: 0, last: 0, layers: net.layers.len() }.into());
         }
         let (mut data, mut labels) = (Vec::new(), Vec::new());
+        let numbers = (source.len() as usize).saturating_mul(classes as usize);
+        if data.try_reserve_exact(numbers).is_err() {
+            let needed = numbers.saturating_mul(size_of::<f32>());
+            return Err(ArenaError::OutOfMemory { needed, given: 0 }.into());
+        }
         for first in (0..source.len()).step_by(CHUNK as usize) {
             let n = CHUNK.min(source.len() - first);
             let at = data.len();
@@ -156,7 +163,10 @@ impl<S: Source> Source for Written<'_, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sepal_core::layer::{Dense, Layer};
+    use crate::cache::Budget;
+    use crate::fit::Fit;
+    use crate::learning::{Learning, Way};
+    use sepal_core::layer::{Dense, Flatten, Layer, RELU};
     use sepal_core::net::{Net, Normalisation, Weights};
     use sepal_core::reference::OnReference;
 
@@ -228,6 +238,40 @@ mod tests {
         // Equal goodness is the first label's.
         assert!(one.predicted().all(|label| label == 0));
         assert!((one.accuracy() - 2.0 / 3.0).abs() < 1e-9, "{}", one.accuracy());
+    }
+
+    /// Whether the label fits the third number is what a block learns, and what is read off it.
+    #[test]
+    fn what_is_learnt_is_read() {
+        let layers = [Layer::Dense(Dense::new(8)), RELU, UNITS];
+        let net = Net { input: INPUT, layers: &layers, blocks: &[2, 3], features: 1 };
+        let learning = Learning {
+            way: Way::ForwardForward,
+            epochs: 40,
+            head_epochs: 1,
+            batch: 32,
+            ..Learning::default()
+        };
+        for seed in 0..3 {
+            let mut fit = Fit::new(net, seed).unwrap();
+            let (strategy, budget) = (learning.chosen(&[], 2), Budget::default());
+            fit.run(&OnReference, &strategy, &mut Rows(96), &budget, &mut ()).unwrap();
+            let score = fit.outcomes()[0].score;
+            let read = Goodness::new(&OnReference, &fit.model(), &mut Rows(96), 2).unwrap();
+            assert_eq!((score, read.accuracy()), (1.0, 1.0), "{seed}");
+        }
+    }
+
+    #[test]
+    fn memory_that_the_system_has_not_is_refused() {
+        let input = Input { shape: Shape::new(1, 1, 2, 2), ..INPUT };
+        let net =
+            Net { input, layers: &[Layer::Flatten(Flatten), UNITS], blocks: &[2], features: 1 };
+        let model = Model { net, weights: Weights::Flat(&[0.5; 8]) };
+        let refused =
+            Goodness::new(&OnReference, &model, &mut Rows(u32::MAX), 1 << 16).unwrap_err();
+        let needed = u32::MAX as usize * (4 << 16);
+        assert_eq!(refused, ArenaError::OutOfMemory { needed, given: 0 }.into());
     }
 
     #[test]

@@ -67,6 +67,13 @@ pub enum Way {
     ForwardForward,
 }
 
+impl Way {
+    /// Places that each sample takes in a batch of a block.
+    pub(crate) const fn places(self) -> u32 {
+        if matches!(self, Self::SelfSupervised | Self::ForwardForward) { 2 } else { 1 }
+    }
+}
+
 /// A setting that is out of range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettingError {
@@ -214,8 +221,7 @@ impl Learning {
             _ => 1.0,
         };
         let (some, number) = ("1 or more", "a number above 0");
-        let window = self.window;
-        let views = matches!(self.way, Way::SelfSupervised | Way::ForwardForward);
+        let (window, places) = (self.window, self.way.places());
         let checks = [
             (
                 "width",
@@ -234,15 +240,15 @@ impl Learning {
             ("batch", self.batch >= 2, self.batch.to_string(), "2 or more"),
             (
                 "batch",
-                !views || self.batch.is_multiple_of(2),
+                self.batch.is_multiple_of(places),
                 self.batch.to_string(),
                 "an even number, two of each sample",
             ),
             (
                 "micro_batches",
-                self.micro_batches > 0 && self.batch.is_multiple_of(self.micro_batches),
+                self.micro_batches > 0 && (self.batch / places).is_multiple_of(self.micro_batches),
                 self.micro_batches.to_string(),
-                "a divisor of the batch",
+                if places > 1 { "a divisor of half the batch" } else { "a divisor of the batch" },
             ),
         ];
         for (field, fits, found, expected) in checks {
@@ -327,7 +333,12 @@ impl Learning {
             _ => Objective::Separation(loss),
         };
         let block = recipe::block(self.epochs);
-        let block = Recipe { objective, rate, batch, micro_batches, rule, stop, ..block };
+        let head = match self.way {
+            // Behind a scaling to length 1 all have the same goodness.
+            Way::ForwardForward => &[],
+            _ => block.head,
+        };
+        let block = Recipe { head, objective, rate, batch, micro_batches, rule, stop, ..block };
         let classifier = recipe::classifier(self.head_epochs);
         let classifier = Recipe { rate: self.head_rate, batch, micro_batches, rule, ..classifier };
         let window = self.window;

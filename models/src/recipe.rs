@@ -93,7 +93,7 @@ pub const fn end_to_end(epochs: u16, rate: f32) -> EndToEnd<'static> {
 pub const SIMILAR: u32 = 64;
 
 /// The mean of squares of a block's output above which a sample counts as rightly labelled, where
-/// blocks learn by forward-forward.
+/// blocks learn by forward-forward. The source gives none.
 pub const THRESHOLD: f32 = 1.0;
 
 /// The auxiliary classifier of a block of one layer: dense, on all that the block gives.

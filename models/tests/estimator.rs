@@ -198,6 +198,29 @@ fn settings_are_taken() {
     on().strategy(Way::EndToEnd).epochs(1).fit_watched(x.view(), y.view(), &mut stages).unwrap();
     assert_eq!(stages.0, [(1, 120, 1e-2)]);
 
+    // In equal parts, and both copies of a sample in one of them, whatever is left over.
+    let (odd, y_odd) =
+        (x.slice_axis(Axis(0), (..119).into()), y.slice_axis(Axis(0), (..119).into()));
+    for (way, micro_batches, batch) in [
+        (Way::Si, 1, 119),
+        (Way::Si, 8, 112),
+        (Way::ForwardForward, 1, 118),
+        (Way::ForwardForward, 4, 112),
+    ] {
+        let learning = Learning {
+            architecture: Architecture::Dense,
+            way,
+            micro_batches,
+            epochs: 1,
+            head_epochs: 1,
+            ..Learning::default()
+        };
+        let mut stages = Stages(Vec::new());
+        let stopped = on().learning(learning).fit_watched(odd, y_odd, &mut stages);
+        assert!(matches!(stopped, Err(EstimatorError::Fit(FitError::Stopped))), "{way:?}");
+        assert!(stages.0.iter().all(|stage| stage.1 == batch), "{way:?}: {:?}", stages.0);
+    }
+
     // 12 steps a pass, or one.
     for (batch, passes) in [(10, (5, 30)), (120, (40, 300))] {
         let mut stages = Stages(Vec::new());
@@ -240,6 +263,16 @@ fn what_cannot_be_fitted_or_predicted_is_named() {
     says(on().classes(0).fit(x.view(), y.view()), &["2 classes or more"]);
     says(on().epochs(0).fit(x.view(), y.view()), &["epochs: found 0"]);
     says(on().batch(1).fit(x.view(), y.view()), &["batch: found 1, expected 2"]);
+    let parts = |way, batch, micro_batches| {
+        let architecture = Architecture::Dense;
+        let learning = Learning { architecture, way, batch, micro_batches, ..Learning::default() };
+        on().learning(learning).fit(x.view(), y.view())
+    };
+    says(parts(Way::Si, 6, 4), &["micro_batches: found 4", "a divisor of the batch"]);
+    says(parts(Way::ForwardForward, 7, 1), &["batch: found 7", "an even number"]);
+    says(parts(Way::ForwardForward, 6, 2), &["micro_batches: found 2", "a divisor of half"]);
+    let few = on().strategy(Way::ForwardForward).classes(6).fit(x.view(), y.view());
+    says(few, &["6 classes", "1x5x1x1"]);
     says(on().rate(f32::NAN).fit(x.view(), y.view()), &["rate: found NaN", "above 0"]);
     says(on().strategy(Way::SelfSupervised).fit(x.view(), y.view()), &["way", "SelfSupervised"]);
     let two = x.slice_axis(Axis(0), (..2).into());
