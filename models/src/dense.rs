@@ -1,4 +1,4 @@
-//! A net for rows of features.
+//! A net for rows of features: it has no source, and its sizes are this crate's.
 
 use sepal_core::layer::{BatchNorm, Dense, Flatten, Layer, RELU, Standardise};
 use sepal_core::net::{Input, Net};

@@ -1,4 +1,13 @@
-//! LeNet (LeCun et al. 1998) in two forms.
+//! LeNet (LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document
+//! recognition", Proc. IEEE 1998) in two forms.
+//!
+//! Taken from the original: 5x5 convolutions of 6 and 16 filters, each followed by a halving, then
+//! dense layers of 120, 84 and the classes. The original reads 32x32 images; in the first form here
+//! padding makes the same of 28x28. Chosen here, as is usual today: max-pools in place of means
+//! with a learnt scale and shift, ReLU in place of tanh, every filter of the second convolution
+//! sees all planes of the first (there a table says which), and a dense layer of logits in place of
+//! radial basis functions. Batch norm and standardised features, in the first form, are this
+//! crate's. Karimi et al. (2024) name the net and nothing of its form.
 
 use sepal_core::layer::{
     BatchNorm, Conv2d, Dense, Flatten, Layer, MaxPool, RELU, Standardise, Window,

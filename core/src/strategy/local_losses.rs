@@ -7,7 +7,7 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// block to another; then the classifier.
 ///
 /// With a dense layer on the features as each head and cross-entropy this is the local
-/// prediction loss of Nokland and Eidnes, "Training neural networks with local error signals", ICML
+/// prediction loss of Nøkland and Eidnes, "Training neural networks with local error signals", ICML
 /// 2019; with [`Objective::PredSim`](crate::stage::Objective::PredSim) it is that and their
 /// similarity matching, predsim. There the similarities are between the deviations of the channels of a
 /// convolution of its own, here between what the head gives beside the logits. The classifier
