@@ -77,8 +77,8 @@ pub struct Args {
     #[arg(long, value_name = "T", default_value_t = 0.1, value_parser = positive)]
     pub temperature: f32,
 
-    /// Blocks that learn by SI together. More than one is local back-propagation, with the memory
-    /// that this takes
+    /// Blocks that learn by SI together; with --strategy forward-backward the first ones. More than
+    /// one is local back-propagation, with the memory that this takes
     #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub window: u16,
 
@@ -90,8 +90,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Readout::Unit)]
     pub readout: Readout,
 
-    /// Layers of the auxiliary classifiers of --strategy greedy and local-losses: 1 is a dense
-    /// layer, 2 and 3 have 3x3 convolutions of the block's width in front of it
+    /// Layers of the auxiliary classifiers of --strategy greedy, local-losses and pred-sim: 1 is a
+    /// dense layer, 2 and 3 have 3x3 convolutions of the block's width in front of it
     #[arg(long, value_name = "LAYERS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
     pub auxiliary: u8,
 
