@@ -38,12 +38,12 @@ def main():
     for line in (pathlib.Path(__file__).parent / "results.jsonl").read_text().splitlines():
         run = json.loads(line)
         runs.setdefault(run["label"], {})[run["seed"]] = run
-    print("| | linear | head | seeds |\n|---|---|---|---|")
+    print("| | nearest | linear | head | seeds |\n|---|---|---|---|---|")
     for data, ours, theirs in PAIRS:
         a, b = runs[f"{data}/{ours}"], runs[f"{data}/{theirs}"]
         seeds = sorted(a.keys() & b.keys())
-        linear, head = (interval([a[s][what] - b[s][what] for s in seeds]) for what in ("linear", "head"))
-        print(f"| {data}: {ours} less {theirs} | {linear} | {head} | {len(seeds)} |")
+        of = [interval([a[s][what] - b[s][what] for s in seeds]) for what in ("nearest", "linear", "head")]
+        print(f"| {data}: {ours} less {theirs} | {' | '.join(of)} | {len(seeds)} |")
 
 
 if __name__ == "__main__":
