@@ -18,12 +18,17 @@ PAIRS = [
     ("fashion-5000", "conv-e3", "e2e-7"),
     ("fashion-5000", "block-e3", "e2e-7"),
     ("fashion-5000", "win3-e10", "e2e-30"),
+    ("fashion-5000", "group3-e12", "e2e-30"),
+    ("fashion-5000", "win6-e20", "e2e-30"),
     ("fashion-60000", "group3-e6", "e2e-7"),
+    ("fashion-60000", "win6-e7", "e2e-7"),
     ("cifar-10-10000", "win3-e3", "e2e-7"),
     ("cifar-10-10000", "conv-e3", "e2e-7"),
     ("cifar-10-10000", "win3-e10", "e2e-20"),
     ("cifar-10-50000", "win3-e3", "e2e-7"),
     ("cifar-10-lenet", "si", "e2e"),
+    ("ag-news-5000", "win3-e3", "e2e-7"),
+    ("ag-news-5000", "conv-e3", "e2e-7"),
 ]
 
 
