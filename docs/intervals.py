@@ -26,7 +26,10 @@ PAIRS = [
     ("cifar-10-10000", "conv-e3", "e2e-7"),
     ("cifar-10-10000", "win3-e10", "e2e-20"),
     ("cifar-10-50000", "win3-e3", "e2e-7"),
-    ("cifar-10-lenet", "si", "e2e"),
+    ("cifar-10-lenet", "si", "e2e-6"),
+    ("cifar-10-lenet", "win2-e5", "e2e-6"),
+    ("cifar-10-lenet", "si-e20", "e2e"),
+    ("cifar-10-lenet", "si-e20", "e2e-30"),
     ("ag-news-5000", "win3-e3", "e2e-7"),
     ("ag-news-5000", "conv-e3", "e2e-7"),
 ]
