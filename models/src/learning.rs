@@ -388,3 +388,28 @@ pub fn kept(net: Net<'_>, budget: &Budget, samples: u32) -> Result<Vec<(bool, u3
     }
     Ok(kept)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lenet::LENET;
+
+    #[test]
+    fn a_window_reaches_the_strategies_that_have_one() {
+        for (way, blocks, end) in [
+            (Way::Si, 1, 4),
+            (Way::Si, 2, 8),
+            (Way::ForwardBackward, 1, 4),
+            (Way::ForwardBackward, 2, 8),
+            (Way::Greedy, 2, 4),
+        ] {
+            let learning = Learning { way, window: Window::sliding(blocks), ..Learning::default() };
+            // A head for each block, to be told from the other's.
+            let heads: [&[Layer]; 2] = [&[Layer::L2Normalise(L2Normalise)], &[]];
+            let chosen = learning.chosen(&heads, 10);
+            let stage = chosen.next(&LENET, &[]).unwrap();
+            assert_eq!((stage.first, stage.last), (0, end), "{way:?}, {blocks}");
+            assert_eq!(stage.recipe.head, heads[usize::from(end / 4 - 1)], "{way:?}, {blocks}");
+        }
+    }
+}

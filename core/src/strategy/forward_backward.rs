@@ -1,4 +1,4 @@
-use super::{Strategy, block, with_head};
+use super::{Strategy, span, with_head};
 use crate::layer::Layer;
 use crate::net::Net;
 use crate::stage::{Cut, Outcome, Recipe, Stage};
@@ -30,8 +30,7 @@ impl Strategy for ForwardBackward<'_> {
     fn next(&self, net: &Net<'_>, done: &[Outcome]) -> Option<Stage<'_>> {
         if done.is_empty() {
             let count = usize::from(self.blocks.clamp(1, net.features.max(1)));
-            let (first, _) = block(net, 0, count)?;
-            let (_, last) = block(net, count - 1, count)?;
+            let (first, last) = span(net, 0, count)?;
             return Some(Stage {
                 first,
                 last,

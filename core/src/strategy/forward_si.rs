@@ -1,4 +1,4 @@
-use super::{Strategy, block, classifier, with_head};
+use super::{Strategy, block, classifier, span, with_head};
 use crate::layer::Layer;
 use crate::net::Net;
 use crate::stage::{Cut, Outcome, Recipe, Stage};
@@ -109,8 +109,7 @@ impl Strategy for ForwardSi<'_> {
             }
         };
         if let Some((from, to)) = self.window.blocks(done.len(), count) {
-            let (first, _) = block(net, from, count)?;
-            let (_, last) = block(net, to - 1, count)?;
+            let (first, last) = span(net, from, to)?;
             let recipe = with_head(self.block, self.heads, to - 1);
             return Some(Stage { first, last, calibrate: true, cut: Cut::Whole, recipe });
         }

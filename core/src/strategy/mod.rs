@@ -38,6 +38,13 @@ fn block(net: &Net<'_>, done: usize, count: usize) -> Option<(u16, u16)> {
     Some((u16::try_from(first).ok()?, u16::try_from(last).ok()?))
 }
 
+/// The layers of blocks `from..to`, of which there is at least one.
+fn span(net: &Net<'_>, from: usize, to: usize) -> Option<(u16, u16)> {
+    let (first, _) = block(net, from, to)?;
+    let (_, last) = block(net, to - 1, to)?;
+    Some((first, last))
+}
+
 /// The layers behind the features, up to the end.
 fn classifier(net: &Net<'_>) -> Option<(u16, u16)> {
     let first = u16::try_from(net.features_end()).ok()?;
