@@ -14,6 +14,8 @@ mod digest;
 mod html;
 #[path = "../common/judge.rs"]
 mod judge;
+#[path = "../common/machine.rs"]
+mod machine;
 mod page;
 mod plot;
 #[path = "../common/positive.rs"]

@@ -47,15 +47,15 @@ fn shown(numbers: &[f64], decimals: usize) -> String {
     }
 }
 
-/// The scales of the runs, in the order in which they came.
-fn scales(records: &[Record]) -> Vec<&Scale> {
-    let mut scales: Vec<&Scale> = Vec::new();
-    for record in records {
-        if !scales.contains(&&record.scale) {
-            scales.push(&record.scale);
+/// What the records have of something, each once, in the order in which they came.
+pub fn kinds<R, T: PartialEq>(records: impl IntoIterator<Item = R>, of: impl Fn(R) -> T) -> Vec<T> {
+    let mut kinds = Vec::new();
+    for kind in records.into_iter().map(of) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
         }
     }
-    scales
+    kinds
 }
 
 fn page(records: &[Record]) -> String {
@@ -66,7 +66,7 @@ fn page(records: &[Record]) -> String {
          stage with what is kept of frozen layers, and the weights. WBC (chula) stands in for the \
          paper's set of white blood cells, which is another one.\n",
     );
-    for scale in scales(records) {
+    for scale in kinds(records, |r| &r.scale) {
         let own: Vec<&Record> = records.iter().filter(|r| r.scale == *scale).collect();
         for (table, title) in [
             (3, "accuracy on images, %"),
@@ -80,30 +80,47 @@ fn page(records: &[Record]) -> String {
     page
 }
 
+/// The machines of the runs.
+pub fn machines<'a>(runs: &[&'a Record]) -> Vec<&'a str> {
+    kinds(runs.iter().copied(), |run| &*run.machine)
+}
+
+/// CPU hours of the runs on each machine: other machines' seconds are others.
+fn hours(runs: &[&Record], machines: &[&str]) -> String {
+    let on = |&machine: &&str| {
+        let own = runs.iter().filter(|run| run.machine == machine);
+        let hours = own.map(|run| run.cpu_seconds).sum::<f64>() / 3600.0;
+        let machine = if machine.is_empty() { "a machine without a name" } else { machine };
+        format!("{hours:.2} CPU hours on {machine}")
+    };
+    let all = machines.iter().map(on).collect::<Vec<_>>().join(" and ");
+    if machines.len() < 2 { all } else { format!("{all}, whose CPU seconds stand in this order") }
+}
+
 fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[&Record]) {
-    let mut rows = String::new();
-    let mut commands: Vec<&str> = Vec::new();
-    let (mut count, mut seconds) = (0, 0.0);
-    for cell in all().iter().filter(|c| c.table == table || (table == 5 && c.time.is_some())) {
-        let runs: Vec<&Record> = records.iter().filter(|r| r.is_of(cell)).copied().collect();
-        if !runs.is_empty() {
-            row(&mut rows, table, cell, &runs);
-            commands.extend(runs.iter().map(|run| &*run.command));
-            count += runs.len();
-            seconds += runs.iter().map(|run| run.cpu_seconds).sum::<f64>();
-        }
-    }
-    if rows.is_empty() {
+    let of = |cell: &Cell| -> Vec<&Record> {
+        records.iter().filter(|r| r.is_of(cell)).copied().collect()
+    };
+    let cells = all().into_iter().filter(|c| c.table == table || (table == 5 && c.time.is_some()));
+    let cells: Vec<_> = cells.map(|cell| (of(&cell), cell)).filter(|c| !c.0.is_empty()).collect();
+    let runs: Vec<&Record> = cells.iter().flat_map(|(runs, _)| runs).copied().collect();
+    if runs.is_empty() {
         return;
     }
-    commands.sort_unstable();
-    commands.dedup();
+    let machines = machines(&runs);
+    let mut rows = String::new();
+    for (runs, cell) in &cells {
+        row(&mut rows, table, cell, runs, &machines);
+    }
     // Writing to a string does not fail.
-    let hours = seconds / 3600.0;
     let _ = writeln!(
         page,
-        "\n## Table {table}: {title}\n\n{scale}. {count} runs, {hours:.2} CPU hours.\n"
+        "\n## Table {table}: {title}\n\n{scale}. {} runs, {}.\n",
+        runs.len(),
+        hours(&runs, &machines)
     );
+    let mut commands = kinds(runs, |run| &*run.command);
+    commands.sort_unstable();
     for command in commands {
         let _ = writeln!(page, "    {command}");
     }
@@ -114,23 +131,32 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
     page.push_str(&rows);
 }
 
-fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record]) {
+fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record], machines: &[&str]) {
     let of = |f: &dyn Fn(&Record) -> f64| runs.iter().map(|r| f(r)).collect::<Vec<f64>>();
     let share = |x: f64| 100.0 * if table == 8 { 1.0 - x } else { x };
     let title = STRATEGIES.iter().find(|s| s.0 == cell.strategy).map_or(cell.strategy, |s| s.1);
     let set = cell.set.title;
     let (model, n) = (name(cell.model), runs.len());
-    let cpu = shown(&of(&|r| r.cpu_seconds), 2);
+    let times = |f: &dyn Fn(&Record) -> f64, decimals| {
+        let on = |&machine: &&str| -> Vec<f64> {
+            runs.iter().filter(|r| r.machine == machine).map(|r| f(r)).collect()
+        };
+        let each = machines.iter().map(on);
+        let each =
+            each.map(|own| if own.is_empty() { "-".to_owned() } else { shown(&own, decimals) });
+        each.collect::<Vec<_>>().join(" / ")
+    };
+    let cpu = times(&|r| r.cpu_seconds, 2);
     let bytes = runs.iter().map(|r| r.peak_bytes).max().unwrap_or(0) as f64 / 1e6;
     let _ = match table {
         5 => {
             let paper = cell.time.unwrap_or("-");
             // Stages that train more count for more.
-            let each = of(&|r| {
+            let each = |r: &Record| {
                 let parts = r.stages.iter().map(|s| f64::from(s.epochs) * s.blocks as f64);
                 r.cpu_seconds / parts.sum::<f64>().max(1.0)
-            });
-            let each = shown(&each, 4);
+            };
+            let each = times(&each, 4);
             writeln!(
                 rows,
                 "| {set}, {model}, {title} | {paper} | {cpu} ({n}) | {each} | {bytes:.1} |"

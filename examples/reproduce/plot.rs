@@ -3,7 +3,7 @@
 use crate::args::Args;
 use crate::cells::{STRATEGIES, Scale, Set};
 use crate::chart::{Chart, Line, Panel};
-use crate::page::spread;
+use crate::page::{kinds, machines, spread};
 use crate::program::Failure;
 use crate::results::Record;
 
@@ -12,7 +12,7 @@ use crate::results::Record;
 pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, String)>, Failure> {
     let scales = [false, true].map(|text| Scale::new(args, text));
     let own: Vec<&Record> = records.iter().filter(|r| scales.contains(&r.scale)).collect();
-    let blocks = panels(&own, |runs| {
+    let blocks = panels(&own, &[None], |runs| {
         let count = runs.iter().map(|r| r.si.len()).min().unwrap_or(0);
         (0..count)
             .filter_map(|block| {
@@ -22,11 +22,16 @@ pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, Strin
             })
             .collect()
     });
-    let against = |x: &dyn Fn(&Record) -> f64| {
-        panels(&own, |runs| runs.iter().map(|r| (x(r), r.head * 100.0)).collect())
+    let against = |machines: &[Option<&str>], x: &dyn Fn(&Record) -> f64| {
+        panels(&own, machines, |runs| runs.iter().map(|r| (x(r), r.head * 100.0)).collect())
     };
-    let cpu = against(&|r| r.cpu_seconds);
-    let memory = against(&|r| r.peak_bytes as f64 / 1e6);
+    // Seconds of other machines do not go into one panel.
+    let each: Vec<Option<&str>> = match &machines(&own)[..] {
+        [] | [_] => vec![None],
+        several => several.iter().copied().map(Some).collect(),
+    };
+    let cpu = against(&each, &|r| r.cpu_seconds);
+    let memory = against(&[None], &|r| r.peak_bytes as f64 / 1e6);
     let names = STRATEGIES.map(|(_, title, ..)| title);
     let mut plots = Vec::new();
     for (file, panels, axes, joined) in [
@@ -40,25 +45,30 @@ pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, Strin
     Ok(plots)
 }
 
-/// Panels of what `points` makes of the runs of each cell.
-fn panels(records: &[&Record], points: impl Fn(&[&Record]) -> Vec<(f64, f64)>) -> Vec<Panel> {
-    let mut names: Vec<(&str, &str)> = Vec::new();
-    for record in records {
-        let name = (&*record.data, &*record.model);
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    let lines = |(data, model): (&str, &str)| {
+/// Panels of what `points` makes of the runs of each cell, on each of the machines or on all.
+fn panels(
+    records: &[&Record],
+    machines: &[Option<&str>],
+    points: impl Fn(&[&Record]) -> Vec<(f64, f64)>,
+) -> Vec<Panel> {
+    let panel = |data: &str, model: &str, machine: Option<&str>| {
+        let own = records.iter().filter(|r| (&*r.data, &*r.model) == (data, model));
+        let own: Vec<&Record> =
+            own.filter(|r| machine.is_none_or(|m| r.machine == m)).copied().collect();
         let line = |(kind, way): (usize, &(&str, _, _, _, _))| {
-            let runs = records.iter().filter(|r| (&*r.data, &*r.model) == (data, model));
-            let runs: Vec<&Record> = runs.filter(|r| r.strategy == way.0).copied().collect();
+            let runs: Vec<&Record> = own.iter().filter(|r| r.strategy == way.0).copied().collect();
             let points = if runs.is_empty() { Vec::new() } else { points(&runs) };
             (!points.is_empty()).then_some(Line { kind, points })
         };
-        STRATEGIES.iter().enumerate().filter_map(line).collect()
+        let lines: Vec<Line> = STRATEGIES.iter().enumerate().filter_map(line).collect();
+        let set = Set::named(data).map_or(data, |set| set.title);
+        let title = match machine {
+            Some(machine) => format!("{set}, {model}, {machine}"),
+            None => format!("{set}, {model}"),
+        };
+        (!lines.is_empty()).then_some(Panel { title, lines })
     };
-    let title =
-        |(data, model)| format!("{}, {model}", Set::named(data).map_or(data, |set| set.title));
-    names.into_iter().map(|name| Panel { title: title(name), lines: lines(name) }).collect()
+    let cells = kinds(records.iter().copied(), |r| (&*r.data, &*r.model));
+    let all = cells.into_iter().flat_map(|cell| machines.iter().map(move |m| (cell, *m)));
+    all.filter_map(|((data, model), machine)| panel(data, model, machine)).collect()
 }

@@ -58,6 +58,9 @@ pub struct Record {
     pub nearest: f64,
     pub si: Vec<Separation>,
     pub cpu_seconds: f64,
+    /// What these seconds were measured on.
+    #[serde(default)]
+    pub machine: String,
     pub stages: Vec<Stage>,
     pub parameters: usize,
     /// The largest arena with what is cached beside it, and the weights.

@@ -19,6 +19,7 @@ use crate::classes;
 use crate::device::Device;
 use crate::digest::digest;
 use crate::judge::{Judge, Row};
+use crate::machine::machine;
 use crate::program::Failure;
 use crate::results::{Record, Separation, Stage};
 use crate::tensorboard::{Board, Shown};
@@ -144,6 +145,7 @@ pub fn run(
             })
             .collect(),
         cpu_seconds: stages.iter().map(|stage| stage.cpu_seconds).sum(),
+        machine: machine(),
         stages,
         parameters,
         peak_bytes: largest.unwrap_or(0) + 4 * parameters as u64,

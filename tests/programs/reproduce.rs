@@ -83,8 +83,28 @@ fn a_cell_is_run_once() {
     std::fs::write(&jsonl, text).unwrap();
     run("reproduce", &[&args[..args.len() - 1], &["3,4"]].concat()).good();
     assert_eq!(records(&out).len(), 2);
-    let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
-    assert!(page.contains("(2)"), "{page}");
+    let page = || std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
+    let machine = record["machine"].as_str().unwrap();
+    assert!(!machine.is_empty());
+    assert!(page().contains("(2)") && page().contains(&format!("CPU hours on {machine}.")));
+    // Seconds of two machines stand apart, on the page and in the plot.
+    let text = std::fs::read_to_string(&jsonl).unwrap();
+    let (first, second) = text.split_at(text.find('\n').unwrap() + 1);
+    let named = |name: &str| format!("\"machine\":\"{name}\"");
+    let second = second.replace(&named(machine), &named("another"));
+    std::fs::write(&jsonl, format!("{first}{second}")).unwrap();
+    run("reproduce", &args).good();
+    let seconds = |at: usize| format!("{:.2}", records(&out)[at]["cpu_seconds"].as_f64().unwrap());
+    let both = format!("| {} / {} |", seconds(0), seconds(1));
+    assert!(page().contains(&both) && page().contains("CPU hours on another, whose"), "{}", page());
+    let plot = std::fs::read_to_string(folder.0.join("out/accuracy-cpu.svg")).unwrap();
+    assert!(plot.contains("lenet, another"), "{plot}");
+    // What was written before machines were named is read too.
+    let unnamed = format!("{first}{second}").replace(&format!("{},", named("another")), "");
+    assert_eq!(unnamed.matches("\"machine\"").count(), 1);
+    std::fs::write(&jsonl, unnamed).unwrap();
+    run("reproduce", &args).good();
+    assert!(page().contains("on a machine without a name"), "{}", page());
     folder.file("out/results.jsonl", "{}\n");
     run("reproduce", &args).refused(&["results.jsonl, line 1", "missing field"]);
 }
