@@ -10,6 +10,7 @@ use sepal::models::alexnet::{alexnet, alexnet_layers};
 use sepal::models::autoencoder::{autoencoder, autoencoder_layers};
 use sepal::models::cache::{Budget, Keep};
 use sepal::models::data::{Dataset, Samples};
+use sepal::models::dense::{dense, dense_layers};
 use sepal::models::ds_cnn::{ds_cnn, ds_cnn_layers};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
@@ -22,7 +23,7 @@ use sepal::models::recipe;
 use sepal::models::resnet::{resnet8, resnet8_layers, resnet18, resnet18_layers};
 use sepal::models::simcnn::*;
 use sepal::models::vdcnn::*;
-use sepal::models::vgg::{vgg16, vgg16_layers, vgg19, vgg19_layers};
+use sepal::models::vgg::{vgg6, vgg6_layers, vgg16, vgg16_layers, vgg19, vgg19_layers};
 use sepal::models::width::scaled;
 use sepal::net::{Input, Net, Normalisation};
 use sepal::reference::OnReference;
@@ -30,7 +31,7 @@ use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
 use sepal::stage::{Loss, Objective, Recipe};
 use sepal::strategy::{
-    EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, Strategy, Window,
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, Strategy, Window,
 };
 
 const CLASSES: u32 = 2;
@@ -141,6 +142,7 @@ fn check(net: Net<'_>) {
 /// All other strategies.
 fn others(device: &impl Device, net: Net<'_>) {
     let (si, whole) = (forward_si(recipe::block(1)), end_to_end().recipe);
+    learns(device, net, &ForwardSi { form: Classifier::LayerWise, ..si });
     for blocks in [1, 2] {
         learns(
             device,
@@ -149,9 +151,7 @@ fn others(device: &impl Device, net: Net<'_>) {
         );
     }
     let (linear, deep) = (recipe::linear_head(CLASSES), simcnn_head(4, CLASSES));
-    // Convolutions of 3x3 do not fit behind those of text.
-    let deep = if net.input.shape.h > 1 { of_depth(2, &deep) } else { &linear };
-    let heads: [&[Layer]; 2] = [&linear, deep];
+    let heads: [&[Layer]; 2] = [&linear, of_depth(2, &deep)];
     for fine_tune in [None, Some(whole)] {
         learns(device, net, &Greedy { block: whole, heads: &heads, classifier: whole, fine_tune });
     }
@@ -221,6 +221,12 @@ fn gestures() {
 }
 
 #[test]
+fn dense_nets() {
+    let shape = Shape::rows(1, 12);
+    check(dense(&scaled(dense_layers(CLASSES), 10), Input { shape, ..image(1, 12) }));
+}
+
+#[test]
 fn nets_of_mlperf_tiny() {
     let shape = Shape::new(1, 1, 13, 6);
     check(ds_cnn(&scaled(ds_cnn_layers(CLASSES), 13), Input { shape, ..image(1, 13) }));
@@ -236,6 +242,7 @@ fn alexnets() {
 
 #[test]
 fn vggs() {
+    check(vgg6(&scaled(vgg6_layers(CLASSES), 25), image(1, 9)));
     check(vgg16(&scaled(vgg16_layers(CLASSES), 5), image(3, 32)));
     check(vgg19(&scaled(vgg19_layers(CLASSES), 5), image(1, 32)));
 }

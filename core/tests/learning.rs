@@ -133,23 +133,14 @@ const fn recipe(objective: Objective) -> Recipe<'static> {
 /// Trains both blocks, one after the other; gives the weights and, for each block that learns, SI
 /// within the batches of the first pass and of the last.
 fn train(objectives: [Objective; 2], seed: u64) -> (Vec<f32>, Vec<[f32; 2]>) {
-    train_at(RATE, objectives, seed)
-}
-
-fn train_at(rate: f32, objectives: [Objective; 2], seed: u64) -> (Vec<f32>, Vec<[f32; 2]>) {
     let mut source = Textures { len: 192, seed, clean: false };
     let mut weights = vec![0.0; NET.params(NET.layers.len()).unwrap()];
     assert!(init::weights(&NET, seed, &mut weights));
     let mut within = vec![];
     for (index, objective) in (0u16..).zip(objectives) {
         let (first, last) = (4 * index, 4 * index + 4);
-        let stage = Stage {
-            first,
-            last,
-            calibrate: true,
-            cut: Cut::Whole,
-            recipe: Recipe { rate, ..recipe(objective) },
-        };
+        let stage =
+            Stage { first, last, calibrate: true, cut: Cut::Whole, recipe: recipe(objective) };
         let plan = StagePlan::reference(&NET, &stage, Feed::BYTES).unwrap();
         let mut memory = vec![Word::NAN; plan.bytes() / Word::BYTES];
         let mut backend = Reference::new(&mut memory);

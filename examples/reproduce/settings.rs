@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use sepal::models::width::part;
+
 use crate::args::Args;
 use crate::cells::{Cell, SETS, Scale, all};
 
@@ -34,7 +36,7 @@ fn recipes(out: &mut dyn Write, table: u8, args: &Args) -> io::Result<()> {
     );
     row(out, "initial rate", "0.01", &ours)?;
     if text {
-        let ours = (16 * scale.width).div_ceil(100).to_string();
+        let ours = part(16, scale.width).to_string();
         row(out, "character embedding", "16", &ours)?;
     }
     row(out, "all of it", "", &scale.to_string())

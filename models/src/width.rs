@@ -48,7 +48,7 @@ pub const fn scaled<const LAYERS: usize>(
 }
 
 /// `percent` of `whole`, rounded, from 1 to the largest number of 32 bits.
-const fn part(whole: u32, percent: u32) -> u32 {
+pub const fn part(whole: u32, percent: u32) -> u32 {
     match (whole as u64 * percent as u64 + 50) / 100 {
         0 => 1,
         part if part > u32::MAX as u64 => u32::MAX,

@@ -60,7 +60,7 @@ impl Window {
     }
 }
 
-/// Algorithm 1 of Karimi, Kalhor and Tabrizi (Sci. Rep. 2024): each block alone, the ones before
+/// Algorithm 1 of Karimi, Kalhor and Sadeghi Tabrizi (Sci. Rep. 2024): each block alone, the ones before
 /// it frozen, so that SI rises; then the classifier by cross-entropy.
 ///
 /// Windows of several blocks are not in the paper; [`Window::ONE`] is its form. Nor are heads: its
