@@ -10,7 +10,7 @@ use pulldown_cmark::{Options, Parser};
 use crate::args::Args;
 use crate::cells::{Cell, STRATEGIES, Scale, all, name};
 use crate::program::Failure;
-use crate::results::Record;
+use crate::results::{Record, kinds, machines};
 use crate::{html, plot, text};
 
 /// Writes `results.md`, the plots, and `results.html`, which has all of them.
@@ -47,17 +47,6 @@ fn shown(numbers: &[f64], decimals: usize) -> String {
     }
 }
 
-/// What the records have of something, each once, in the order in which they came.
-pub fn kinds<R, T: PartialEq>(records: impl IntoIterator<Item = R>, of: impl Fn(R) -> T) -> Vec<T> {
-    let mut kinds = Vec::new();
-    for kind in records.into_iter().map(of) {
-        if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
-    kinds
-}
-
 fn page(records: &[Record]) -> String {
     let mut page = String::from("# The paper's tables\n");
     page.push_str(
@@ -65,8 +54,8 @@ fn page(records: &[Record]) -> String {
          standard deviation, their number behind it. Counted memory is the largest arena of a \
          stage with what is kept of frozen layers, and the weights. What learns by SI does so by \
          the soft nearest neighbour loss at T = 0.05, where the paper has its Eq. 7, and hidden \
-         dense layers by cross-entropy. WBC (chula) stands in for the \
-         paper's set of white blood cells, which is another one.\n",
+         dense layers by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
+         cells, which is another one.\n",
     );
     for scale in kinds(records, |r| &r.scale) {
         let own: Vec<&Record> = records.iter().filter(|r| r.scale == *scale).collect();
@@ -80,11 +69,6 @@ fn page(records: &[Record]) -> String {
         }
     }
     page
-}
-
-/// The machines of the runs.
-pub fn machines<'a>(runs: &[&'a Record]) -> Vec<&'a str> {
-    kinds(runs.iter().copied(), |run| &*run.machine)
 }
 
 /// CPU hours of the runs on each machine: other machines' seconds are others.

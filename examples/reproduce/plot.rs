@@ -3,9 +3,9 @@
 use crate::args::Args;
 use crate::cells::{STRATEGIES, Scale, Set};
 use crate::chart::{Chart, Line, Panel};
-use crate::page::{kinds, machines, spread};
+use crate::page::spread;
 use crate::program::Failure;
-use crate::results::Record;
+use crate::results::{Record, kinds, machines};
 
 /// The three plots of the runs at the scale of the command line, and their files' names; none
 /// without runs.

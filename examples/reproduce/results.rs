@@ -22,6 +22,9 @@ pub struct Stage {
     /// CPU seconds, what filling the cache in front of it takes included.
     pub cpu_seconds: f64,
     pub cpu_seconds_per_epoch_and_layer: f64,
+    /// The machines of these seconds: several where a run went on elsewhere.
+    #[serde(default)]
+    pub machines: Vec<String>,
     /// Bytes of its arena, and of what frozen layers gave.
     pub arena_bytes: usize,
     pub cached_bytes: u64,
@@ -58,7 +61,7 @@ pub struct Record {
     pub nearest: f64,
     pub si: Vec<Separation>,
     pub cpu_seconds: f64,
-    /// What these seconds were measured on.
+    /// What these seconds were measured on: the stages' machines, joined.
     #[serde(default)]
     pub machine: String,
     pub stages: Vec<Stage>,
@@ -78,6 +81,22 @@ impl Record {
             && self.model == name(cell.model)
             && self.strategy == strategy
     }
+}
+
+/// What the records have of something, each once, in the order in which they came.
+pub fn kinds<R, T: PartialEq>(records: impl IntoIterator<Item = R>, of: impl Fn(R) -> T) -> Vec<T> {
+    let mut kinds = Vec::new();
+    for kind in records.into_iter().map(of) {
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+}
+
+/// What the seconds of the runs were measured on.
+pub fn machines<'a>(runs: &[&'a Record]) -> Vec<&'a str> {
+    kinds(runs.iter().copied(), |run| &*run.machine)
 }
 
 /// The file of finished runs. It is locked while it is open: two programs would do the same runs.

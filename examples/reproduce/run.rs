@@ -21,7 +21,7 @@ use crate::digest::digest;
 use crate::judge::{Judge, Row};
 use crate::machine::machine;
 use crate::program::Failure;
-use crate::results::{Record, Separation, Stage};
+use crate::results::{Record, Separation, Stage, kinds};
 use crate::tensorboard::{Board, Shown};
 use crate::watch::Ledger;
 
@@ -93,6 +93,7 @@ pub fn run(
         out,
         saved: Instant::now(),
         clock: ProcessTime::now(),
+        machine: machine(),
         broken: None,
     };
     let mut board = match &args.tensorboard {
@@ -145,7 +146,8 @@ pub fn run(
             })
             .collect(),
         cpu_seconds: stages.iter().map(|stage| stage.cpu_seconds).sum(),
-        machine: machine(),
+        machine: kinds(stages.iter().flat_map(|stage| &stage.machines), |name| &**name)
+            .join(" and "),
         stages,
         parameters,
         peak_bytes: largest.unwrap_or(0) + 4 * parameters as u64,

@@ -26,6 +26,8 @@ pub struct Ledger<'a> {
     pub out: &'a mut dyn Write,
     pub saved: Instant,
     pub clock: ProcessTime,
+    /// What this program runs on.
+    pub machine: String,
     /// Why the output cannot be written: the run ends.
     pub broken: Option<io::Error>,
 }
@@ -37,6 +39,9 @@ impl Ledger<'_> {
         self.clock = ProcessTime::now();
         if let Some(stage) = self.stages.get_mut(self.over) {
             stage.cpu_seconds += seconds;
+            if !stage.machines.contains(&self.machine) {
+                stage.machines.push(self.machine.clone());
+            }
         }
     }
 

@@ -47,7 +47,13 @@ pub const fn scaled<const LAYERS: usize>(
     layers
 }
 
-/// `percent` of `whole`, rounded, from 1 to the largest number of 32 bits.
+/// `percent` of `whole`, rounded, from 1 to the largest number of 32 bits: the filters, units or
+/// dimensions that [`scaled`] leaves of so many.
+///
+/// ```
+/// use sepal_models::width::part;
+/// assert_eq!([part(16, 20), part(16, 22), part(16, 1)], [3, 4, 1]);
+/// ```
 pub const fn part(whole: u32, percent: u32) -> u32 {
     match (whole as u64 * percent as u64 + 50) / 100 {
         0 => 1,

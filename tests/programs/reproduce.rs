@@ -33,6 +33,10 @@ fn cells_are_listed_with_the_papers_values() {
     let one = list(&["--cell", "cifar-10/vgg16/si"]);
     assert!(lines(&one) == 1 && one.contains("93.51") && one.contains("102:48"), "{one}");
     assert_eq!(lines(&list(&["--cell", "*/lenet/greedy"])), 4);
+    // The width rounds 3.2 dimensions to 3, as it does in the net.
+    let text = list(&["--table", "6", "--width", "20"]);
+    let embedding = text.lines().find(|line| line.starts_with("character embedding"));
+    assert_eq!(embedding.unwrap().split_whitespace().last(), Some("3"), "{text}");
     let text = list(&["--table", "6", "--paper"]);
     assert!(text.contains("2048") && text.contains("batches of 2048, all by SGD"), "{text}");
 }
@@ -86,6 +90,7 @@ fn a_cell_is_run_once() {
     let page = || std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
     let machine = record["machine"].as_str().unwrap();
     assert!(!machine.is_empty());
+    assert!(stages.iter().all(|stage| stage["machines"] == serde_json::json!([machine])));
     assert!(page().contains("(2)") && page().contains(&format!("CPU hours on {machine}.")));
     // Seconds of two machines stand apart, on the page and in the plot.
     let text = std::fs::read_to_string(&jsonl).unwrap();
@@ -152,6 +157,7 @@ fn a_killed_run_goes_on() {
     for field in ["head", "linear", "nearest", "si", "parameters", "peak_bytes"] {
         assert_eq!(resumed[field], straight[field], "{field}");
     }
+    assert_eq!(resumed["machine"], straight["machine"]);
 }
 
 #[test]
