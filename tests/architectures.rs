@@ -31,7 +31,8 @@ use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
 use sepal::stage::{Loss, Objective, Recipe};
 use sepal::strategy::{
-    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, Strategy, Window,
+    Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, RandomFrozen, Strategy,
+    Window,
 };
 
 const CLASSES: u32 = 2;
@@ -142,6 +143,7 @@ fn check(net: Net<'_>) {
 /// All other strategies.
 fn others(device: &impl Device, net: Net<'_>) {
     let (si, whole) = (forward_si(recipe::block(1)), end_to_end().recipe);
+    control(device, net, si.classifier);
     learns(device, net, &ForwardSi { form: Classifier::LayerWise, ..si });
     for blocks in [1, 2] {
         learns(
@@ -175,6 +177,23 @@ fn others(device: &impl Device, net: Net<'_>) {
     let objective = Objective::Goodness { threshold: recipe::THRESHOLD, classes: CLASSES };
     let goodness = ForwardSi { block: Recipe { objective, head: &[], ..si.block }, ..si };
     learns(device, net, &goodness);
+}
+
+/// Random frozen blocks: what is drawn stays, the classifier learns.
+fn control(device: &impl Device, net: Net<'_>, classifier: Recipe<'_>) {
+    let mut fit = Fit::new(net, 5).unwrap();
+    let drawn = fit.snapshot().weights;
+    let mut samples = set(net.input.shape);
+    let control = RandomFrozen { classifier };
+    fit.run(device, &control, &mut samples, &Budget::default(), &mut ()).unwrap();
+    let weights = fit.snapshot().weights;
+    for (at, layer) in net.layers.iter().enumerate() {
+        let first = net.params(at).unwrap();
+        let tensors = layer.tensors(net.shape(at).unwrap()).unwrap();
+        let place = first..first + tensors.len(Role::Weight) as usize;
+        let moved = weights[place.clone()] != drawn[place.clone()];
+        assert_eq!(moved, at >= net.features_end() && !place.is_empty(), "layer {at}");
+    }
 }
 
 /// Samples that are drawn anew each time: as good as augmented ones.
