@@ -1119,6 +1119,7 @@ fn training_takes_other_strategies() {
     check(&["--window", "3"], &[&by(si, &windows), &classifier]);
     let groups = ["--window", "3", "--stride", "3", "--readout", "conv", "--temperature", "0.05"];
     check(&groups, &[&by(si, &[(0, 10), (10, 21)]), &classifier]);
+    check(&["--loss", "triplet", "--readout", "raw"], &[&by(si, &blocks), &classifier]);
     let alone = ["--strategy", "self-supervised", "--flip", "--optimiser", "sgd"];
     check(&alone, &[&by(views, &blocks), &classifier]);
     let backward = ["--strategy", "forward-backward"];
@@ -1140,6 +1141,7 @@ fn training_learns_as_a_file_says() {
     let folder = Folder::new("recipe");
     let from = ["--images", "256", "--batch", "64", "--epochs", "1", "--head-epochs", "2"];
     let more = ["--strategy", "greedy", "--width", "50", "--rate", "0.003", "--no-control"];
+    let more = [&more[..], &["--warmup", "2", "--weight-decay", "0.01"]].concat();
     let report = folder.path("report");
     let (first, second) = (folder.path("first.sepal"), folder.path("second.sepal"));
     let args = [&from[..], &more, &["--report", &report, "--save", &first]].concat();

@@ -37,6 +37,8 @@ enum Name {
     Mnist,
     Cifar10,
     Cifar100,
+    AgNews,
+    Dbpedia,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,8 @@ fn run(args: Args, out: &mut dyn Write) -> Result<(), Failure> {
         Name::Mnist => Set::mnist(),
         Name::Cifar10 => Set::cifar10(),
         Name::Cifar100 => Set::cifar100(),
+        Name::AgNews => Set::ag_news(),
+        Name::Dbpedia => Set::dbpedia(),
     };
     let cache = args.cache.map_or_else(download::cache, Ok)?;
     let style = ProgressStyle::with_template("{prefix} {bytes} of {total_bytes} (left {eta})");

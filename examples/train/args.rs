@@ -20,7 +20,7 @@ use crate::seconds::seconds;
 use crate::set::Set;
 
 /// The options that a recipe stands for.
-const LEARNING: [&str; 18] = [
+const LEARNING: [&str; 20] = [
     "model",
     "width",
     "strategy",
@@ -35,7 +35,9 @@ const LEARNING: [&str; 18] = [
     "head_epochs",
     "rate",
     "head_rate",
+    "warmup",
     "optimiser",
+    "weight_decay",
     "batch",
     "micro_batches",
     "patience",
@@ -116,9 +118,17 @@ pub struct Args {
     #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
     pub head_rate: f32,
 
+    /// Steps of each stage in which the rate rises to its first
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    pub warmup: u32,
+
     /// What updates the weights
     #[arg(long, value_enum, default_value_t = Optimiser::Adam)]
     pub optimiser: Optimiser,
+
+    /// Weight decay: an L2 penalty by SGD, apart from the gradient by Adam (AdamW) [default: none]
+    #[arg(long, value_name = "DECAY", value_parser = positive)]
+    pub weight_decay: Option<f32>,
 
     /// Samples in a step
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
@@ -263,7 +273,9 @@ impl Args {
             head_epochs: self.head_epochs,
             rate: self.rate,
             head_rate: self.head_rate,
+            warmup: self.warmup,
             optimiser: self.optimiser,
+            weight_decay: self.weight_decay.unwrap_or(0.0),
             batch: self.batch,
             micro_batches: self.micro_batches,
             stop: match self.patience {

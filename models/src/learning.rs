@@ -4,6 +4,7 @@ use sepal_core::layer::{L2Normalise, Layer};
 use sepal_core::net::Net;
 use sepal_core::optim::Rule;
 use sepal_core::plan::PlanError;
+use sepal_core::schedule::Schedule;
 use sepal_core::stage::{Loss, Objective, Outcome, Recipe, Stage, Stop};
 use sepal_core::strategy::{
     Classifier, EndToEnd, ForwardBackward, ForwardSi, Greedy, LocalLosses, RandomFrozen, Strategy,
@@ -22,6 +23,8 @@ use crate::simcnn::{of_depth, simcnn_head, simcnn_readout};
 pub enum Readout {
     /// All that it gives, scaled to length 1; SimCNN's auxiliary nets, where it has some
     Unit,
+    /// All that it gives, as it is
+    Raw,
     /// Means of at most 4x4 bins, scaled to length 1
     Means,
     /// A 3x3 convolution of 64 channels between means of bins, which is discarded
@@ -166,8 +169,13 @@ pub struct Learning {
     pub rate: f32,
     /// First rate of the classifier alone.
     pub head_rate: f32,
+    /// Steps of each stage in which the rate rises to its first.
+    pub warmup: u32,
     /// What updates the weights.
     pub optimiser: Optimiser,
+    /// By SGD what is added to a gradient for each unit of a parameter (an L2 penalty), by Adam the share
+    /// of the rate by which parameters shrink (AdamW).
+    pub weight_decay: f32,
     /// Samples in a step.
     pub batch: u32,
     /// Equal parts of a batch that are run one after the other; see
@@ -195,7 +203,9 @@ impl Default for Learning {
             head_epochs: classifier.epochs,
             rate: block.rate,
             head_rate: classifier.rate,
+            warmup: 0,
             optimiser: Optimiser::Adam,
+            weight_decay: 0.0,
             batch: block.batch,
             micro_batches: block.micro_batches,
             stop: Stop::Never,
@@ -237,6 +247,12 @@ impl Learning {
             ("head_epochs", self.head_epochs > 0, self.head_epochs.to_string(), some),
             ("rate", positive(self.rate), self.rate.to_string(), number),
             ("head_rate", positive(self.head_rate), self.head_rate.to_string(), number),
+            (
+                "weight_decay",
+                self.weight_decay.is_finite() && self.weight_decay >= 0.0,
+                self.weight_decay.to_string(),
+                "a number, 0 or above",
+            ),
             ("batch", self.batch >= 2, self.batch.to_string(), "2 or more"),
             (
                 "batch",
@@ -309,6 +325,7 @@ impl Learning {
                 }
                 _ => match self.readout {
                     Readout::Unit => recipe::UNIT_FEATURES.to_vec(),
+                    Readout::Raw => Vec::new(),
                     Readout::Means => recipe::MEANS_READOUT.to_vec(),
                     Readout::Conv => recipe::CONV_READOUT.to_vec(),
                 },
@@ -320,11 +337,13 @@ impl Learning {
     /// The strategy that this describes for a number of classes, with the heads of
     /// [`heads`](Self::heads).
     pub fn chosen<'m>(&self, heads: &'m [&'m [Layer]], classes: u32) -> Chosen<'m> {
-        let stop = self.stop;
+        let (stop, weight_decay) = (self.stop, self.weight_decay);
         let rule = match self.optimiser {
+            Optimiser::Adam if weight_decay > 0.0 => Rule::adamw(weight_decay),
             Optimiser::Adam => Rule::adam(),
-            Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+            Optimiser::Sgd => Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay },
         };
+        let schedule = Schedule::Cosine { warmup: self.warmup };
         let (rate, batch, micro_batches) = (self.rate, self.batch, self.micro_batches);
         let loss = self.loss;
         let objective = match self.way {
@@ -338,9 +357,10 @@ impl Learning {
             Way::ForwardForward => &[],
             _ => block.head,
         };
-        let block = Recipe { head, objective, rate, batch, micro_batches, rule, stop, ..block };
-        let classifier = recipe::classifier(self.head_epochs);
-        let classifier = Recipe { rate: self.head_rate, batch, micro_batches, rule, ..classifier };
+        let block = Recipe { head, objective, rate, stop, ..block };
+        let block = Recipe { batch, micro_batches, rule, schedule, ..block };
+        let classifier = Recipe { rate: self.head_rate, ..recipe::classifier(self.head_epochs) };
+        let classifier = Recipe { batch, micro_batches, rule, schedule, ..classifier };
         let window = self.window;
         // Blocks and classifier together, at the rate of blocks.
         let whole = |epochs| Recipe { rate, epochs, ..classifier };
@@ -393,6 +413,37 @@ pub fn kept(net: Net<'_>, budget: &Budget, samples: u32) -> Result<Vec<(bool, u3
 mod tests {
     use super::*;
     use crate::lenet::LENET;
+
+    #[test]
+    fn decay_and_warm_up_reach_every_stage() {
+        let decay = 0.5;
+        for (optimiser, rule) in [
+            (Optimiser::Adam, Rule::adamw(decay)),
+            (Optimiser::Sgd, Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: decay }),
+        ] {
+            for way in [Way::Si, Way::ForwardBackward, Way::Greedy, Way::PredSim, Way::EndToEnd] {
+                let few = Learning { way, optimiser, fine_tune: 1, ..Learning::default() };
+                let learning = Learning { weight_decay: decay, warmup: 3, ..few };
+                let chosen = learning.chosen(&[&[]], 10);
+                let mut done = Vec::new();
+                while let Some(stage) = chosen.next(&LENET, &done) {
+                    assert_eq!(stage.recipe.rule, rule, "{way:?}, stage {}", done.len());
+                    assert_eq!(stage.recipe.schedule, Schedule::Cosine { warmup: 3 }, "{way:?}");
+                    let Stage { first, last, .. } = stage;
+                    done.push(Outcome { first, last, ..Outcome::default() });
+                }
+                assert!(!done.is_empty(), "{way:?}");
+            }
+        }
+        assert_eq!(
+            Learning::default().chosen(&[&[]], 10).next(&LENET, &[]).unwrap().recipe.rule,
+            Rule::adam()
+        );
+        for weight_decay in [-0.1, f32::NAN, f32::INFINITY] {
+            let error = Learning { weight_decay, ..Learning::default() }.check().unwrap_err();
+            assert_eq!((error.field, error.found), ("weight_decay", weight_decay.to_string()));
+        }
+    }
 
     #[test]
     fn a_window_reaches_the_strategies_that_have_one() {

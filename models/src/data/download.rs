@@ -172,6 +172,54 @@ impl Set {
         };
         Self { name: "cifar-100".to_owned(), sources: vec![source] }
     }
+
+    /// AG's News (Gulli; as classification by Zhang, Zhao and LeCun, 2015; for non-commercial use), 12 MB
+    /// to fetch, from the mirror of fast.ai.
+    pub fn ag_news() -> Self {
+        let sums = [
+            "76a0a2d2f92b286371fe4d4044640910a04a803fdd2538e0f3f29a5c6f6b672e",
+            "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+        ];
+        let sums = sums.map(|sum| Some(Checksum::Sha256(sum.to_owned())));
+        let archive = "b86f328f4dbd072486591cb7a5644dcd";
+        text("ag-news", "ag_news_csv", archive, [29_470_338, 1_857_427, 31], sums)
+    }
+
+    /// DBPedia, 14 classes of its ontology (Zhang, Zhao and LeCun, 2015; CC BY-SA), 68 MB to fetch, from
+    /// the mirror of fast.ai.
+    pub fn dbpedia() -> Self {
+        let archive = "239c7837b9e79db34486f3de6a00e38e";
+        text("dbpedia", "dbpedia_csv", archive, [174_148_970, 21_775_285, 146], [None, None])
+    }
+}
+
+/// A set of texts: `train.csv`, `test.csv` and `classes.txt` in one folder of one archive, with the
+/// archive's MD5, the lengths of the three, and SHA-256 of the first two where they are known.
+fn text(
+    name: &str,
+    folder: &str,
+    archive: &str,
+    [train, test, classes]: [u64; 3],
+    [train_sum, test_sum]: [Option<Checksum>; 2],
+) -> Set {
+    let files = [
+        ("train.csv", train, train_sum),
+        ("test.csv", test, test_sum),
+        ("classes.txt", classes, None),
+    ];
+    let source = SetSource {
+        urls: vec![format!("https://s3.amazonaws.com/fast-ai-nlp/{folder}.tgz")],
+        checksum: Some(Checksum::Md5(archive.to_owned())),
+        packing: Packing::TarGzip,
+        files: files
+            .map(|(file, bytes, checksum)| SetFile {
+                path: format!("{folder}/{file}"),
+                bytes,
+                checksum,
+            })
+            .to_vec(),
+    };
+    Set { name: name.to_owned(), sources: vec![source] }
 }
 
 /// The four files of MNIST and Fashion-MNIST. Their `.gz` forms differ from place to place, what
@@ -785,6 +833,8 @@ mod tests {
             (Set::mnist(), 4),
             (Set::cifar10(), 6),
             (Set::cifar100(), 2),
+            (Set::ag_news(), 3),
+            (Set::dbpedia(), 3),
         ] {
             let mut count = 0;
             for source in &set.sources {
