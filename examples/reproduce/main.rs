@@ -103,7 +103,7 @@ fn reproduce(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             }
         }
     }
-    page::write(&args.out, &results.records, args)?;
+    page::write(&args.out, &results.records)?;
     match failed {
         0 => Ok(()),
         failed => Err(format!("{failed} of {runs} runs failed").into()),
@@ -145,5 +145,5 @@ fn attempt(
     let ours = if run.0.table == 8 { 100.0 - head } else { head };
     writeln!(out, "  {measure} {ours:.2} %, paper {paper}; {cpu:.1} CPU s")?;
     out.flush()?;
-    page::write(&args.out, &results.records, args)
+    page::write(&args.out, &results.records)
 }

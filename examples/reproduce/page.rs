@@ -7,17 +7,16 @@ use maud::{PreEscaped, html};
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Options, Parser};
 
-use crate::args::Args;
 use crate::cells::{Cell, STRATEGIES, Scale, all, name};
 use crate::program::Failure;
 use crate::results::{Record, kinds, machines};
 use crate::{html, plot, text};
 
 /// Writes `results.md`, the plots, and `results.html`, which has all of them.
-pub fn write(folder: &Path, records: &[Record], args: &Args) -> Result<(), Failure> {
+pub fn write(folder: &Path, records: &[Record]) -> Result<(), Failure> {
     let tables = page(records);
     text::write(&folder.join("results.md"), &tables)?;
-    let plots = plot::plots(records, args)?;
+    let plots = plot::plots(records)?;
     for (file, svg) in &plots {
         text::write(&folder.join(file), svg)?;
     }
@@ -53,8 +52,8 @@ fn page(records: &[Record]) -> String {
         "\nKarimi, Kalhor and Sadeghi Tabrizi, Sci. Rep. 2024. Ours is the mean over seeds and its \
          standard deviation, their number behind it. Counted memory is the largest arena of a \
          stage with what is kept of frozen layers, and the weights. What learns by SI does so by \
-         the soft nearest neighbour loss at T = 0.05, where the paper has its Eq. 7, and hidden \
-         dense layers by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
+         the soft nearest neighbour loss at T = 0.05, but where Eq. 7 is named, the paper's, and \
+         hidden dense layers by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
          cells, which is another one.\n",
     );
     for scale in kinds(records, |r| &r.scale) {

@@ -1,18 +1,14 @@
-//! The plots: a panel for each data set and net, a colour for each way to learn.
+//! The plots: a panel for each data set, net and scale, a colour for each way to learn.
 
-use crate::args::Args;
 use crate::cells::{STRATEGIES, Scale, Set};
 use crate::chart::{Chart, Line, Panel};
 use crate::page::spread;
 use crate::program::Failure;
 use crate::results::{Record, kinds, machines};
 
-/// The three plots of the runs at the scale of the command line, and their files' names; none
-/// without runs.
-pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, String)>, Failure> {
-    let scales = [false, true].map(|text| Scale::new(args, text));
-    let own: Vec<&Record> = records.iter().filter(|r| scales.contains(&r.scale)).collect();
-    let blocks = panels(&own, &[None], |runs| {
+/// The three plots of the runs, and their files' names; none without runs.
+pub fn plots(records: &[Record]) -> Result<Vec<(&'static str, String)>, Failure> {
+    let blocks = panels(records, &[None], |runs| {
         let count = runs.iter().map(|r| r.si.len()).min().unwrap_or(0);
         (0..count)
             .filter_map(|block| {
@@ -23,10 +19,10 @@ pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, Strin
             .collect()
     });
     let against = |machines: &[Option<&str>], x: &dyn Fn(&Record) -> f64| {
-        panels(&own, machines, |runs| runs.iter().map(|r| (x(r), r.head * 100.0)).collect())
+        panels(records, machines, |runs| runs.iter().map(|r| (x(r), r.head * 100.0)).collect())
     };
     // Seconds of other machines do not go into one panel.
-    let each: Vec<Option<&str>> = match &machines(&own)[..] {
+    let each: Vec<Option<&str>> = match &machines(&records.iter().collect::<Vec<_>>())[..] {
         [] | [_] => vec![None],
         several => several.iter().copied().map(Some).collect(),
     };
@@ -47,14 +43,15 @@ pub fn plots(records: &[Record], args: &Args) -> Result<Vec<(&'static str, Strin
 
 /// Panels of what `points` makes of the runs of each cell, on each of the machines or on all.
 fn panels(
-    records: &[&Record],
+    records: &[Record],
     machines: &[Option<&str>],
     points: impl Fn(&[&Record]) -> Vec<(f64, f64)>,
 ) -> Vec<Panel> {
-    let panel = |data: &str, model: &str, machine: Option<&str>| {
-        let own = records.iter().filter(|r| (&*r.data, &*r.model) == (data, model));
-        let own: Vec<&Record> =
-            own.filter(|r| machine.is_none_or(|m| r.machine == m)).copied().collect();
+    let cells = kinds(records, |r| (&*r.data, &*r.model, &r.scale));
+    let panel = |(data, model, scale): (&str, &str, &Scale), machine: Option<&str>| {
+        let own =
+            records.iter().filter(|r| (&*r.data, &*r.model, &r.scale) == (data, model, scale));
+        let own: Vec<&Record> = own.filter(|r| machine.is_none_or(|m| r.machine == m)).collect();
         let line = |(kind, way): (usize, &(&str, _, _, _, _))| {
             let runs: Vec<&Record> = own.iter().filter(|r| r.strategy == way.0).copied().collect();
             let points = if runs.is_empty() { Vec::new() } else { points(&runs) };
@@ -62,13 +59,13 @@ fn panels(
         };
         let lines: Vec<Line> = STRATEGIES.iter().enumerate().filter_map(line).collect();
         let set = Set::named(data).map_or(data, |set| set.title);
-        let title = match machine {
-            Some(machine) => format!("{set}, {model}, {machine}"),
-            None => format!("{set}, {model}"),
-        };
+        let scales = cells.iter().filter(|cell| (cell.0, cell.1) == (data, model)).count();
+        let scale = (scales > 1).then(|| scale.short());
+        let title: Vec<&str> =
+            [set, model].into_iter().chain(scale.as_deref()).chain(machine).collect();
+        let title = title.join(", ");
         (!lines.is_empty()).then_some(Panel { title, lines })
     };
-    let cells = kinds(records.iter().copied(), |r| (&*r.data, &*r.model));
-    let all = cells.into_iter().flat_map(|cell| machines.iter().map(move |m| (cell, *m)));
-    all.filter_map(|((data, model), machine)| panel(data, model, machine)).collect()
+    let all = cells.iter().flat_map(|cell| machines.iter().map(move |m| (*cell, *m)));
+    all.filter_map(|(cell, machine)| panel(cell, machine)).collect()
 }

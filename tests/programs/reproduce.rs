@@ -120,6 +120,25 @@ fn a_cell_is_run_once() {
 }
 
 #[test]
+fn scales_stand_apart() {
+    let folder = Folder::new("scales");
+    let (data, out) = (root(&folder), folder.path("out"));
+    let args = ["--data", &data, "--out", &out, "--cell", "fashion-mnist/lenet/random"];
+    let file = |name: &str| std::fs::read_to_string(Path::new(&out).join(name)).unwrap();
+    run("reproduce", &[&args[..], &TINY].concat()).good();
+    assert!(!file("si-per-block.svg").contains("epochs"));
+    let wide: Vec<&str> = TINY.iter().map(|&arg| if arg == "10" { "20" } else { arg }).collect();
+    run("reproduce", &[&args[..], &wide].concat()).good();
+    assert_eq!(file("results.md").matches("## Table 3").count(), 2);
+    for name in ["si-per-block.svg", "accuracy-cpu.svg", "accuracy-memory.svg"] {
+        for panel in ["lenet, 10 % of 5000, 1 and 1 epochs", "lenet, 20 % of 5000, 1 and 1 epochs"]
+        {
+            assert!(file(name).contains(panel), "{name}");
+        }
+    }
+}
+
+#[test]
 fn vgg_takes_small_images_with_a_border() {
     let folder = Folder::new("border");
     let (data, out) = (root(&folder), folder.path("out"));
