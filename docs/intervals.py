@@ -13,6 +13,12 @@ import statistics
 STUDENT = {1: 12.706, 2: 4.303}
 
 PAIRS = [
+    ("fashion-5000", "group3-e6-tuned", "e2e-7-tuned"),
+    ("fashion-5000", "group3-e12-tuned", "e2e-30-tuned"),
+    ("fashion-5000", "win6-e20-tuned", "e2e-30-tuned"),
+    ("cifar-10-10000", "win3-e3", "e2e-7-tuned"),
+    ("ag-news-5000", "win3-e3", "e2e-7-tuned"),
+    ("ag-news-5000", "conv-e3", "e2e-7-tuned"),
     ("fashion-5000", "group3-e6", "e2e-7"),
     ("fashion-5000", "win3-e3", "e2e-7"),
     ("fashion-5000", "conv-e3", "e2e-7"),
