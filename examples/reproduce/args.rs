@@ -85,6 +85,14 @@ pub struct Args {
     #[arg(long, value_name = "RATE", value_parser = positive)]
     pub sgd_rate: Option<f32>,
 
+    /// Weight decay of all that learns: AdamW's, by SGD an L2 penalty [default: none]
+    #[arg(long, value_name = "DECAY", value_parser = positive)]
+    pub weight_decay: Option<f32>,
+
+    /// Steps of each stage in which the rate rises to its first [default: 0]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub warmup: Option<u32>,
+
     /// Seeds of weights and batches, each a run
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,1,2")]
     pub seeds: Vec<u64>,

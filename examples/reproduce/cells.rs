@@ -88,6 +88,12 @@ pub struct Scale {
     /// First rates of what learns end to end, by Adam and by SGD.
     #[serde(default = "Scale::rates")]
     pub end_rates: [f32; 2],
+    /// Weight decay of all that learns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f32>,
+    /// Steps in which a rate rises to its first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<u32>,
     /// Bytes for what frozen blocks give.
     pub memory: u64,
 }
@@ -120,6 +126,8 @@ impl Scale {
             batch: if full && text { 2048 } else { 128 },
             sgd: full && text,
             end_rates: [args.adam_rate.unwrap_or(adam), args.sgd_rate.unwrap_or(sgd)],
+            weight_decay: args.weight_decay,
+            warmup: args.warmup,
             memory: args.memory.as_u64(),
         }
     }
@@ -130,7 +138,8 @@ impl Scale {
     pub fn short(&self) -> String {
         let Self { width, epochs, end_epochs, .. } = self;
         let images = self.images.map_or("all".to_owned(), |n| n.to_string());
-        format!("{width} % of {images}, {epochs} and {end_epochs} epochs")
+        let decay = self.weight_decay.map_or(String::new(), |decay| format!(", decay {decay}"));
+        format!("{width} % of {images}, {epochs} and {end_epochs} epochs{decay}")
     }
 }
 
@@ -150,9 +159,16 @@ impl std::fmt::Display for Scale {
             self.batch,
             if self.sgd { ", all by SGD" } else { "" }
         )?;
-        match self.end_rates {
-            rates if rates == Self::rates() => Ok(()),
-            [adam, sgd] => write!(f, ", end to end from {adam} by Adam and {sgd} by SGD"),
+        if self.end_rates != Self::rates() {
+            let [adam, sgd] = self.end_rates;
+            write!(f, ", end to end from {adam} by Adam and {sgd} by SGD")?;
+        }
+        if let Some(decay) = self.weight_decay {
+            write!(f, ", weight decay {decay}")?;
+        }
+        match self.warmup {
+            Some(steps) => write!(f, ", {steps} steps of warm-up"),
+            None => Ok(()),
         }
     }
 }
@@ -211,7 +227,9 @@ impl Cell {
             window: Window::sliding(blocks),
             epochs,
             head_epochs,
+            warmup: scale.warmup.unwrap_or(0),
             optimiser,
+            weight_decay: scale.weight_decay.unwrap_or(0.0),
             batch: scale.batch,
             ..Learning::default()
         }

@@ -35,6 +35,8 @@ fn recipes(out: &mut dyn Write, table: u8, args: &Args) -> io::Result<()> {
         "blocks 0.01, a classifier on frozen features 0.001, end to end {adam} (Adam) and {sgd} (SGD)"
     );
     row(out, "initial rate", "0.01", &ours)?;
+    let ours = scale.weight_decay.map_or("none".to_owned(), |decay| decay.to_string());
+    row(out, "weight decay", "", &ours)?;
     if text {
         let ours = part(16, scale.width).to_string();
         row(out, "character embedding", "16", &ours)?;
