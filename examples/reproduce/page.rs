@@ -52,8 +52,8 @@ fn page(records: &[Record]) -> String {
         "\nKarimi, Kalhor and Sadeghi Tabrizi, Sci. Rep. 2024. Ours is the mean over seeds and its \
          standard deviation, their number behind it. Counted memory is the largest arena of a \
          stage with what is kept of frozen layers, and the weights. What learns by SI does so by \
-         the soft nearest neighbour loss at T = 0.05, but where Eq. 7 is named, the paper's, and \
-         hidden dense layers by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
+         the soft nearest neighbour loss at T = 0.05, except in rows by Eq. 7, the paper's loss; \
+         hidden dense layers learn by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
          cells, which is another one.\n",
     );
     for scale in kinds(records, |r| &r.scale) {
