@@ -1147,6 +1147,8 @@ fn training_learns_as_a_file_says() {
     let args = [&from[..], &more, &["--report", &report, "--save", &first]].concat();
     run("train", &args);
     let recipe = folder.path("report/recipe.json");
+    let written = json(&std::fs::read_to_string(&recipe).unwrap());
+    assert_eq!((&written["warmup"], &written["weight_decay"]), (&2.into(), &0.01.into()));
     let again = ["--images", "256", "--no-control", "--recipe", &recipe];
     run("train", &[&again[..], &["--save", &second]].concat());
     assert!(std::fs::read(first).unwrap() == std::fs::read(second).unwrap());

@@ -133,16 +133,6 @@ impl Scale {
     }
 }
 
-impl Scale {
-    /// What tells it from others, in a few words.
-    pub fn short(&self) -> String {
-        let Self { width, epochs, end_epochs, .. } = self;
-        let images = self.images.map_or("all".to_owned(), |n| n.to_string());
-        let decay = self.weight_decay.map_or(String::new(), |decay| format!(", decay {decay}"));
-        format!("{width} % of {images}, {epochs} and {end_epochs} epochs{decay}")
-    }
-}
-
 impl std::fmt::Display for Scale {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let most = |n: Option<u32>| n.map_or("all".to_owned(), |n| format!("at most {n}"));

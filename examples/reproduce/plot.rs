@@ -4,7 +4,7 @@ use crate::cells::{STRATEGIES, Scale, Set};
 use crate::chart::{Chart, Line, Panel};
 use crate::page::spread;
 use crate::program::Failure;
-use crate::results::{Record, kinds, machines};
+use crate::results::{Record, kinds};
 
 /// The three plots of the runs, and their files' names; none without runs.
 pub fn plots(records: &[Record]) -> Result<Vec<(&'static str, String)>, Failure> {
@@ -22,7 +22,7 @@ pub fn plots(records: &[Record]) -> Result<Vec<(&'static str, String)>, Failure>
         panels(records, machines, |runs| runs.iter().map(|r| (x(r), r.head * 100.0)).collect())
     };
     // Seconds of other machines do not go into one panel.
-    let each: Vec<Option<&str>> = match &machines(&records.iter().collect::<Vec<_>>())[..] {
+    let each: Vec<Option<&str>> = match &kinds(records, |r| &*r.machine)[..] {
         [] | [_] => vec![None],
         several => several.iter().copied().map(Some).collect(),
     };
@@ -59,10 +59,14 @@ fn panels(
         };
         let lines: Vec<Line> = STRATEGIES.iter().enumerate().filter_map(line).collect();
         let set = Set::named(data).map_or(data, |set| set.title);
-        let scales = cells.iter().filter(|cell| (cell.0, cell.1) == (data, model)).count();
-        let scale = (scales > 1).then(|| scale.short());
-        let title: Vec<&str> =
-            [set, model].into_iter().chain(scale.as_deref()).chain(machine).collect();
+        // What this scale says and another one of the net does not.
+        let scales = cells.iter().filter(|cell| (cell.0, cell.1) == (data, model));
+        let scales: Vec<String> = scales.map(|cell| cell.2.to_string()).collect();
+        let scale = scale.to_string();
+        let own = scale.split(", ").filter(|part| {
+            scales.iter().any(|other| !other.split(", ").any(|theirs| theirs == *part))
+        });
+        let title: Vec<&str> = [set, model].into_iter().chain(own).chain(machine).collect();
         let title = title.join(", ");
         (!lines.is_empty()).then_some(Panel { title, lines })
     };

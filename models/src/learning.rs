@@ -446,6 +446,19 @@ mod tests {
     }
 
     #[test]
+    fn readouts_are_laid_over_each_block() {
+        for (readout, head) in [
+            (Readout::Unit, recipe::UNIT_FEATURES),
+            (Readout::Raw, &[]),
+            (Readout::Means, recipe::MEANS_READOUT),
+            (Readout::Conv, recipe::CONV_READOUT),
+        ] {
+            let heads = Learning { readout, ..Learning::default() }.heads(&LENET, 10).unwrap();
+            assert_eq!(heads, [head, head], "{readout:?}");
+        }
+    }
+
+    #[test]
     fn a_window_reaches_the_strategies_that_have_one() {
         for (way, blocks, end) in [
             (Way::Si, 1, 4),

@@ -126,20 +126,26 @@ fn scales_stand_apart() {
     let args = ["--data", &data, "--out", &out, "--cell", "fashion-mnist/lenet/si"];
     let file = |name: &str| std::fs::read_to_string(Path::new(&out).join(name)).unwrap();
     run("reproduce", &[&args[..], &TINY].concat()).good();
-    assert!(!file("si-per-block.svg").contains("epochs"));
+    assert!(!file("si-per-block.svg").contains("width 10 %"));
     let wide: Vec<&str> = TINY.iter().map(|&arg| if arg == "10" { "20" } else { arg }).collect();
     run("reproduce", &[&args[..], &wide].concat()).good();
     assert_eq!(file("results.md").matches("## Table 3").count(), 2);
     let decayed = [&args[..], &wide, &["--weight-decay", "0.5", "--warmup", "2"]].concat();
     run("reproduce", &decayed).good();
     assert!(file("results.md").contains(", weight decay 0.5, 2 steps of warm-up."));
-    assert!(file("si-per-block.svg").contains("1 and 1 epochs, decay 0.5"));
+    let panel = "lenet, width 20 %, weight decay 0.5, 2 steps of warm-up";
+    assert!(file("si-per-block.svg").contains(panel));
     let found = records(&out);
     assert_ne!(found[1]["si"], found[2]["si"]);
+    // The paper's loss is another one.
+    let args = ["--data", &data, "--out", &out, "--cell", "fashion-mnist/lenet/si-triplet"];
+    run("reproduce", &[&args[..], &wide].concat()).good();
+    let [_, soft, _, triplet] = &records(&out)[..] else { panic!("four runs") };
+    assert_eq!(triplet["strategy"], "si-triplet");
+    assert_ne!(soft["si"], triplet["si"]);
     assert!(found[1]["scale"].get("warmup").is_none() && found[2]["scale"]["warmup"] == 2);
     for name in ["si-per-block.svg", "accuracy-cpu.svg", "accuracy-memory.svg"] {
-        for panel in ["lenet, 10 % of 5000, 1 and 1 epochs", "lenet, 20 % of 5000, 1 and 1 epochs"]
-        {
+        for panel in ["lenet, width 10 %", "lenet, width 20 %"] {
             assert!(file(name).contains(panel), "{name}");
         }
     }
