@@ -89,7 +89,8 @@ pub struct Args {
     #[arg(long, value_name = "DECAY", value_parser = positive)]
     pub weight_decay: Option<f32>,
 
-    /// Steps of each stage in which the rate rises to its first [default: 0]
+    /// Steps of each stage in which the rate rises to its first, which a stage of fewer does not reach
+    /// [default: 0]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
     pub warmup: Option<u32>,
 

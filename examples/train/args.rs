@@ -118,7 +118,7 @@ pub struct Args {
     #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive)]
     pub head_rate: f32,
 
-    /// Steps of each stage in which the rate rises to its first
+    /// Steps of each stage in which the rate rises to its first, which a stage of fewer does not reach
     #[arg(long, value_name = "STEPS", default_value_t = 0)]
     pub warmup: u32,
 

@@ -169,7 +169,7 @@ pub struct Learning {
     pub rate: f32,
     /// First rate of the classifier alone.
     pub head_rate: f32,
-    /// Steps of each stage in which the rate rises to its first.
+    /// Steps of each stage in which the rate rises to its first, which a stage of fewer does not reach.
     pub warmup: u32,
     /// What updates the weights.
     pub optimiser: Optimiser,
