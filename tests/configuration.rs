@@ -80,8 +80,12 @@ fn layers_and_inputs() {
 
 #[test]
 fn how_stages_learn() {
-    let losses =
-        [Loss::Triplet, Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 0.1 }];
+    let losses = [
+        Loss::Triplet,
+        Loss::Margin { margin: 0.2 },
+        Loss::SoftNearest { temperature: 0.1 },
+        Loss::SoftCentre { temperature: 0.1 },
+    ];
     come_back(losses);
     come_back(losses.map(Objective::Separation).into_iter().chain(losses.map(Objective::Views)));
     come_back([Objective::Statistics, Objective::CrossEntropy { smoothing: 0.1 }]);

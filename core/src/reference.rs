@@ -172,6 +172,10 @@ impl Backend for Reference<'_> {
             | Objective::Views(Loss::SoftNearest { temperature }) => {
                 loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)
             }
+            Objective::Separation(Loss::SoftCentre { temperature })
+            | Objective::Views(Loss::SoftCentre { temperature }) => {
+                loss::soft_centre(data, dim, labels, temperature, row.get()?, gradient)
+            }
             Objective::Separation(loss) | Objective::Views(loss) => {
                 let pairs = pairs.get::<[u32; 4]>()?;
                 let rows = Rows { data, dim, labels };

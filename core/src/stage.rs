@@ -22,6 +22,11 @@ pub enum Loss {
         /// T: the smaller, the fewer neighbours count.
         temperature: f32,
     },
+    /// [`soft_centre`](crate::loss::soft_centre): centres of labels in the place of neighbours.
+    SoftCentre {
+        /// T: the smaller, the fewer centres count.
+        temperature: f32,
+    },
 }
 
 /// What a stage works towards.
@@ -107,8 +112,11 @@ impl Objective {
     pub const fn scratch(&self, features: Shape) -> usize {
         let numbers = match self {
             Self::PredSim { .. } => 2,
-            _ if matches!(self.loss(), Some(Loss::SoftNearest { .. })) => 1,
-            _ => 0,
+            _ => match self.loss() {
+                Some(Loss::SoftNearest { .. }) => 1,
+                Some(Loss::SoftCentre { .. }) => 4,
+                _ => 0,
+            },
         };
         (features.n as usize).saturating_mul(numbers * size_of::<f32>())
     }

@@ -83,8 +83,12 @@ fn shapes_and_places() {
 
 #[test]
 fn recipes_and_runs() {
-    let losses =
-        [Loss::Triplet, Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 2.0 }];
+    let losses = [
+        Loss::Triplet,
+        Loss::Margin { margin: 0.2 },
+        Loss::SoftNearest { temperature: 2.0 },
+        Loss::SoftCentre { temperature: 2.0 },
+    ];
     for loss in losses {
         comes_back(loss);
         comes_back(Objective::Separation(loss));

@@ -113,8 +113,12 @@ impl Source for Textures {
 /// What Table 1 of the paper trains with.
 const RATE: f32 = 0.01;
 
-/// The two losses that are in use.
-const LOSSES: [Loss; 2] = [Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 0.1 }];
+/// The losses that are in use.
+const LOSSES: [Loss; 3] = [
+    Loss::Margin { margin: 0.2 },
+    Loss::SoftNearest { temperature: 0.1 },
+    Loss::SoftCentre { temperature: 0.1 },
+];
 
 const fn recipe(objective: Objective) -> Recipe<'static> {
     Recipe {

@@ -22,7 +22,8 @@ use sepal_core::stage::{Loss, Objective};
 use crate::arch::Instructions;
 use crate::conv::Precision;
 use crate::fused::Group;
-use crate::{blocks, folded, fused, layers, objective, optim, residual, search, soft};
+use crate::soft::{self, Kind};
+use crate::{blocks, folded, fused, layers, objective, optim, residual, search};
 
 /// The rows in f32, in `memory`.
 fn widened<'a>(rows: Rows<'a, half::f16>, memory: &'a mut Vec<f32>) -> Rows<'a, f32> {
@@ -363,8 +364,11 @@ impl Backend for Cpu<'_> {
             let rows = Rows { data, dim, labels };
             let (scratch, gradient) = (scratch.get::<f32>()?, gradient.get::<f32>()?);
             let score = match loss {
-                Loss::SoftNearest { temperature } => {
-                    soft::nearest(instructions, rows, temperature, scratch, gradient)
+                Loss::SoftNearest { temperature: t } => {
+                    soft::gradient(Kind::Nearest, instructions, rows, t, scratch, gradient)
+                }
+                Loss::SoftCentre { temperature: t } => {
+                    soft::gradient(Kind::Centre, instructions, rows, t, scratch, gradient)
                 }
                 _ => {
                     let margin = match loss {

@@ -11,13 +11,15 @@ use sepal_core::shape::Shape;
 use sepal_core::stage::{Loss, Objective};
 
 use crate::blocks::{block, unblock};
-use crate::{search, soft};
+use crate::search;
+use crate::soft::{self, Kind};
 
 /// Numbers of scratch over `features`; a smaller batch never takes more.
 pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
     let (m, dim) = (features.n as usize, features.sample().unwrap_or(0) as usize);
     match objective.loss() {
-        Some(Loss::SoftNearest { .. }) => soft::scratch(m, dim),
+        Some(Loss::SoftNearest { .. }) => soft::scratch(Kind::Nearest, m, dim),
+        Some(Loss::SoftCentre { .. }) => soft::scratch(Kind::Centre, m, dim),
         Some(_) => search::batch_numbers(m, dim),
         None => 0,
     }

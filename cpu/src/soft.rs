@@ -1,9 +1,10 @@
-//! The soft nearest neighbour loss over a batch, by products of all pairs of rows.
+//! The soft losses over a batch, by products of all pairs of rows.
 //!
 //! 1. All products of two shifted rows, of which each is made once: in tasks of two blocks of rows
 //!    and a range of features, which pack what they read, less the shift, and add up their part.
 //! 2. Each anchor's distances from its products, and its weights from these ([`Anchor`]). What
-//!    could be wrong and matters is measured anew.
+//!    could be wrong and matters is measured anew. To centres every distance matters: where one
+//!    could be wrong, all are left to the reference.
 //! 3. `dF = 2 (diag(S 1) F - S F)` as sums of rows by weight. The rows of `diag(S 1) - S` sum to
 //!    0, so that F may be shifted. A sum is exact to some digits of its largest term: of clusters
 //!    that lie farther apart than they are wide, by some factor, the gradient is off by that factor.
@@ -124,16 +125,32 @@ impl Split {
     }
 }
 
-/// Numbers of scratch of [`nearest`]; a smaller batch never takes more.
-pub(crate) fn scratch(m: usize, dim: usize) -> usize {
-    Split::new(m, dim).numbers().unwrap_or(usize::MAX)
+/// Numbers of scratch of [`gradient`]; a smaller batch never takes more.
+pub(crate) fn scratch(kind: Kind, m: usize, dim: usize) -> usize {
+    let own = match kind {
+        Kind::Nearest => Some(0),
+        // Distances stay while weights are made of them.
+        Kind::Centre => m.checked_mul(m).and_then(|d| d.checked_add(line(4 * m) + line(1))),
+    };
+    let numbers = Split::new(m, dim).numbers();
+    numbers.zip(own).and_then(|(a, b)| a.checked_add(b)).unwrap_or(usize::MAX)
+}
+
+/// What is likely where it is near.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Each other sample: [`loss::soft_nearest`].
+    Nearest,
+    /// Each label's mean: [`loss::soft_centre`].
+    Centre,
 }
 
 /// Squared lengths, temperatures and their inverses from which on products could overflow.
 const HUGE: f32 = 1e30;
 
-/// [`loss::soft_nearest`] with its gradient.
-pub(crate) fn nearest(
+/// A loss of softly chosen neighbours or centres, with its gradient.
+pub(crate) fn gradient(
+    kind: Kind,
     with: Instructions,
     rows: Rows<'_, f32>,
     temperature: f32,
@@ -144,9 +161,8 @@ pub(crate) fn nearest(
     let m = labels.len();
     let usable = (1.0 / HUGE..HUGE).contains(&temperature) && m > 0 && dim > 0;
     let split = Split::new(m, dim);
-    if !usable || rows.len() != m || split.numbers().is_none_or(|numbers| scratch.len() < numbers) {
-        let row = scratch.get_mut(..m).unwrap_or_default();
-        return loss::soft_nearest(data, dim, labels, temperature, row, Some(gradient));
+    if !usable || rows.len() != m || scratch.len() < self::scratch(kind, m, dim) {
+        return kind.reference(rows, temperature, scratch, gradient);
     }
     let mut memory = Cut::new(scratch);
     let (mean, weights) = (memory.take(dim), memory.take(m * m));
@@ -157,31 +173,85 @@ pub(crate) fn nearest(
 
     shift(rows, mean);
     let mean = &*mean;
-    let sums = split.multiply(with, data, mean, sums, lanes);
+    let products = split.multiply(with, data, mean, sums, lanes);
     for (at, norm) in norms.iter_mut().enumerate() {
         let (block, row) = (at / split.side, at % split.side);
         let sum = Split::number(block, block) * split.parts() * split.square();
-        *norm = sums.get(sum + row * split.side + row).copied().unwrap_or(f32::NAN);
+        *norm = products.get(sum + row * split.side + row).copied().unwrap_or(f32::NAN);
     }
     // Sums by weight reach this before they cancel.
     let reach = |norm: f32| norm.sqrt() * (m as f32 / temperature);
-    if !norms.iter().all(|norm| *norm < HUGE && reach(*norm) < HUGE) {
-        // Products of these would not be finite where the distances are.
-        return loss::soft_nearest(data, dim, labels, temperature, terms, Some(gradient));
+    let error = |norm: f32| 2.0 * norm * bound(dim);
+    let fits = |norm: &f32| {
+        let is_exact = kind == Kind::Nearest || error(*norm) < CENTRE_SHARE * temperature;
+        *norm < HUGE && reach(*norm) < HUGE && is_exact
+    };
+    if !norms.iter().all(fits) {
+        // Products of these would not be finite where the distances are, or not exact enough.
+        return kind.reference(rows, temperature, scratch, gradient);
     }
     let norms = &*norms;
-    let anchors = terms.par_chunks_mut(ANCHORS).zip(same.par_chunks_mut(ANCHORS));
-    let rows_of = weights.par_chunks_mut(ANCHORS * m).zip(exponentials.par_chunks_mut(m));
-    rows_of.zip(anchors).enumerate().for_each(|(task, ((weights, lane), (terms, same)))| {
-        let each = weights.chunks_exact_mut(m).zip(terms.iter_mut().zip(same));
-        for (at, (row, (term, same))) in (task * ANCHORS..).zip(each) {
-            split.gather(sums, at, row);
-            (*term, *same) = Anchor { rows, norms, at, temperature }.weigh(row, lane);
+    let anchor = |at: usize| Anchor { rows, norms, at, temperature };
+    let score = match kind {
+        Kind::Nearest => {
+            let anchors = terms.par_chunks_mut(ANCHORS).zip(same.par_chunks_mut(ANCHORS));
+            let rows_of = weights.par_chunks_mut(ANCHORS * m).zip(exponentials.par_chunks_mut(m));
+            rows_of.zip(anchors).enumerate().for_each(
+                |(task, ((weights, lane), (terms, same)))| {
+                    let each = weights.chunks_exact_mut(m).zip(terms.iter_mut().zip(same));
+                    for (at, (row, (term, same))) in (task * ANCHORS..).zip(each) {
+                        split.gather(products, at, row);
+                        (*term, *same) = anchor(at).weigh(row, lane);
+                    }
+                },
+            );
+            tally(weights, terms, same)
         }
-    });
+        Kind::Centre => {
+            let (apart, of_labels) = (memory.take(m * m), memory.take(4 * m));
+            apart.par_chunks_mut(ANCHORS * m).enumerate().for_each(|(task, rows_of)| {
+                for (at, row) in (task * ANCHORS..).zip(rows_of.chunks_exact_mut(m)) {
+                    split.gather(products, at, row);
+                    let label = labels.get(at).copied().unwrap_or_default();
+                    anchor(at).distances(label, row);
+                }
+            });
+            weights.fill(0.0);
+            let distance = |i, j| apart.get(i * m + j).copied().unwrap_or(f32::NAN);
+            loss::soft_centre_weights(labels, temperature, of_labels, distance, |i, j, weight| {
+                weights.iter_mut().skip(i * m + j).take(1).for_each(|w| *w += weight);
+            })
+        }
+    };
+    laplacian(weights, m, 2.0 / temperature / score.anchors.max(1) as f32);
+    let tasks = dim.div_ceil(split.range());
+    let out = Field::new(gradient, m, 1, dim);
+    split.mix(0..tasks, &Sums { with, rows: data, mean, weights }, out, lanes);
+    score
+}
 
+impl Kind {
+    /// The loss by definition, in the first numbers of `scratch`.
+    fn reference(
+        self,
+        Rows { data, dim, labels }: Rows<'_, f32>,
+        temperature: f32,
+        scratch: &mut [f32],
+        gradient: &mut [f32],
+    ) -> Score {
+        let loss = match self {
+            Self::Nearest => loss::soft_nearest,
+            Self::Centre => loss::soft_centre,
+        };
+        loss(data, dim, labels, temperature, scratch, Some(gradient))
+    }
+}
+
+/// Adds up the terms as long as the sum is finite; who is left out has no weights.
+fn tally(weights: &mut [f32], terms: &[f32], same: &[f32]) -> Score {
     let mut score = Score::<f32>::default();
-    for ((term, same), weights) in terms.iter().zip(&*same).zip(weights.chunks_exact_mut(m)) {
+    for ((term, same), weights) in terms.iter().zip(same).zip(weights.chunks_exact_mut(terms.len()))
+    {
         score.correct += u32::from(*same == 1.0);
         let sum: f32 = score.value + term;
         if sum.is_finite() {
@@ -192,12 +262,7 @@ pub(crate) fn nearest(
             weights.fill(0.0);
         }
     }
-    let anchors = score.anchors.max(1) as f32;
-    score.value /= anchors;
-    laplacian(weights, m, 2.0 / temperature / anchors);
-    let tasks = dim.div_ceil(split.range());
-    let out = Field::new(gradient, m, 1, dim);
-    split.mix(0..tasks, &Sums { with, rows: data, mean, weights }, out, lanes);
+    score.value /= score.anchors.max(1) as f32;
     score
 }
 
@@ -346,6 +411,10 @@ const NEGLIGIBLE: f32 = 32.0;
 /// The share of the temperature that the error bound of a distance that matters may be. The bound
 /// is of the worst case; the error itself is about a thirtieth of it.
 const SHARE: f32 = 1.0 / 64.0;
+
+/// The share of the temperature that the error bound of any distance may be where all of them
+/// matter; see [`SHARE`]. The distance to a centre is a mean of them, in which errors cancel.
+const CENTRE_SHARE: f32 = 1.0 / 16.0;
 
 struct Anchor<'a> {
     rows: Rows<'a, f32>,

@@ -451,6 +451,7 @@ fn objectives() {
             Objective::Separation(Loss::Triplet),
             Objective::Separation(Loss::Margin { margin: 0.2 }),
             Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
+            Objective::Separation(Loss::SoftCentre { temperature: 0.5 }),
             Objective::CrossEntropy { smoothing: 0.1 },
         ] {
             let plain = (shape, Layout::Nchw);

@@ -327,8 +327,13 @@ fn losses_of_pairs() {
     }
 }
 
+/// The losses of softly chosen neighbours and centres.
+fn soft(temperature: f32) -> [Objective; 2] {
+    [Loss::SoftNearest { temperature }, Loss::SoftCentre { temperature }].map(Objective::Separation)
+}
+
 #[test]
-fn the_soft_loss() {
+fn the_soft_losses() {
     for temperature in [0.05, 1.0, 100.0, 0.0, -1.0, f32::NAN, 1e-38, f32::INFINITY] {
         for (name, mut set) in named() {
             // Of length 1, as they come, and far apart in units of the temperature.
@@ -339,13 +344,14 @@ fn the_soft_loss() {
                     row.iter_mut().for_each(|x| *x *= scale.unwrap_or(1.0 / norm));
                 }
                 let original = std::mem::replace(&mut set.data, normal);
-                let what = Objective::Separation(Loss::SoftNearest { temperature });
-                let (got, expected) = (on_cpu(what, &set, 2), on_reference(what, &set));
-                let name = format!("{name}, T = {temperature}, {scale:?}");
-                let counts = |score: Score| (score.anchors, score.skipped, score.correct);
-                assert_eq!(counts(got.0), counts(expected.0), "{name}");
-                close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
-                close(&name, &got.1, &expected.1, DISTANCES);
+                for what in soft(temperature) {
+                    let (got, expected) = (on_cpu(what, &set, 2), on_reference(what, &set));
+                    let name = format!("{name}, {what:?}, {scale:?}");
+                    let counts = |score: Score| (score.anchors, score.skipped, score.correct);
+                    assert_eq!(counts(got.0), counts(expected.0), "{name}");
+                    close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
+                    close(&name, &got.1, &expected.1, DISTANCES);
+                }
                 set.data = original;
             }
         }
@@ -367,9 +373,12 @@ fn other_objectives_are_the_reference_s() {
 #[test]
 fn threads_change_no_bit() {
     let (set, wide) = (far_from_zero(300, 520), far_from_zero(40, 4100));
-    for loss in
-        [Loss::Triplet, Loss::Margin { margin: 0.2 }, Loss::SoftNearest { temperature: 0.1 }]
-    {
+    for loss in [
+        Loss::Triplet,
+        Loss::Margin { margin: 0.2 },
+        Loss::SoftNearest { temperature: 0.1 },
+        Loss::SoftCentre { temperature: 0.1 },
+    ] {
         let what = Objective::Separation(loss);
         for set in [&set, &wide] {
             let one = on_cpu(what, set, 1);
@@ -392,51 +401,52 @@ fn threads_change_no_bit() {
 
 /// Either side of blocks of rows, strips of columns, and parts of the features.
 #[test]
-fn the_soft_loss_of_any_size() {
-    let what = Objective::Separation(Loss::SoftNearest { temperature: 0.5 });
+fn the_soft_losses_of_any_size() {
     for rows in [1, 2, 3, 8, 9, 31, 32, 33, 127, 128, 129, 257] {
         for dim in [1, 15, 63, 64, 65, 130] {
-            soft_loss(what, rows, dim);
+            soft_losses(rows, dim);
         }
     }
     for dim in [255, 257, 1023, 1025, 4097, 9000] {
-        soft_loss(what, 12, dim);
-        soft_loss(what, 130, dim.min(1025));
+        soft_losses(12, dim);
+        soft_losses(130, dim.min(1025));
     }
 }
 
 /// Far clusters in units of the smallest temperatures: sums by weight would not be finite.
 #[test]
-fn the_soft_loss_of_far_clusters() {
+fn soft_neighbours_of_far_clusters() {
     let near = [0.0, 1024.0, 2048.0];
     let data = near.iter().copied().chain(near.iter().map(|x| x + 1e10)).collect();
     let set = Set { data, dim: 1, labels: vec![0, 1, 0, 0, 1, 0] };
-    let what = Objective::Separation(Loss::SoftNearest { temperature: 1e-30 });
+    let [what, _] = soft(1e-30);
     let (got, expected) = (on_cpu(what, &set, 2), on_reference(what, &set));
     assert!(expected.1.iter().all(|g| g.is_finite()) && expected.1.iter().any(|g| *g != 0.0));
     assert_eq!((got.0, got.1), (expected.0, expected.1));
 }
 
-fn soft_loss(what: Objective, rows: usize, dim: usize) {
+fn soft_losses(rows: usize, dim: usize) {
     // About as far apart whatever their number.
     let scale = (dim as f32).sqrt().recip();
     let data = values(dim as u64, rows * dim).iter().map(|x| 3.0 + scale * x).collect();
     let set = Set::new(data, dim, 3);
-    let expected = on_reference(what, &set);
-    for instructions in Instructions::all() {
-        let got = with(instructions, what, &set);
-        let name = format!("{rows} x {dim}, {instructions:?}");
-        assert_eq!(
-            (got.0.anchors, got.0.correct),
-            (expected.0.anchors, expected.0.correct),
-            "{name}"
-        );
-        close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
-        // As parts of the largest, which may be far below 1.
-        let largest = expected.1.iter().fold(0.0f32, |most, g| most.max(g.abs()));
-        assert!(largest > 0.0 || expected.0.anchors == 0, "{name}");
-        let parts = |g: &[f32]| g.iter().map(|g| g / largest.max(1e-30)).collect::<Vec<_>>();
-        close(&name, &parts(&got.1), &parts(&expected.1), DISTANCES);
+    for what in soft(0.5) {
+        let expected = on_reference(what, &set);
+        for instructions in Instructions::all() {
+            let got = with(instructions, what, &set);
+            let name = format!("{what:?}, {rows} x {dim}, {instructions:?}");
+            assert_eq!(
+                (got.0.anchors, got.0.correct),
+                (expected.0.anchors, expected.0.correct),
+                "{name}"
+            );
+            close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
+            // As parts of the largest, which may be far below 1.
+            let largest = expected.1.iter().fold(0.0f32, |most, g| most.max(g.abs()));
+            assert!(largest > 0.0 || expected.0.anchors == 0, "{name}");
+            let parts = |g: &[f32]| g.iter().map(|g| g / largest.max(1e-30)).collect::<Vec<_>>();
+            close(&name, &parts(&got.1), &parts(&expected.1), DISTANCES);
+        }
     }
 }
 

@@ -44,10 +44,11 @@ fn parts(objective: &Objective, n: u32) -> Parts {
 }
 
 /// Scratch bytes of an objective over `features`: 12 a sample; for the hard losses 20 more, for the
-/// soft one 16 more and a matrix of 4 N^2; none for what runs on the host.
+/// soft one of neighbours 16 more and a matrix of 4 N^2; none for what runs on the host.
 pub(crate) fn scratch(objective: &Objective, features: Shape) -> usize {
     match objective {
         Objective::Statistics | Objective::PredSim { .. } | Objective::Goodness { .. } => 0,
+        _ if matches!(objective.loss(), Some(Loss::SoftCentre { .. })) => 0,
         _ => parts(objective, features.n).end,
     }
 }
@@ -75,6 +76,11 @@ pub(crate) fn run(
     if let Objective::Goodness { threshold, classes } = *objective {
         return on_host(gpu, (x, len), (labels, n), gradient, |x, labels, _, gradient| {
             loss::goodness(x, dim as usize, labels, classes, threshold, Some(gradient))
+        });
+    }
+    if let Some(Loss::SoftCentre { temperature }) = objective.loss() {
+        return on_host(gpu, (x, len), (labels, n), gradient, |x, labels, scratch, gradient| {
+            loss::soft_centre(x, dim as usize, labels, temperature, scratch, Some(gradient))
         });
     }
     let scratch = memory.address(at.scratch)?;
@@ -141,7 +147,7 @@ fn on_host(
     let (mut features, mut own) = (vec![0.0f32; len as usize], vec![0u16; n as usize]);
     gpu.read(x, bytemuck::cast_slice_mut(&mut features))?;
     gpu.read(labels, bytemuck::cast_slice_mut(&mut own))?;
-    let (mut scratch, mut found) = (vec![0.0; 2 * own.len()], vec![0.0; features.len()]);
+    let (mut scratch, mut found) = (vec![0.0; 4 * own.len()], vec![0.0; features.len()]);
     let score = of(&features, &own, &mut scratch, &mut found);
     gpu.write(gradient, bytemuck::cast_slice(&found))?;
     Ok(score)

@@ -94,8 +94,12 @@ fn neighbours_are_the_references_bit_for_bit() {
 fn objectives_of_many_rows() {
     let (n, dim) = (150usize, 300usize);
     let (data, labels) = rows(n, dim, 0.5);
-    let losses =
-        [Loss::Triplet, Loss::Margin { margin: 9.0 }, Loss::SoftNearest { temperature: 7.0 }];
+    let losses = [
+        Loss::Triplet,
+        Loss::Margin { margin: 9.0 },
+        Loss::SoftNearest { temperature: 7.0 },
+        Loss::SoftCentre { temperature: 7.0 },
+    ];
     for loss in losses {
         let objective = Objective::Separation(loss);
         let shape = Shape::rows(n as u32, dim as u32);

@@ -241,6 +241,8 @@ pub enum Stand {
     Margin,
     /// Soft nearest neighbour
     Soft,
+    /// Soft nearest centre: the mean of each label in the place of neighbours
+    Centre,
     /// Eq. 7 of the paper
     Triplet,
 }
@@ -264,6 +266,7 @@ impl Args {
             loss: match self.loss {
                 Stand::Margin => Loss::Margin { margin: 0.2 },
                 Stand::Soft => Loss::SoftNearest { temperature: self.temperature },
+                Stand::Centre => Loss::SoftCentre { temperature: self.temperature },
                 Stand::Triplet => Loss::Triplet,
             },
             window: Window { blocks: self.window, stride: self.stride },

@@ -227,7 +227,9 @@ impl Learning {
     pub fn check(&self) -> Result<(), SettingError> {
         let positive = |x: f32| x.is_finite() && x > 0.0;
         let of_loss = match self.loss {
-            Loss::Margin { margin: x } | Loss::SoftNearest { temperature: x } => x,
+            Loss::Margin { margin: x }
+            | Loss::SoftNearest { temperature: x }
+            | Loss::SoftCentre { temperature: x } => x,
             _ => 1.0,
         };
         let (some, number) = ("1 or more", "a number above 0");

@@ -24,6 +24,7 @@ mod cross_entropy;
 mod goodness;
 mod margin;
 mod pred_sim;
+mod soft_centre;
 mod soft_nearest;
 mod triplet;
 
@@ -31,6 +32,7 @@ pub use cross_entropy::{cross_entropy, softmax};
 pub use goodness::goodness;
 pub use margin::margin;
 pub use pred_sim::pred_sim;
+pub use soft_centre::{soft_centre, soft_centre_weights};
 pub use soft_nearest::soft_nearest;
 pub use triplet::triplet;
 

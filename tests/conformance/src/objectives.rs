@@ -11,13 +11,16 @@ use sepal_core::stage::{Loss, Objective};
 use crate::{Cut, Tolerance, With, ask, len, read, run, values, wide, write};
 
 /// All objectives that have a gradient.
-const OBJECTIVES: [Objective; 12] = [
+const OBJECTIVES: [Objective; 15] = [
     Objective::Separation(Loss::Triplet),
     Objective::Separation(Loss::Margin { margin: 0.2 }),
     Objective::Separation(Loss::Margin { margin: 0.0 }),
     Objective::Separation(Loss::SoftNearest { temperature: 0.5 }),
     Objective::Views(Loss::Margin { margin: 0.2 }),
+    Objective::Separation(Loss::SoftCentre { temperature: 0.5 }),
+    Objective::Separation(Loss::SoftCentre { temperature: 0.05 }),
     Objective::Views(Loss::SoftNearest { temperature: 0.5 }),
+    Objective::Views(Loss::SoftCentre { temperature: 0.5 }),
     Objective::CrossEntropy { smoothing: 0.0 },
     Objective::CrossEntropy { smoothing: 0.1 },
     Objective::PredSim { beta: 0.9, similar: 2 },
@@ -52,6 +55,11 @@ fn expected<T: Real>(objective: Objective, x: &[T], dim: usize, labels: &[u16]) 
         | Objective::Views(Loss::SoftNearest { temperature }) => {
             let mut row = vec![T::ZERO; labels.len()];
             loss::soft_nearest(x, dim, labels, T::from_f32(temperature), &mut row, grad)
+        }
+        Objective::Separation(Loss::SoftCentre { temperature })
+        | Objective::Views(Loss::SoftCentre { temperature }) => {
+            let mut scratch = vec![T::ZERO; 4 * labels.len()];
+            loss::soft_centre(x, dim, labels, T::from_f32(temperature), &mut scratch, grad)
         }
         Objective::Separation(other) | Objective::Views(other) => {
             pairs = vec![Pair::NONE; labels.len()];
