@@ -1,6 +1,7 @@
 //! Stages: which layers are trained together, towards what, and how.
 
 use crate::layer::Layer;
+use crate::loss;
 use crate::optim::Rule;
 use crate::schedule::Schedule;
 use crate::shape::Shape;
@@ -22,7 +23,8 @@ pub enum Loss {
         /// T: the smaller, the fewer neighbours count.
         temperature: f32,
     },
-    /// [`soft_centre`](crate::loss::soft_centre): centres of labels in the place of neighbours.
+    /// [`soft_centre`](crate::loss::soft_centre): centres of labels in the place of neighbours. On a GPU the
+    /// host computes it, from copies.
     SoftCentre {
         /// T: the smaller, the fewer centres count.
         temperature: f32,
@@ -114,7 +116,7 @@ impl Objective {
             Self::PredSim { .. } => 2,
             _ => match self.loss() {
                 Some(Loss::SoftNearest { .. }) => 1,
-                Some(Loss::SoftCentre { .. }) => 4,
+                Some(Loss::SoftCentre { .. }) => loss::CENTRE_SCRATCH,
                 _ => 0,
             },
         };

@@ -3,8 +3,7 @@
 //! 1. All products of two shifted rows, of which each is made once: in tasks of two blocks of rows
 //!    and a range of features, which pack what they read, less the shift, and add up their part.
 //! 2. Each anchor's distances from its products, and its weights from these ([`Anchor`]). What
-//!    could be wrong and matters is measured anew. To centres every distance matters: where one
-//!    could be wrong, all are left to the reference.
+//!    could be wrong and matters is measured anew; to centres every distance matters.
 //! 3. `dF = 2 (diag(S 1) F - S F)` as sums of rows by weight. The rows of `diag(S 1) - S` sum to
 //!    0, so that F may be shifted. A sum is exact to some digits of its largest term: of clusters
 //!    that lie farther apart than they are wide, by some factor, the gradient is off by that factor.
@@ -130,7 +129,9 @@ pub(crate) fn scratch(kind: Kind, m: usize, dim: usize) -> usize {
     let own = match kind {
         Kind::Nearest => Some(0),
         // Distances stay while weights are made of them.
-        Kind::Centre => m.checked_mul(m).and_then(|d| d.checked_add(line(4 * m) + line(1))),
+        Kind::Centre => {
+            m.checked_mul(m).and_then(|d| d.checked_add(line(loss::CENTRE_SCRATCH * m) + line(1)))
+        }
     };
     let numbers = Split::new(m, dim).numbers();
     numbers.zip(own).and_then(|(a, b)| a.checked_add(b)).unwrap_or(usize::MAX)
@@ -181,17 +182,12 @@ pub(crate) fn gradient(
     }
     // Sums by weight reach this before they cancel.
     let reach = |norm: f32| norm.sqrt() * (m as f32 / temperature);
-    let error = |norm: f32| 2.0 * norm * bound(dim);
-    let fits = |norm: &f32| {
-        let is_exact = kind == Kind::Nearest || error(*norm) < CENTRE_SHARE * temperature;
-        *norm < HUGE && reach(*norm) < HUGE && is_exact
-    };
-    if !norms.iter().all(fits) {
-        // Products of these would not be finite where the distances are, or not exact enough.
+    if !norms.iter().all(|norm| *norm < HUGE && reach(*norm) < HUGE) {
+        // Products of these would not be finite where the distances are.
         return kind.reference(rows, temperature, scratch, gradient);
     }
     let norms = &*norms;
-    let anchor = |at: usize| Anchor { rows, norms, at, temperature };
+    let anchor = |at: usize| Anchor { rows, norms, at, temperature, kind };
     let score = match kind {
         Kind::Nearest => {
             let anchors = terms.par_chunks_mut(ANCHORS).zip(same.par_chunks_mut(ANCHORS));
@@ -208,7 +204,7 @@ pub(crate) fn gradient(
             tally(weights, terms, same)
         }
         Kind::Centre => {
-            let (apart, of_labels) = (memory.take(m * m), memory.take(4 * m));
+            let (apart, of_labels) = (memory.take(m * m), memory.take(loss::CENTRE_SCRATCH * m));
             apart.par_chunks_mut(ANCHORS * m).enumerate().for_each(|(task, rows_of)| {
                 for (at, row) in (task * ANCHORS..).zip(rows_of.chunks_exact_mut(m)) {
                     split.gather(products, at, row);
@@ -421,6 +417,7 @@ struct Anchor<'a> {
     norms: &'a [f32],
     at: usize,
     temperature: f32,
+    kind: Kind,
 }
 
 impl Anchor<'_> {
@@ -480,9 +477,12 @@ impl Anchor<'_> {
             }
             let error = (norm + other_norm) * bound;
             let nearest = if *other == label { most_same } else { most };
-            let matters = *d - error <= nearest + NEGLIGIBLE * self.temperature;
+            let (matters, share) = match self.kind {
+                Kind::Nearest => (*d - error <= nearest + NEGLIGIBLE * self.temperature, SHARE),
+                Kind::Centre => (true, CENTRE_SHARE),
+            };
             let decides = contested && *d - error <= most;
-            if decides || (matters && error > SHARE * self.temperature) {
+            if decides || (matters && error > share * self.temperature) {
                 *d = distance2(anchor, self.rows.row(j).unwrap_or_default());
             }
             let is_same = *other == label;

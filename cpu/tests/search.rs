@@ -430,7 +430,8 @@ fn soft_losses(rows: usize, dim: usize) {
     let scale = (dim as f32).sqrt().recip();
     let data = values(dim as u64, rows * dim).iter().map(|x| 3.0 + scale * x).collect();
     let set = Set::new(data, dim, 3);
-    for what in soft(0.5) {
+    // With the last, distances to centres are measured anew where they could be wrong.
+    for what in [0.5, 0.025, 5e-4].into_iter().flat_map(soft) {
         let expected = on_reference(what, &set);
         for instructions in Instructions::all() {
             let got = with(instructions, what, &set);
@@ -443,7 +444,7 @@ fn soft_losses(rows: usize, dim: usize) {
             close(&name, &[got.0.value], &[expected.0.value], DISTANCES);
             // As parts of the largest, which may be far below 1.
             let largest = expected.1.iter().fold(0.0f32, |most, g| most.max(g.abs()));
-            assert!(largest > 0.0 || expected.0.anchors == 0, "{name}");
+            assert!(largest > 0.0 || expected.0.anchors == 0 || rows <= 3, "{name}");
             let parts = |g: &[f32]| g.iter().map(|g| g / largest.max(1e-30)).collect::<Vec<_>>();
             close(&name, &parts(&got.1), &parts(&expected.1), DISTANCES);
         }

@@ -90,9 +90,10 @@ const fn goodness(first: u16, last: u16) -> Stage<'static> {
     Stage { recipe: Recipe { batch: 80, ..stage.recipe }, ..stage }
 }
 
-const STAGES: [(Net<'static>, Stage<'static>); 9] = [
+const STAGES: [(Net<'static>, Stage<'static>); 10] = [
     (NET, stage(0, 4, HEAD, Objective::Separation(Loss::Margin { margin: 0.2 }))),
     (NET, stage(4, 8, HEAD, Objective::Separation(Loss::SoftNearest { temperature: 0.1 }))),
+    (NET, stage(4, 8, HEAD, Objective::Separation(Loss::SoftCentre { temperature: 0.1 }))),
     (NET, stage(8, 13, &[], Objective::CrossEntropy { smoothing: 0.0 })),
     (NET, stage(0, 13, &[], Objective::CrossEntropy { smoothing: 0.1 })),
     // The head works in place, in blocks of channels, on what the next block reads.

@@ -147,7 +147,8 @@ fn on_host(
     let (mut features, mut own) = (vec![0.0f32; len as usize], vec![0u16; n as usize]);
     gpu.read(x, bytemuck::cast_slice_mut(&mut features))?;
     gpu.read(labels, bytemuck::cast_slice_mut(&mut own))?;
-    let (mut scratch, mut found) = (vec![0.0; 4 * own.len()], vec![0.0; features.len()]);
+    let (mut scratch, mut found) =
+        (vec![0.0; loss::CENTRE_SCRATCH * own.len()], vec![0.0; features.len()]);
     let score = of(&features, &own, &mut scratch, &mut found);
     gpu.write(gradient, bytemuck::cast_slice(&found))?;
     Ok(score)

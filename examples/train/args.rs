@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Stand::Soft)]
     pub loss: Stand,
 
-    /// The temperature of --loss soft
+    /// The temperature of --loss soft and centre
     #[arg(long, value_name = "T", default_value_t = 0.1, value_parser = positive)]
     pub temperature: f32,
 

@@ -15,7 +15,8 @@
 //! for `d d_ij / df_i = 2 (f_i - f_j) = -d d_ij / df_j`: row i gets `2 (f_i - f_j)` times W_ij as an anchor and
 //! times W_ji as a neighbour, that is `2 sum_j S_ij (f_i - f_j)`. So what remains of each is its W.
 //!
-//! An anchor needs two partners: a sample with its own label and one with another. An anchor
+//! An anchor needs two partners: a sample with its own label and one with another (for centres: a
+//! mean of each kind, which one sample that is not finite spoils). An anchor
 //! without is skipped and counted. So is an anchor whose term is not a finite number, or with
 //! which the sum would not be one: value and gradient stay finite for features of any size. Where
 //! no anchor is left, value and gradient are 0.
@@ -32,7 +33,7 @@ pub use cross_entropy::{cross_entropy, softmax};
 pub use goodness::goodness;
 pub use margin::margin;
 pub use pred_sim::pred_sim;
-pub use soft_centre::{soft_centre, soft_centre_weights};
+pub use soft_centre::{CENTRE_SCRATCH, soft_centre, soft_centre_weights};
 pub use soft_nearest::soft_nearest;
 pub use triplet::triplet;
 

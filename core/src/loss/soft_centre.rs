@@ -27,13 +27,13 @@ use crate::real::Real;
 /// distance is not finite is no centre. Where `temperature` is not a finite number above 0, all
 /// anchors are skipped.
 ///
-/// Shapes: features (M, dim), labels (M), grad (M, dim), overwritten; `scratch` lends 4 M numbers,
-/// overwritten. Where one of them is too short, all anchors are skipped.
-/// Time is M^2 dim, memory M.
+/// Shapes: features (M, dim), labels (M), grad (M, dim), overwritten; `scratch` lends
+/// [`CENTRE_SCRATCH`] M numbers, overwritten. Where features or `scratch` are too short, all anchors
+/// are skipped. Time is M^2 dim, memory M.
 ///
 /// ```
 /// use sepal_core::loss::soft_centre;
-/// let mut scratch = [0.0; 16];
+/// let mut scratch = [0.0; 24];
 /// let x = [0.0_f64, 1.0, 2.0, 4.0];
 /// let score = soft_centre(&x, 1, &[0, 0, 1, 1], 1.0, &mut scratch, None);
 /// // Distances to the centres of labels 0 and 1: row 0 has 1 and 9, row 1 has 1 and 4, row 2 has
@@ -73,6 +73,9 @@ pub fn soft_centre<T: Real>(
     score
 }
 
+/// Numbers of scratch that [`soft_centre`] takes for each sample.
+pub const CENTRE_SCRATCH: usize = 6;
+
 /// [`soft_centre`] from distances alone: calls `weigh` with i, j and what is to be added to
 /// `T m' W_ij`, where that is not 0; for the same i and j twice where they share a label.
 ///
@@ -88,24 +91,29 @@ pub fn soft_centre_weights<T: Real>(
     let mut parts = scratch.chunks_exact_mut(labels.len().max(1));
     let mut part = || parts.next();
     let is_positive = temperature.is_finite() && temperature > T::ZERO;
-    let (Some(own), Some(scatter), Some(centres), Some(spread), true) =
-        (part(), part(), part(), part(), is_positive)
+    let (Some(first), Some(count), Some(own), Some(scatter), Some(centres), Some(spread), true) =
+        (part(), part(), part(), part(), part(), part(), is_positive)
     else {
         return Score { skipped: labels.len() as u32, ..Score::default() };
     };
-    // What belongs to a label lies at its first sample.
-    let first = |label: u16| labels.iter().position(|&l| l == label).unwrap_or(usize::MAX);
-    let is_first = |(i, label): &(usize, &u16)| first(**label) == *i;
-    let count = |label: u16| labels.iter().filter(|&&l| l == label).count();
-    scatter.fill(T::ZERO);
-    spread.fill(T::ZERO);
+    // What belongs to a label lies at its first sample, whose index each sample knows.
+    for (first, &label) in first.iter_mut().zip(labels) {
+        let at = labels.iter().position(|&l| l == label).unwrap_or_default();
+        *first = T::from_usize(at);
+    }
+    let first = |i: usize| first.get(i).map_or(usize::MAX, |first| first.to_f64() as usize);
+    for numbers in [&mut *count, &mut *scatter, &mut *spread] {
+        numbers.fill(T::ZERO);
+    }
     for ((i, &label), own) in labels.iter().enumerate().zip(&mut *own) {
         let others = labels.iter().enumerate().filter(|&(j, &l)| j != i && l == label);
         *own = others.fold(T::ZERO, |sum, (j, _)| sum + distance(i, j));
-        if let Some(scatter) = scatter.get_mut(first(label)) {
+        if let (Some(scatter), Some(count)) = (scatter.get_mut(first(i)), count.get_mut(first(i))) {
             *scatter += *own;
+            *count += T::ONE;
         }
     }
+    let count = &*count;
     let mut tally = Tally::new();
     for ((i, &label), own) in labels.iter().enumerate().zip(&mut *own) {
         let (mut nearest, mut is_same) = (T::INFINITY, false);
@@ -115,64 +123,66 @@ pub fn soft_centre_weights<T: Real>(
             if d < nearest {
                 (nearest, is_same) = (d, other == label);
             }
-            if let Some(sum) = centres.get_mut(first(other)) {
+            if let Some(sum) = centres.get_mut(first(j)) {
                 *sum += d;
             }
         }
         tally.count(is_same);
         // Sums of distances become distances to means; infinite where there is none.
-        let members = |l: u16| T::from_f64(count(l).saturating_sub(usize::from(l == label)) as f64);
-        let (mut low, mut mine, mut has_other) = (T::INFINITY, T::INFINITY, false);
-        let sums = labels.iter().enumerate().zip(&mut *centres).zip(&*scatter);
-        for (((_, &l), d), &scatter) in sums.filter(|((at, _), _)| is_first(at)) {
-            let n = members(l);
-            let scatter = if l == label { scatter - (*own + *own) } else { scatter };
+        let mine = first(i);
+        let (mut low, mut has_other) = (T::INFINITY, false);
+        for (at, ((d, &n), &scatter)) in centres.iter_mut().zip(count).zip(&*scatter).enumerate() {
+            let is_mine = at == mine;
+            let n = if is_mine { n - T::ONE } else { n };
+            let scatter = if is_mine { scatter - (*own + *own) } else { scatter };
+            // Where no label begins, n is 0 and this no number.
             *d = *d / n - scatter / (n * n + n * n);
             if !d.is_finite() {
                 *d = T::INFINITY;
             }
-            if l == label {
-                mine = *d;
-            } else {
-                has_other |= d.is_finite();
-            }
+            has_other |= !is_mine && d.is_finite();
             if *d < low {
                 low = *d;
             }
         }
         *own = T::ZERO;
-        let of_labels = labels.iter().enumerate().zip(&mut *centres).filter(|(at, _)| is_first(at));
-        let likely = |d: T| if d.is_finite() { ((low - d) / temperature).exp() } else { T::ZERO };
-        let mut all = T::ZERO;
-        for (_, d) in of_labels {
-            *d = likely(*d);
+        let to_mine = centres.get(mine).copied().unwrap_or(T::INFINITY);
+        // Other labels apart: next to the anchor's own they may be lost.
+        let (mut all, mut others) = (T::ZERO, T::ZERO);
+        for (at, d) in centres.iter_mut().enumerate() {
+            *d = if d.is_finite() { ((low - *d) / temperature).exp() } else { T::ZERO };
             all += *d;
+            if at != mine {
+                others += *d;
+            }
         }
-        let is_anchor = mine.is_finite() && has_other;
-        if !tally.add(is_anchor.then(|| all.ln() + (mine - low) / temperature)) {
+        let is_anchor = to_mine.is_finite() && has_other;
+        if !tally.add(is_anchor.then(|| all.ln() + (to_mine - low) / temperature)) {
             continue;
         }
-        let of_labels = labels.iter().enumerate().zip(&mut *centres).zip(&mut *spread);
-        for (((_, &l), weight), spread) in of_labels.filter(|((at, _), _)| is_first(at)) {
-            let n = members(l);
-            let w = if l == label { T::ONE - *weight / all } else { -*weight / all };
-            *weight = w / n;
+        let of_labels = centres.iter_mut().zip(&mut *spread).zip(count);
+        for (at, ((weight, spread), &n)) in of_labels.enumerate() {
+            let is_mine = at == mine;
+            let n = if is_mine { n - T::ONE } else { n };
+            let w = if is_mine { others / all } else { -*weight / all };
+            *weight = T::ZERO;
             if w != T::ZERO {
+                *weight = w / n;
                 *spread += w / (n * n);
             }
-            if l == label {
-                *own = w / (n * n);
+            if is_mine {
+                *own = *weight / n;
             }
         }
-        for (j, &other) in labels.iter().enumerate().filter(|(j, _)| *j != i) {
-            let weight = centres.get(first(other)).copied().unwrap_or_default();
+        for j in (0..labels.len()).filter(|j| *j != i) {
+            let weight = centres.get(first(j)).copied().unwrap_or_default();
             if weight != T::ZERO {
                 weigh(i, j, weight);
             }
         }
     }
     for ((j, &label), &own_j) in labels.iter().enumerate().zip(&*own) {
-        let all = spread.get(first(label)).copied().unwrap_or_default();
+        let all = spread.get(first(j)).copied().unwrap_or_default();
         let rest = labels.iter().enumerate().zip(&*own).skip(j + 1);
         for ((k, _), &own_k) in rest.filter(|((_, l), _)| **l == label) {
             // Of both W_jk and W_kj, each half of it.
@@ -215,8 +225,8 @@ mod tests {
         terms.iter().sum::<f64>() / terms.len() as f64
     }
 
-    fn scratch() -> [f64; 4 * M] {
-        [f64::NAN; 4 * M]
+    fn scratch() -> [f64; CENTRE_SCRATCH * M] {
+        [f64::NAN; CENTRE_SCRATCH * M]
     }
 
     #[test]
@@ -252,31 +262,56 @@ mod tests {
         }
     }
 
-    /// With two samples a label the centre of an anchor's own is its partner.
+    /// With two samples a label the mean of an anchor's own is its partner, that of another label is
+    /// half of each.
     #[test]
-    fn weights_make_the_gradient() {
-        let (labels, t) = ([0, 1, 0, 1, 2, 2], 0.3);
-        let x = values(3, 12);
-        let (mut w, mut grad) = (std::vec![0.0; 36], std::vec![0.0; 12]);
+    fn weights_are_those_of_means() {
+        let labels = [0, 1, 0, 1];
+        let x = values(3, 8);
+        let d = |i: usize, j: usize| dist2(&x[2 * i..2 * i + 2], &x[2 * j..2 * j + 2]);
         let distance = |i: usize, j: usize| {
             assert_ne!(i, j);
-            dist2(&x[2 * i..2 * i + 2], &x[2 * j..2 * j + 2])
+            d(i, j)
         };
-        let mut scratch = [0.0; 24];
-        let found = soft_centre_weights(&labels, t, &mut scratch, distance, |i, j, weight| {
-            w[i * 6 + j] += weight;
+        let mut w = [[0.0; 4]; 4];
+        let score = soft_centre_weights(&labels, 0.3, &mut [0.0; 24], distance, |i, j, weight| {
+            w[i][j] += weight;
         });
-        w.iter_mut().for_each(|w| *w /= t * 6.0);
-        let score = soft_centre(&x, 2, &labels, t, &mut scratch, Some(&mut grad));
-        assert_eq!(found, score);
-        check::close(&grad, &oracle::gradient(&w, &x, 2), 1e-12);
+        assert_eq!((score.anchors, score.skipped), (4, 0));
+        let mut expected = [[0.0; 4]; 4];
+        for i in 0..4 {
+            let (mate, [a, b]) = ((i + 2) % 4, [(i + 1) % 4, (i + 3) % 4]);
+            let other = (d(i, a) + d(i, b)) / 2.0 - d(a, b) / 4.0;
+            let p = 1.0 / (1.0 + ((other - d(i, mate)) / 0.3).exp());
+            expected[i][mate] += p;
+            expected[i][a] -= p / 2.0;
+            expected[i][b] -= p / 2.0;
+            // Of both W_ab and W_ba.
+            expected[a.min(b)][a.max(b)] += p / 4.0;
+        }
+        check::close(w.as_flattened(), expected.as_flattened(), 1e-12);
+    }
+
+    /// Where labels lie far apart, what little is left of a gradient keeps its digits.
+    #[test]
+    fn small_gradients_keep_their_digits() {
+        let x = [0.0_f32, 0.1, 0.7, 0.8];
+        let (labels, mut grad) = ([0, 0, 1, 1], [0.0; 4]);
+        soft_centre(&x, 1, &labels, 0.05, &mut [0.0; 24], Some(&mut grad));
+        let mut expected = [0.0; 4];
+        let (wide, t) = (x.map(f64::from), f64::from(0.05_f32));
+        soft_centre(&wide, 1, &labels, t, &mut [0.0; 24], Some(&mut expected));
+        assert!(expected[0].abs() > 1e-6 && expected[0].abs() < 1e-2, "{expected:?}");
+        for (g, e) in grad.iter().zip(expected) {
+            assert!((f64::from(*g) / e - 1.0).abs() < 1e-4, "{grad:?}, {expected:?}");
+        }
     }
 
     /// All samples alike: each centre is as likely, whatever its samples.
     #[test]
     fn duplicates_are_equally_likely() {
         let (labels, mut grad) = ([0, 0, 1, 1, 1, 2], [f64::NAN; 6]);
-        let score = soft_centre(&[2.0; 6], 1, &labels, 0.1, &mut [0.0; 24], Some(&mut grad));
+        let score = soft_centre(&[2.0; 6], 1, &labels, 0.1, &mut [0.0; 36], Some(&mut grad));
         check::close(&[score.value], &[3f64.ln()], 1e-15);
         // The nearest of all is row 0, and row 1 for row 0.
         assert_eq!((score.anchors, score.skipped, score.correct), (5, 1, 2));
@@ -288,13 +323,13 @@ mod tests {
         let x = [1.0, 2.0, 4.0];
         for (labels, correct) in [([5, 5, 5], 3), ([1, 2, 3], 0)] {
             let mut grad = [f64::NAN; 3];
-            let score = soft_centre(&x, 1, &labels, 0.1, &mut [0.0; 12], Some(&mut grad));
+            let score = soft_centre(&x, 1, &labels, 0.1, &mut [0.0; 18], Some(&mut grad));
             assert_eq!(score, Score { value: 0.0, anchors: 0, skipped: 3, correct });
             assert_eq!(grad, [0.0; 3]);
         }
         let none = soft_centre::<f64>(&[], 1, &[], 0.1, &mut [], Some(&mut []));
         assert_eq!(none, Score::default());
-        assert_eq!(soft_centre(&[1.0], 1, &[0], 0.1, &mut [0.0; 4], None).skipped, 1);
+        assert_eq!(soft_centre(&[1.0], 1, &[0], 0.1, &mut [0.0; 6], None).skipped, 1);
     }
 
     #[test]
@@ -302,15 +337,15 @@ mod tests {
         let x = [1.0, 2.0, 4.0, 5.0];
         let labels = [0, 0, 1, 1];
         for (dim, t, len) in [
-            (1, 0.0, 16),
-            (1, -1.0, 16),
-            (1, f64::NAN, 16),
-            (1, 1.0, 15),
-            (2, 1.0, 16),
-            (0, 1.0, 16),
+            (1, 0.0, 24),
+            (1, -1.0, 24),
+            (1, f64::NAN, 24),
+            (1, 1.0, 23),
+            (2, 1.0, 24),
+            (0, 1.0, 24),
         ] {
             let mut grad = [f64::NAN; 4];
-            let scratch = &mut [0.0; 16][..len];
+            let scratch = &mut [0.0; 24][..len];
             let score = soft_centre(&x, dim, &labels, t, scratch, Some(&mut grad));
             assert_eq!(score, Score { value: 0.0, anchors: 0, skipped: 4, correct: 0 });
             assert_eq!(grad, [0.0; 4]);
@@ -321,7 +356,7 @@ mod tests {
     fn hard_inputs_stay_finite() {
         for (name, x) in oracle::hard() {
             for t in [1e-12, 0.05, 1e12] {
-                let (mut scratch, mut grad) = ([0.0; 24], [f32::NAN; 12]);
+                let (mut scratch, mut grad) = ([0.0; 36], [f32::NAN; 12]);
                 let labels = [0, 1, 0, 1, 0, 1];
                 let score = soft_centre(&x, 2, &labels, t, &mut scratch, Some(&mut grad));
                 assert!(score.value.is_finite(), "{name}: {score:?}");
@@ -337,13 +372,13 @@ mod tests {
         let x = [0.0_f32, 1.0, 0.5, f32::NAN, 3.0, 4.0];
         let mut grad = [f32::NAN; 6];
         let labels = [0, 0, 1, 1, 2, 2];
-        let score = soft_centre(&x, 1, &labels, 1.0, &mut [0.0; 24], Some(&mut grad));
+        let score = soft_centre(&x, 1, &labels, 1.0, &mut [0.0; 36], Some(&mut grad));
         // Row 2's own centre is row 3; of row 3 nothing is finite.
         assert_eq!((score.anchors, score.skipped), (4, 2));
         let without = [0.0, 1.0, 3.0, 4.0];
         let mut expected = [f32::NAN; 4];
         let alone =
-            soft_centre(&without, 1, &[0, 0, 2, 2], 1.0, &mut [0.0; 16], Some(&mut expected));
+            soft_centre(&without, 1, &[0, 0, 2, 2], 1.0, &mut [0.0; 24], Some(&mut expected));
         assert_eq!(score.value, alone.value);
         assert_eq!(grad, [expected[0], expected[1], 0.0, 0.0, expected[2], expected[3]]);
     }

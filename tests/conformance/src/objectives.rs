@@ -58,7 +58,7 @@ fn expected<T: Real>(objective: Objective, x: &[T], dim: usize, labels: &[u16]) 
         }
         Objective::Separation(Loss::SoftCentre { temperature })
         | Objective::Views(Loss::SoftCentre { temperature }) => {
-            let mut scratch = vec![T::ZERO; 4 * labels.len()];
+            let mut scratch = vec![T::ZERO; loss::CENTRE_SCRATCH * labels.len()];
             loss::soft_centre(x, dim, labels, T::from_f32(temperature), &mut scratch, grad)
         }
         Objective::Separation(other) | Objective::Views(other) => {
