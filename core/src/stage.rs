@@ -1,7 +1,7 @@
 //! Stages: which layers are trained together, towards what, and how.
 
 use crate::layer::Layer;
-use crate::loss;
+use crate::loss::CENTRE_SCRATCH;
 use crate::optim::Rule;
 use crate::schedule::Schedule;
 use crate::shape::Shape;
@@ -116,7 +116,7 @@ impl Objective {
             Self::PredSim { .. } => 2,
             _ => match self.loss() {
                 Some(Loss::SoftNearest { .. }) => 1,
-                Some(Loss::SoftCentre { .. }) => loss::CENTRE_SCRATCH,
+                Some(Loss::SoftCentre { .. }) => CENTRE_SCRATCH,
                 _ => 0,
             },
         };
