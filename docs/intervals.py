@@ -26,6 +26,7 @@ PAIRS = [
     ("cifar-10-10000", "centre-conv-e3", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-conv-e3", "conv-e3"),
     ("cifar-10-10000", "centre-win6-e20", "e2e-20-tuned"),
+    ("ag-news-5000", "centre-win3-e3", "e2e-7-tuned"),
     ("ag-news-5000", "win3-e3", "e2e-7-tuned"),
     ("ag-news-5000", "conv-e3", "e2e-7-tuned"),
     ("fashion-5000", "group3-e6", "e2e-7"),
