@@ -1093,6 +1093,20 @@ fn training_refuses_what_it_cannot_keep() {
 }
 
 #[test]
+fn training_takes_each_loss() {
+    let losses = ["margin", "soft", "centre", "triplet"].map(|loss| {
+        let said = run("train", &[&SHORT[..], &["--json", "--loss", loss]].concat()).good();
+        let mut lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.find(|line| line["event"] == "stage_done").unwrap()["loss"].as_f64().unwrap()
+    });
+    // Of one net, on the same batches: each is a number of its own, and only Eq. 7 falls below 0.
+    for (at, a) in losses.iter().enumerate() {
+        assert!(losses[at + 1..].iter().all(|b| (a - b).abs() > 1e-3), "{losses:?}");
+        assert_eq!(*a > 0.0, at < 3, "{losses:?}");
+    }
+}
+
+#[test]
 fn training_takes_other_strategies() {
     let stages = |more: &[&str]| -> Vec<(u64, u64, String)> {
         let said = run(

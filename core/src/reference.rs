@@ -51,6 +51,14 @@ impl Device for OnReference {
     }
 }
 
+/// The neighbours of each row among the others, written into `pairs`.
+fn nearest_within<'a>(rows: Rows<'_, f32>, pairs: &'a mut [[u32; 4]]) -> &'a [Pair] {
+    for ((i, pair), (query, label)) in (0..).zip(pairs.iter_mut()).zip(rows.iter()) {
+        *pair = Pair::NONE.fold(query, label, rows, 0, Some(i)).to_words();
+    }
+    bytemuck::cast_slice(pairs)
+}
+
 impl Backend for Reference<'_> {
     fn bytes(&self) -> usize {
         self.arena.bytes()
@@ -168,26 +176,22 @@ impl Backend for Reference<'_> {
             Objective::Goodness { threshold, classes } => {
                 loss::goodness(data, dim, labels, classes, threshold, gradient)
             }
-            Objective::Separation(Loss::SoftNearest { temperature })
-            | Objective::Views(Loss::SoftNearest { temperature }) => {
-                loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)
-            }
-            Objective::Separation(Loss::SoftCentre { temperature })
-            | Objective::Views(Loss::SoftCentre { temperature }) => {
-                loss::soft_centre(data, dim, labels, temperature, row.get()?, gradient)
-            }
-            Objective::Separation(loss) | Objective::Views(loss) => {
-                let pairs = pairs.get::<[u32; 4]>()?;
-                let rows = Rows { data, dim, labels };
-                for ((i, pair), (query, label)) in (0..).zip(pairs.iter_mut()).zip(rows.iter()) {
-                    *pair = Pair::NONE.fold(query, label, rows, 0, Some(i)).to_words();
+            Objective::Separation(loss) | Objective::Views(loss) => match loss {
+                Loss::SoftNearest { temperature } => {
+                    loss::soft_nearest(data, dim, labels, temperature, row.get()?, gradient)
                 }
-                let pairs = bytemuck::cast_slice(pairs);
-                match loss {
-                    Loss::Margin { margin } => loss::margin(data, dim, pairs, margin, gradient),
-                    _ => loss::triplet(data, dim, pairs, gradient),
+                Loss::SoftCentre { temperature } => {
+                    loss::soft_centre(data, dim, labels, temperature, row.get()?, gradient)
                 }
-            }
+                Loss::Margin { margin } => {
+                    let pairs = nearest_within(Rows { data, dim, labels }, pairs.get()?);
+                    loss::margin(data, dim, pairs, margin, gradient)
+                }
+                Loss::Triplet => {
+                    let pairs = nearest_within(Rows { data, dim, labels }, pairs.get()?);
+                    loss::triplet(data, dim, pairs, gradient)
+                }
+            },
         })
     }
 

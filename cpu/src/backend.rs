@@ -370,7 +370,7 @@ impl Backend for Cpu<'_> {
                 Loss::SoftCentre { temperature: t } => {
                     soft::gradient(Kind::Centre, instructions, rows, t, scratch, gradient)
                 }
-                _ => {
+                Loss::Margin { .. } | Loss::Triplet => {
                     let margin = match loss {
                         Loss::Margin { margin } => Some(margin),
                         _ => None,
@@ -380,6 +380,7 @@ impl Backend for Cpu<'_> {
                     let pairs: &[Pair] = bytemuck::cast_slice(pairs);
                     objective::graph(data, dim, pairs, margin, gradient)
                 }
+                _ => return Err(Error::Unsupported("this loss")),
             };
             if blocked {
                 blocks::clear_padding(shape, gradient);

@@ -399,6 +399,17 @@ fn threads_change_no_bit() {
     }
 }
 
+/// Products are summed in another order than the reference's distances: the same bits would mean
+/// that the reference ran.
+#[test]
+fn the_soft_losses_are_made_of_products() {
+    let set = far_from_zero(100, 300);
+    for what in soft(0.5) {
+        let (got, expected) = (on_cpu(what, &set, 2), on_reference(what, &set));
+        assert_ne!(got.1, expected.1, "{what:?}");
+    }
+}
+
 /// Either side of blocks of rows, strips of columns, and parts of the features.
 #[test]
 fn the_soft_losses_of_any_size() {

@@ -115,7 +115,7 @@ pub(crate) fn run(
                     args![x, matrix, labels, rest, terms, score, gradient, n, dim, temperature];
                 launch("soft_gradient", rows, args)?;
             }
-            loss => {
+            Loss::Margin { .. } | Loss::Triplet => {
                 let (has_margin, margin) = match loss {
                     Loss::Margin { margin } => (1u32, margin),
                     _ => (0, 0.0),
@@ -129,6 +129,7 @@ pub(crate) fn run(
                 let args = args![x, pairs, terms, moves, score, gradient, n, dim, has_margin];
                 launch("graph_gradient", rows, args)?;
             }
+            _ => return Err(Error::Unsupported("this loss")),
         },
         Objective::Statistics => {}
         _ => return Err(Error::Unsupported("this objective")),

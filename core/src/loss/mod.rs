@@ -304,3 +304,74 @@ mod tests {
         assert_eq!(tally.sum(), Score { value: 0.0, anchors: 2, skipped: 4, correct: 0 });
     }
 }
+
+#[cfg(test)]
+mod soft {
+    //! What holds of both losses over softly chosen neighbours or centres.
+
+    use super::*;
+    use std::vec::Vec;
+
+    type Soft<T> = fn(&[T], usize, &[u16], T, &mut [T], Option<&mut [T]>) -> Score<T>;
+
+    /// Each loss, with the numbers of scratch that it takes for each sample.
+    fn losses<T: Real>() -> [(&'static str, Soft<T>, usize); 2] {
+        [("neighbours", soft_nearest, 1), ("centres", soft_centre, CENTRE_SCRATCH)]
+    }
+
+    fn run<T: Real>(
+        (_, loss, numbers): (&str, Soft<T>, usize),
+        (x, dim, labels): (&[T], usize, &[u16]),
+        t: T,
+        missing: usize,
+    ) -> (Score<T>, Vec<T>) {
+        let mut scratch = std::vec![T::INFINITY; numbers * labels.len() - missing];
+        let mut grad = std::vec![T::INFINITY; x.len()];
+        let score = loss(x, dim, labels, t, &mut scratch, Some(&mut grad));
+        (score, grad)
+    }
+
+    #[test]
+    fn without_partners_everything_is_zero() {
+        for loss in losses() {
+            for (labels, correct) in [([5, 5, 5], 3), ([1, 2, 3], 0)] {
+                let (score, grad) = run(loss, (&[1.0, 2.0, 4.0], 1, &labels), 0.1, 0);
+                let expected = Score { value: 0.0, anchors: 0, skipped: 3, correct };
+                assert_eq!(score, expected, "{}", loss.0);
+                assert_eq!(grad, [0.0; 3], "{}", loss.0);
+            }
+            assert_eq!(run::<f64>(loss, (&[], 1, &[]), 0.1, 0), (Score::default(), Vec::new()));
+            assert_eq!(run(loss, (&[1.0], 1, &[0]), 0.1, 0).0.skipped, 1, "{}", loss.0);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_skipped_whole() {
+        let (x, labels) = ([1.0, 2.0, 4.0, 5.0], [0, 0, 1, 1]);
+        for loss in losses() {
+            for (dim, t, missing) in
+                [(1, 0.0, 0), (1, -1.0, 0), (1, f64::NAN, 0), (1, 1.0, 1), (2, 1.0, 0), (0, 1.0, 0)]
+            {
+                let (score, grad) = run(loss, (&x, dim, &labels), t, missing);
+                let expected = Score { value: 0.0, anchors: 0, skipped: 4, correct: 0 };
+                assert_eq!(score, expected, "{}, {dim} {t} {missing}", loss.0);
+                assert_eq!(grad, [0.0; 4], "{}, {dim} {t} {missing}", loss.0);
+            }
+            assert_eq!(run(loss, (&x, 1, &labels), 1.0, 0).0.anchors, 4, "{}", loss.0);
+        }
+    }
+
+    #[test]
+    fn hard_inputs_stay_finite() {
+        for loss in losses() {
+            for (name, x) in oracle::hard() {
+                for t in [1e-12, 0.05, 1e12] {
+                    let (score, grad) = run(loss, (&x, 2, &[0, 1, 0, 1, 0, 1]), t, 0);
+                    assert!(score.value.is_finite(), "{}, {name}: {score:?}", loss.0);
+                    assert!(grad.iter().all(|g| g.is_finite()), "{}, {name}: {grad:?}", loss.0);
+                    assert_eq!(score.anchors + score.skipped, 6, "{}, {name}", loss.0);
+                }
+            }
+        }
+    }
+}
