@@ -12,8 +12,9 @@ use crate::seconds::seconds;
 /// Runs cells of the tables of Karimi, Kalhor and Sadeghi Tabrizi, "Forward layer-wise learning of
 /// convolutional neural networks through separation index maximizing" (Sci. Rep. 2024), and writes
 /// the paper's value beside the one found here. What learns by SI does so by the soft nearest
-/// neighbour loss at T = 0.05, and only where the way is si-triplet by the paper's Eq. 7 (on features of
-/// length 1); hidden dense layers by cross-entropy.
+/// neighbour loss at T = 0.05; where the way is si-triplet by the paper's Eq. 7 (on features of length 1),
+/// where it is centre or centre-groups by means of labels behind a convolution that is discarded. Hidden
+/// dense layers learn by cross-entropy.
 ///
 /// A cell is a data set, a net and a way to learn. Without further options it runs at a reduced
 /// scale, on which no value is to be expected equal to the paper's: what can be compared is the

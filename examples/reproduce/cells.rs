@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use sepal::models::architecture::Architecture;
 use sepal::models::data::{Color, DataError, Images, Options, Split, open_with};
-use sepal::models::learning::{Learning, Optimiser, Way};
+use sepal::models::learning::{Learning, Optimiser, Readout, Way};
 use sepal::stage::Loss;
 use sepal::strategy::Window;
 use serde::{Deserialize, Serialize};
@@ -58,18 +58,75 @@ impl Set {
 /// The paper's own loss: its cells have the paper's values too.
 const TRIPLET: &str = "si-triplet";
 
-/// A way to learn: its name, how people write it, what it is, how many blocks learn together.
-pub const STRATEGIES: [(&str, &str, Way, Optimiser, u16); 10] = [
-    ("si", "forward SI", Way::Si, Optimiser::Adam, 1),
-    (TRIPLET, "forward SI by Eq. 7", Way::Si, Optimiser::Adam, 1),
-    ("windows", "forward SI, windows of 3 blocks", Way::Si, Optimiser::Adam, 3),
-    ("forward-backward", "forward-backward", Way::ForwardBackward, Optimiser::Adam, 1),
-    ("greedy", "greedy layer-wise", Way::Greedy, Optimiser::Adam, 1),
-    ("pred-sim", "local losses, predsim", Way::PredSim, Optimiser::Adam, 1),
-    ("end-to-end-sgd", "end to end, SGD", Way::EndToEnd, Optimiser::Sgd, 1),
-    ("end-to-end-adam", "end to end, Adam", Way::EndToEnd, Optimiser::Adam, 1),
-    ("end-to-end", "end to end", Way::EndToEnd, Optimiser::Adam, 1),
-    ("random", "random frozen (control)", Way::Random, Optimiser::Adam, 1),
+/// A way to learn.
+#[derive(Clone, Copy, Debug)]
+pub struct Strategy {
+    /// Its name, and as people write it.
+    pub name: &'static str,
+    pub title: &'static str,
+    way: Way,
+    optimiser: Optimiser,
+    loss: Loss,
+    /// What is laid over a block, and how many learn together.
+    readout: Readout,
+    window: Window,
+}
+
+impl Strategy {
+    /// Forward SI, each block alone.
+    const SI: Self = Self {
+        name: "si",
+        title: "forward SI",
+        way: Way::Si,
+        optimiser: Optimiser::Adam,
+        loss: Loss::SoftNearest { temperature: 0.05 },
+        readout: Readout::Unit,
+        window: Window::ONE,
+    };
+    /// By means of labels, each block behind a convolution that is discarded.
+    const CENTRE: Self = Self {
+        name: "centre",
+        title: "forward SI by centres",
+        loss: Loss::SoftCentre { temperature: 0.05 },
+        readout: Readout::Conv,
+        ..Self::SI
+    };
+
+    const fn by(name: &'static str, title: &'static str, way: Way) -> Self {
+        Self { name, title, way, ..Self::SI }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        STRATEGIES.into_iter().find(|strategy| strategy.name == name)
+    }
+}
+
+/// All ways to learn. A plot's colours follow their order.
+pub const STRATEGIES: [Strategy; 12] = [
+    Strategy::SI,
+    Strategy { loss: Loss::Triplet, ..Strategy::by(TRIPLET, "forward SI by Eq. 7", Way::Si) },
+    Strategy {
+        window: Window::sliding(3),
+        ..Strategy::by("windows", "forward SI, windows of 3 blocks", Way::Si)
+    },
+    Strategy::by("forward-backward", "forward-backward", Way::ForwardBackward),
+    Strategy::by("greedy", "greedy layer-wise", Way::Greedy),
+    Strategy::by("pred-sim", "local losses, predsim", Way::PredSim),
+    Strategy {
+        optimiser: Optimiser::Sgd,
+        ..Strategy::by("end-to-end-sgd", "end to end, SGD", Way::EndToEnd)
+    },
+    Strategy::by("end-to-end-adam", "end to end, Adam", Way::EndToEnd),
+    Strategy::by("end-to-end", "end to end", Way::EndToEnd),
+    Strategy::by("random", "random frozen (control)", Way::Random),
+    Strategy::CENTRE,
+    Strategy {
+        name: "centre-groups",
+        title: "forward SI by centres, groups of 3 blocks",
+        window: Window::groups(3),
+        ..Strategy::CENTRE
+    },
 ];
 
 /// How large a run is.
@@ -190,15 +247,14 @@ pub fn name(model: Architecture) -> String {
 impl Cell {
     /// How its net learns.
     pub fn learning(&self, scale: &Scale) -> Learning {
-        let found = STRATEGIES.iter().find(|(name, ..)| *name == self.strategy);
-        let (way, optimiser, blocks) =
-            found.map_or((Way::Si, Optimiser::Adam, 1), |s| (s.2, s.3, s.4));
+        let strategy = Strategy::named(self.strategy).unwrap_or(Strategy::SI);
+        let way = strategy.way;
         let (epochs, head_epochs) = match way {
             Way::EndToEnd => (scale.end_epochs, scale.head_epochs),
             Way::ForwardBackward => (scale.epochs, scale.end_epochs),
             _ => (scale.epochs, scale.head_epochs),
         };
-        let optimiser = if scale.sgd { Optimiser::Sgd } else { optimiser };
+        let optimiser = if scale.sgd { Optimiser::Sgd } else { strategy.optimiser };
         let [adam, sgd] = scale.end_rates;
         let rate = match (way, optimiser) {
             (Way::EndToEnd, Optimiser::Sgd) => sgd,
@@ -210,11 +266,9 @@ impl Cell {
             width: scale.width,
             way,
             rate,
-            loss: match self.strategy {
-                TRIPLET => Loss::Triplet,
-                _ => Loss::SoftNearest { temperature: 0.05 },
-            },
-            window: Window::sliding(blocks),
+            readout: strategy.readout,
+            loss: strategy.loss,
+            window: strategy.window,
             epochs,
             head_epochs,
             warmup: scale.warmup.unwrap_or(0),
@@ -327,7 +381,8 @@ pub fn all() -> Vec<Cell> {
             }));
             // Beside the paper's: ours, the best published local losses, and the control.
             cells.extend(
-                ["windows", "pred-sim", "random"].map(|strategy| Cell { strategy, ..cell }),
+                ["windows", "centre", "centre-groups", "pred-sim", "random"]
+                    .map(|strategy| Cell { strategy, ..cell }),
             );
         }
     }
@@ -390,7 +445,7 @@ fn parts(text: &str) -> Result<[&str; 3], String> {
             names.dedup();
             names
         }),
-        ("strategy", STRATEGIES.map(|(name, ..)| name.to_owned()).to_vec()),
+        ("strategy", STRATEGIES.map(|s| s.name.to_owned()).to_vec()),
     ];
     for (part, (what, names)) in parts.iter().zip(known) {
         if *part != "*" && !names.iter().any(|name| name == part) {

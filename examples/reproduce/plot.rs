@@ -1,6 +1,6 @@
 //! The plots: a panel for each data set, net and scale, a colour for each way to learn.
 
-use crate::cells::{STRATEGIES, Scale, Set};
+use crate::cells::{STRATEGIES, Scale, Set, Strategy};
 use crate::chart::{Chart, Line, Panel};
 use crate::page::spread;
 use crate::program::Failure;
@@ -28,7 +28,7 @@ pub fn plots(records: &[Record]) -> Result<Vec<(&'static str, String)>, Failure>
     };
     let cpu = against(&each, &|r| r.cpu_seconds);
     let memory = against(&[None], &|r| r.peak_bytes as f64 / 1e6);
-    let names = STRATEGIES.map(|(_, title, ..)| title);
+    let names = STRATEGIES.map(|strategy| strategy.title);
     let mut plots = Vec::new();
     for (file, panels, axes, joined) in [
         ("si-per-block.svg", blocks, ["block (0 is the raw input)", "cross-SI %"], true),
@@ -52,8 +52,9 @@ fn panels(
         let own =
             records.iter().filter(|r| (&*r.data, &*r.model, &r.scale) == (data, model, scale));
         let own: Vec<&Record> = own.filter(|r| machine.is_none_or(|m| r.machine == m)).collect();
-        let line = |(kind, way): (usize, &(&str, _, _, _, _))| {
-            let runs: Vec<&Record> = own.iter().filter(|r| r.strategy == way.0).copied().collect();
+        let line = |(kind, way): (usize, &Strategy)| {
+            let runs: Vec<&Record> =
+                own.iter().filter(|r| r.strategy == way.name).copied().collect();
             let points = if runs.is_empty() { Vec::new() } else { points(&runs) };
             (!points.is_empty()).then_some(Line { kind, points })
         };

@@ -24,10 +24,10 @@ fn records(out: &str) -> Vec<Value> {
 fn cells_are_listed_with_the_papers_values() {
     let list = |args: &[&str]| run("reproduce", &[&["--list"][..], args].concat()).good();
     let lines = |text: &str| text.lines().count();
-    // Four sets, four nets, the paper's five ways, its first one by the paper's loss too, two others, the
+    // Four sets, four nets, the paper's five ways, its first one by the paper's loss too, four others, the
     // control; SimCNN by three; two sets, three nets, five ways.
-    assert_eq!(lines(&list(&[])), 144 + 9 + 30);
-    assert_eq!(lines(&list(&["--table", "3"])), 144);
+    assert_eq!(lines(&list(&[])), 176 + 9 + 30);
+    assert_eq!(lines(&list(&["--table", "3"])), 176);
     assert_eq!(lines(&list(&["--table", "5"])), 24);
     assert_eq!(lines(&list(&["--table", "4", "--table", "8"])), 9 + 30);
     let values = |cell: &str| {
@@ -149,6 +149,34 @@ fn scales_stand_apart() {
             assert!(file(name).contains(panel), "{name}");
         }
     }
+}
+
+#[test]
+fn ways_by_si_are_not_one_another() {
+    let folder = Folder::new("ways");
+    let (data, out) = (root(&folder), folder.path("out"));
+    let args = ["--data", &data, "--out", &out];
+    let ways = ["si", "centre", "windows", "centre-groups"];
+    let cells = ways.map(|way| format!("fashion-mnist/alexnet/{way}"));
+    let cells: Vec<&str> = cells.iter().flat_map(|cell| ["--cell", cell]).collect();
+    run("reproduce", &[&args[..], &cells, &TINY].concat()).good();
+    let found = records(&out);
+    let of = |way: &str| found.iter().find(|record| record["strategy"] == way).unwrap();
+    let blocks = |way: &str| -> Vec<u64> {
+        let stages = of(way)["stages"].as_array().unwrap();
+        // The last blocks are the dense ones of the classifier.
+        stages.iter().map(|stage| stage["blocks"].as_u64().unwrap()).collect()
+    };
+    // Five convolutions: each alone, three at a time moved by one, or three and two.
+    assert_eq!(blocks("si")[..5], [1; 5]);
+    assert_eq!(blocks("centre"), blocks("si"));
+    assert_eq!(blocks("windows")[..3], [3; 3]);
+    assert_eq!(blocks("centre-groups")[..2], [3, 2]);
+    for (way, other) in [("si", "centre"), ("windows", "centre-groups")] {
+        assert_ne!(of(way)["si"], of(other)["si"], "{way}");
+    }
+    let arena = |way: &str| of(way)["stages"][0]["arena_bytes"].as_u64();
+    assert!(arena("centre") > arena("si"), "the convolution in front of the loss");
 }
 
 #[test]
