@@ -1217,8 +1217,24 @@ fn training_reads_text() {
     let out = run("train", &[&text[..], &narrow].concat()).good();
     assert_eq!(json(out.lines().last().unwrap())["train"], 16);
     run("train", &[&text[..], &narrow, &["--flip"]].concat()).refused(&["--flip", "text"]);
+    run("train", &[&text[..], &narrow, &["--border", "2"]].concat())
+        .refused(&["--border 2", "1x1x1x1024"]);
     let image = ["--model", "lenet"];
     run("train", &[&text[..], &image].concat()).refused(&["Lenet", "1x1x1x1024"]);
+}
+
+#[test]
+fn a_border_makes_room_for_a_deeper_net() {
+    let folder = Folder::new("border");
+    let (save, border) = (folder.path("model.sepal"), ["--border", "2"]);
+    let deep = ["--model", "vgg16", "--width", "5", "--images", "130", "--epochs", "1"];
+    let deep =
+        [&deep[..], &["--head-epochs", "1", "--no-control", "--json", "--save", &save]].concat();
+    run("train", &deep).refused(&["Vgg16", "1x1x28x28"]);
+    run("train", &[&deep[..], &border].concat()).good();
+    let evaluate = |args: &[&str]| run("evaluate", &[&[&save[..]], args].concat());
+    evaluate(&border).good();
+    evaluate(&[]).refused(&["1x28x28", "1x32x32"]);
 }
 
 /// Files of the program may not grow past 4 kB, as on a full disk.

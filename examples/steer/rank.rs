@@ -71,7 +71,7 @@ fn sets<D: Device>(
     ))?;
     let (mut si, mut cross, mut reached) = (Vec::new(), Vec::new(), Vec::new());
     for folder in &args.folders {
-        let set = Set { data: Some(folder.clone()), leave_out: None };
+        let set = Set { data: Some(folder.clone()), ..args.options.set.clone() };
         let options = Options { set, ..args.options.clone() };
         let split = options.set.open()?;
         let some = |all: &Dataset| {
