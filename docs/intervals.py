@@ -10,7 +10,7 @@ import pathlib
 import statistics
 
 # Two-sided 95 % quantiles of Student's distribution, by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303}
+STUDENT = {1: 12.706, 2: 4.303, 4: 2.776}
 
 PAIRS = [
     ("fashion-5000", "group3-e6-tuned", "e2e-7-tuned"),
@@ -23,6 +23,8 @@ PAIRS = [
     ("fashion-60000", "centre-win6-e7", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-win6-e7", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-win3-conv-e3", "e2e-7-tuned"),
+    ("cifar-10-10000", "centre-group3-conv-e6", "e2e-7-tuned"),
+    ("cifar-10-10000", "centre-group3-conv-e6", "e2e-7-b64"),
     ("cifar-10-10000", "centre-conv-e3", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-conv-e3", "conv-e3"),
     ("cifar-10-10000", "centre-win6-e20", "e2e-20-tuned"),
