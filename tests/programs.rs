@@ -180,21 +180,36 @@ impl Folder {
     /// A data set as IDX files, the same images to train and to test; image i has label
     /// i % classes and a brightness of its own.
     fn idx(&self, name: &str, count: u32, side: u32, classes: u32) -> String {
+        let pixel = |i: u32| (i / (side * side) * 7 + i % 13) as u8;
+        let images: Vec<u8> = (0..count * side * side).map(pixel).collect();
+        let labels: Vec<u8> = (0..count).map(|i| (i % classes) as u8).collect();
+        for part in ["train", "t10k"] {
+            self.idx_part(&format!("{name}/{part}"), side, &images, &labels);
+        }
+        self.path(name)
+    }
+
+    /// The first `count` bundled images of each part.
+    fn fashion(&self, name: &str, count: u32) {
+        let all = data::bundled();
+        for (part, set) in [("train", all.train), ("t10k", all.test)] {
+            let set = set.head(count).unwrap();
+            let Samples::U8(images) = set.samples() else { panic!("bytes") };
+            let labels: Vec<u8> = set.labels().iter().map(|&label| label as u8).collect();
+            self.idx_part(&format!("{name}/{part}"), 28, images, &labels);
+        }
+    }
+
+    fn idx_part(&self, part: &str, side: u32, images: &[u8], labels: &[u8]) {
         let header = |dims: &[u32]| {
             let mut bytes = vec![0, 0, 8, dims.len() as u8];
             dims.iter().for_each(|dim| bytes.extend(dim.to_be_bytes()));
             bytes
         };
-        let mut images = header(&[count, side, side]);
-        let pixel = |i: u32| (i / (side * side) * 7 + i % 13) as u8;
-        images.extend((0..count * side * side).map(pixel));
-        let mut labels = header(&[count]);
-        labels.extend((0..count).map(|i| (i % classes) as u8));
-        for part in ["train", "t10k"] {
-            self.file(&format!("{name}/{part}-images-idx3-ubyte"), &images);
-            self.file(&format!("{name}/{part}-labels-idx1-ubyte"), &labels);
-        }
-        self.path(name)
+        let count = labels.len() as u32;
+        let images = [&header(&[count, side, side])[..], images].concat();
+        self.file(&format!("{part}-images-idx3-ubyte"), &images);
+        self.file(&format!("{part}-labels-idx1-ubyte"), [&header(&[count])[..], labels].concat());
     }
 
     /// An NPY array.
@@ -1227,14 +1242,28 @@ fn training_reads_text() {
 fn a_border_makes_room_for_a_deeper_net() {
     let folder = Folder::new("border");
     let (save, border) = (folder.path("model.sepal"), ["--border", "2"]);
-    let deep = ["--model", "vgg16", "--width", "5", "--images", "130", "--epochs", "1"];
-    let deep =
-        [&deep[..], &["--head-epochs", "1", "--no-control", "--json", "--save", &save]].concat();
-    run("train", &deep).refused(&["Vgg16", "1x1x28x28"]);
-    run("train", &[&deep[..], &border].concat()).good();
-    let evaluate = |args: &[&str]| run("evaluate", &[&[&save[..]], args].concat());
-    evaluate(&border).good();
+    let deep = [&SHORT[..], &["--model", "vgg16", "--width", "5", "--json", "--save", &save]];
+    run("train", &deep.concat()).refused(&["Vgg16", "1x1x28x28"]);
+    let out = run("train", &[&deep.concat()[..], &border].concat()).good();
+    let said = out.lines().map(json).find(|event| event["event"] == "accuracy").unwrap();
+    let evaluate = |args: &[&str]| run("evaluate", &[&[&save[..], "--json"], args].concat());
+    assert_eq!(json(&evaluate(&border).good())["accuracy"], said["head"]);
     evaluate(&[]).refused(&["1x28x28", "1x32x32"]);
+    for pixels in ["0", "17"] {
+        assert_eq!(evaluate(&["--border", pixels]).status, 2);
+    }
+
+    let image = folder.png("image.png", 28, &pixels(0));
+    let mut framed = vec![0; 32 * 32];
+    for (row, inner) in framed.chunks_mut(32).skip(2).zip(pixels(0).chunks(28)) {
+        row[2..30].copy_from_slice(inner);
+    }
+    let framed = folder.png("framed.png", 32, &framed);
+    let predict = |args: &[&str]| run("predict", &[&[&save[..], "--top", "10"], args].concat());
+    let classes = |args: &[&str]| predict(args).good().split_once(": ").unwrap().1.to_owned();
+    assert_eq!(classes(&[&image, "--border", "2"]), classes(&[&framed]));
+    predict(&[&image]).refused(&["28 x 28", "32 x 32"]);
+    predict(&[&image, "--border", "16"]).refused(&["1x32x32", "larger than two borders"]);
 }
 
 /// Files of the program may not grow past 4 kB, as on a full disk.

@@ -20,8 +20,9 @@ pub struct Set {
     #[arg(long, value_name = "PERSON", requires = "data")]
     pub leave_out: Option<String>,
 
-    /// Zeros around each image, for nets that halve it too often: with 2, VGG16 takes 28x28
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Zeros around each image, for nets that halve it too often: with 2, VGG16 takes 28x28. What was
+    /// trained with it needs it everywhere
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub border: Option<u32>,
 }
 

@@ -1,7 +1,8 @@
 //! Measures a trained model on a data set.
 //!
 //! ```text
-//! evaluate MODEL [--data DIR [--leave-out PERSON]] [--train] [--threads N] [--cuda[=DEVICE]] [--json]
+//! evaluate MODEL [--data DIR [--leave-out PERSON]] [--border PIXELS] [--train] [--threads N]
+//!     [--cuda[=DEVICE]] [--json]
 //! ```
 
 #[path = "../common/bar.rs"]

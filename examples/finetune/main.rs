@@ -1,8 +1,8 @@
 //! Fine-tunes a trained model for a new user as a device does it: the same code, the same memory.
 //!
 //! ```text
-//! finetune MODEL [--data DIR [--leave-out PERSON]] [--shift none|invert|rotate] [--shown N] [--seeds N]
-//!     [--save FILE] [--cases DIR] [--json]
+//! finetune MODEL [--data DIR [--leave-out PERSON]] [--border PIXELS] [--shift none|invert|rotate] [--shown N]
+//!     [--seeds N] [--save FILE] [--cases DIR] [--json]
 //! ```
 
 #[path = "../common/digest.rs"]

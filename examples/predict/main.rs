@@ -1,7 +1,7 @@
 //! Names what a model sees in images.
 //!
 //! ```text
-//! predict MODEL IMAGE... [--top K] [--resize] [--invert] [--cuda[=DEVICE]] [--json]
+//! predict MODEL IMAGE... [--top K] [--resize] [--border PIXELS] [--invert] [--cuda[=DEVICE]] [--json]
 //! ```
 
 #[path = "../common/device.rs"]
@@ -50,6 +50,10 @@ struct Args {
     #[arg(long)]
     resize: bool,
 
+    /// Zeros around each image, as many as the model was trained with
+    #[arg(long, value_name = "PIXELS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=16))]
+    border: u32,
+
     /// Swap dark and light: for dark on light where the model learnt light on dark
     #[arg(long)]
     invert: bool,
@@ -79,10 +83,10 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     let names = names::names(&loaded)?;
     let model = loaded.model();
     let net = model.net;
-    let Some(taken) = picture::Taken::of(net.input.shape) else {
+    let Some(taken) = picture::Taken::of(net.input.shape, args.border) else {
         let found = sample::sample(net.input.shape);
         return Err(format!(
-            "{file}: takes samples of {found}, expected images of 1 or 3 channels"
+            "{file}: takes samples of {found}, expected images of 1 or 3 channels, and larger than two borders"
         )
         .into());
     };

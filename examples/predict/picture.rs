@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader};
+use sepal::models::data::{Dataset, Samples};
 use sepal::shape::Shape;
 
 use crate::program::Failure;
@@ -14,17 +15,19 @@ pub struct Taken {
     color: bool,
     rows: u32,
     columns: u32,
+    border: u32,
 }
 
 impl Taken {
-    /// `None` where samples of this shape are no images.
-    pub fn of(shape: Shape) -> Option<Self> {
+    /// `None` where samples of this shape, less a border of so many pixels, are no images.
+    pub fn of(shape: Shape, border: u32) -> Option<Self> {
         let color = match shape.c {
             1 => false,
             3 => true,
             _ => return None,
         };
-        Some(Self { color, rows: shape.h, columns: shape.w })
+        let side = |side: u32| side.checked_sub(2 * border).filter(|&inner| inner > 0);
+        Some(Self { color, rows: side(shape.h)?, columns: side(shape.w)?, border })
     }
 
     /// The image's bytes as planes, (C, H, W). Transparency is dropped.
@@ -53,7 +56,16 @@ impl Taken {
         if invert {
             pixels.iter_mut().for_each(|pixel| *pixel = u8::MAX - *pixel);
         }
-        Ok(pixels)
+        if self.border == 0 {
+            return Ok(pixels);
+        }
+        let shape =
+            Shape { n: 1, c: if self.color { 3 } else { 1 }, h: self.rows, w: self.columns };
+        let one = Dataset::new(shape, Samples::U8(pixels), vec![0], vec![String::new()])?;
+        match one.padded(self.border)?.samples() {
+            Samples::U8(pixels) => Ok(pixels.clone()),
+            Samples::F32(_) => Err(format!("{name}: expected bytes").into()),
+        }
     }
 
     fn planes(self, image: DynamicImage) -> Vec<u8> {

@@ -1,7 +1,8 @@
 //! Makes a trained model ready for a device: norms folded, weights and activations in bytes.
 //!
 //! ```text
-//! quantise MODEL OUT [--to int8|f16|f32] [--data DIR [--leave-out PERSON]] [--floats BLOCK,BLOCK] [--json]
+//! quantise MODEL OUT [--to int8|f16|f32] [--data DIR [--leave-out PERSON]] [--border PIXELS] [--floats BLOCK,BLOCK]
+//!     [--json]
 //! ```
 
 #[path = "../common/device.rs"]

@@ -55,25 +55,23 @@ impl Set {
     }
 }
 
-/// The paper's own loss: its cells have the paper's values too.
-const TRIPLET: &str = "si-triplet";
-
 /// A way to learn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Strategy {
-    /// Its name, and as people write it.
+    /// Its name.
     pub name: &'static str,
+    /// As people write it.
     pub title: &'static str,
     way: Way,
     optimiser: Optimiser,
     loss: Loss,
-    /// What is laid over a block, and how many learn together.
+    /// What is laid over a block.
     readout: Readout,
+    /// Which blocks learn together.
     window: Window,
 }
 
 impl Strategy {
-    /// Forward SI, each block alone.
     const SI: Self = Self {
         name: "si",
         title: "forward SI",
@@ -83,7 +81,16 @@ impl Strategy {
         readout: Readout::Unit,
         window: Window::ONE,
     };
-    /// By means of labels, each block behind a convolution that is discarded.
+    /// By the paper's own loss.
+    const TRIPLET: Self =
+        Self { name: "si-triplet", title: "forward SI by Eq. 7", loss: Loss::Triplet, ..Self::SI };
+    const WINDOWS: Self = Self {
+        name: "windows",
+        title: "forward SI, windows of 3 blocks",
+        window: Window::sliding(3),
+        ..Self::SI
+    };
+    /// By means of labels, behind a convolution that is discarded.
     const CENTRE: Self = Self {
         name: "centre",
         title: "forward SI by centres",
@@ -91,42 +98,43 @@ impl Strategy {
         readout: Readout::Conv,
         ..Self::SI
     };
+    const CENTRE_GROUPS: Self = Self {
+        name: "centre-groups",
+        title: "forward SI by centres, groups of 3 blocks",
+        window: Window::groups(3),
+        ..Self::CENTRE
+    };
+    const FORWARD_BACKWARD: Self =
+        Self::by("forward-backward", "forward-backward", Way::ForwardBackward);
+    const GREEDY: Self = Self::by("greedy", "greedy layer-wise", Way::Greedy);
+    const PRED_SIM: Self = Self::by("pred-sim", "local losses, predsim", Way::PredSim);
+    const SGD: Self = Self {
+        optimiser: Optimiser::Sgd,
+        ..Self::by("end-to-end-sgd", "end to end, SGD", Way::EndToEnd)
+    };
+    const ADAM: Self = Self::by("end-to-end-adam", "end to end, Adam", Way::EndToEnd);
+    const END_TO_END: Self = Self::by("end-to-end", "end to end", Way::EndToEnd);
+    const RANDOM: Self = Self::by("random", "random frozen (control)", Way::Random);
 
     const fn by(name: &'static str, title: &'static str, way: Way) -> Self {
         Self { name, title, way, ..Self::SI }
     }
-
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        STRATEGIES.into_iter().find(|strategy| strategy.name == name)
-    }
 }
 
-/// All ways to learn. A plot's colours follow their order.
+/// All ways to learn, in the order of a plot's legend.
 pub const STRATEGIES: [Strategy; 12] = [
     Strategy::SI,
-    Strategy { loss: Loss::Triplet, ..Strategy::by(TRIPLET, "forward SI by Eq. 7", Way::Si) },
-    Strategy {
-        window: Window::sliding(3),
-        ..Strategy::by("windows", "forward SI, windows of 3 blocks", Way::Si)
-    },
-    Strategy::by("forward-backward", "forward-backward", Way::ForwardBackward),
-    Strategy::by("greedy", "greedy layer-wise", Way::Greedy),
-    Strategy::by("pred-sim", "local losses, predsim", Way::PredSim),
-    Strategy {
-        optimiser: Optimiser::Sgd,
-        ..Strategy::by("end-to-end-sgd", "end to end, SGD", Way::EndToEnd)
-    },
-    Strategy::by("end-to-end-adam", "end to end, Adam", Way::EndToEnd),
-    Strategy::by("end-to-end", "end to end", Way::EndToEnd),
-    Strategy::by("random", "random frozen (control)", Way::Random),
+    Strategy::TRIPLET,
+    Strategy::WINDOWS,
     Strategy::CENTRE,
-    Strategy {
-        name: "centre-groups",
-        title: "forward SI by centres, groups of 3 blocks",
-        window: Window::groups(3),
-        ..Strategy::CENTRE
-    },
+    Strategy::CENTRE_GROUPS,
+    Strategy::FORWARD_BACKWARD,
+    Strategy::GREEDY,
+    Strategy::PRED_SIM,
+    Strategy::SGD,
+    Strategy::ADAM,
+    Strategy::END_TO_END,
+    Strategy::RANDOM,
 ];
 
 /// How large a run is.
@@ -226,7 +234,7 @@ pub struct Cell {
     pub table: u8,
     pub set: Set,
     pub model: Architecture,
-    pub strategy: &'static str,
+    pub strategy: Strategy,
     /// The paper's accuracy in percent, in Table 8 its error rate.
     pub paper: Option<f64>,
     /// The paper's minutes and seconds in Table 5, as they are printed there.
@@ -235,7 +243,7 @@ pub struct Cell {
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.set.name, name(self.model), self.strategy)
+        write!(f, "{}/{}/{}", self.set.name, name(self.model), self.strategy.name)
     }
 }
 
@@ -247,7 +255,7 @@ pub fn name(model: Architecture) -> String {
 impl Cell {
     /// How its net learns.
     pub fn learning(&self, scale: &Scale) -> Learning {
-        let strategy = Strategy::named(self.strategy).unwrap_or(Strategy::SI);
+        let strategy = self.strategy;
         let way = strategy.way;
         let (epochs, head_epochs) = match way {
             Way::EndToEnd => (scale.end_epochs, scale.head_epochs),
@@ -354,25 +362,31 @@ const TABLE_8: [(Set, [[f64; 3]; 4]); 2] = [
 ];
 
 /// The ways of a table, and in which of its rows the paper's value stands.
-type Ways<const N: usize> = [(&'static str, usize); N];
+type Ways<const N: usize> = [(Strategy, usize); N];
 const WAYS_3: Ways<6> = [
-    ("si", 0),
-    (TRIPLET, 0),
-    ("forward-backward", 1),
-    ("greedy", 2),
-    ("end-to-end-sgd", 3),
-    ("end-to-end-adam", 4),
+    (Strategy::SI, 0),
+    (Strategy::TRIPLET, 0),
+    (Strategy::FORWARD_BACKWARD, 1),
+    (Strategy::GREEDY, 2),
+    (Strategy::SGD, 3),
+    (Strategy::ADAM, 4),
 ];
-const WAYS_4: Ways<3> = [("si", 0), (TRIPLET, 0), ("greedy", 1)];
-const WAYS_8: Ways<5> =
-    [("si", 0), (TRIPLET, 0), ("forward-backward", 1), ("greedy", 2), ("end-to-end", 3)];
+const WAYS_4: Ways<3> = [(Strategy::SI, 0), (Strategy::TRIPLET, 0), (Strategy::GREEDY, 1)];
+const WAYS_8: Ways<5> = [
+    (Strategy::SI, 0),
+    (Strategy::TRIPLET, 0),
+    (Strategy::FORWARD_BACKWARD, 1),
+    (Strategy::GREEDY, 2),
+    (Strategy::END_TO_END, 3),
+];
 
 /// The cells of all tables. Those of Table 5 are cells of Table 3.
 pub fn all() -> Vec<Cell> {
     let mut cells = Vec::new();
     for (set, values) in TABLE_3 {
         for (column, &model) in NETS.iter().enumerate() {
-            let cell = Cell { table: 3, set, model, strategy: "random", paper: None, time: None };
+            let strategy = Strategy::RANDOM;
+            let cell = Cell { table: 3, set, model, strategy, paper: None, time: None };
             cells.extend(WAYS_3.map(|(strategy, row)| Cell {
                 strategy,
                 paper: Some(values[row][column]),
@@ -381,8 +395,14 @@ pub fn all() -> Vec<Cell> {
             }));
             // Beside the paper's: ours, the best published local losses, and the control.
             cells.extend(
-                ["windows", "centre", "centre-groups", "pred-sim", "random"]
-                    .map(|strategy| Cell { strategy, ..cell }),
+                [
+                    Strategy::WINDOWS,
+                    Strategy::CENTRE,
+                    Strategy::CENTRE_GROUPS,
+                    Strategy::PRED_SIM,
+                    Strategy::RANDOM,
+                ]
+                .map(|strategy| Cell { strategy, ..cell }),
             );
         }
     }
@@ -417,7 +437,7 @@ pub fn chosen(args: &Args) -> Result<Vec<Cell>, String> {
     if !named.is_empty() {
         cells.retain(|cell| {
             let model = name(cell.model);
-            let own = [cell.set.name, &model, cell.strategy];
+            let own = [cell.set.name, &model, cell.strategy.name];
             named
                 .iter()
                 .any(|parts| parts.iter().zip(own).all(|(part, own)| *part == "*" || *part == own))

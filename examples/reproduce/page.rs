@@ -7,7 +7,7 @@ use maud::{PreEscaped, html};
 use pulldown_cmark::html::push_html;
 use pulldown_cmark::{Options, Parser};
 
-use crate::cells::{Cell, Scale, Strategy, all, name};
+use crate::cells::{Cell, Scale, all, name};
 use crate::program::Failure;
 use crate::results::{Record, kinds, machines};
 use crate::{html, plot, text};
@@ -52,8 +52,8 @@ fn page(records: &[Record]) -> String {
         "\nKarimi, Kalhor and Sadeghi Tabrizi, Sci. Rep. 2024. Ours is the mean over seeds and its \
          standard deviation, their number behind it. Counted memory is the largest arena of a \
          stage with what is kept of frozen layers, and the weights. What learns by SI does so by \
-         the soft nearest neighbour loss at T = 0.05, except in rows by Eq. 7, the paper's loss, and by \
-         centres, the means of labels, at that temperature too; \
+         the soft nearest neighbour loss at T = 0.05, except in rows by Eq. 7, the paper's loss, and in \
+         rows by centres: means of labels in the place of neighbours, behind a discarded convolution; \
          hidden dense layers learn by cross-entropy. WBC (chula) stands in for the paper's set of white blood \
          cells, which is another one.\n",
     );
@@ -120,7 +120,7 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
 fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record], machines: &[&str]) {
     let of = |f: &dyn Fn(&Record) -> f64| runs.iter().map(|r| f(r)).collect::<Vec<f64>>();
     let share = |x: f64| 100.0 * if table == 8 { 1.0 - x } else { x };
-    let title = Strategy::named(cell.strategy).map_or(cell.strategy, |s| s.title);
+    let title = cell.strategy.title;
     let set = cell.set.title;
     let (model, n) = (name(cell.model), runs.len());
     let times = |f: &dyn Fn(&Record) -> f64, decimals| {

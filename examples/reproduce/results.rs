@@ -75,7 +75,7 @@ pub struct Record {
 impl Record {
     /// Whether it is a run of this cell.
     pub fn is_of(&self, cell: &Cell) -> bool {
-        let (data, strategy) = (cell.set.name, cell.strategy);
+        let (data, strategy) = (cell.set.name, cell.strategy.name);
         self.table == cell.table
             && self.data == data
             && self.model == name(cell.model)

@@ -67,7 +67,7 @@ pub fn run(
     let what = (strategy, scale, kept(net, &budget, train.len())?);
     let identity = identity(&what, digest(&train), seed);
     let model = name(cell.model);
-    let file = format!("{}-{model}-{}-{seed}-{identity:016x}", cell.set.name, cell.strategy);
+    let file = format!("{}-{model}-{}-{seed}-{identity:016x}", cell.set.name, cell.strategy.name);
     let path = args.out.join(format!("{file}.checkpoint"));
 
     let mut stages: Vec<Stage> = Vec::new();
@@ -126,7 +126,7 @@ pub fn run(
         table: cell.table,
         data: cell.set.name.to_owned(),
         model: name(cell.model),
-        strategy: cell.strategy.to_owned(),
+        strategy: cell.strategy.name.to_owned(),
         seed,
         scale: scale.clone(),
         images: train.len(),

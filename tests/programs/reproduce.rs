@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use sepal::rng::Permutation;
+
 use super::*;
 
 /// A root of data sets with one of them: ten classes of 28x28 images.
@@ -151,32 +153,59 @@ fn scales_stand_apart() {
     }
 }
 
+/// What a cell says of a way is what `train` makes of these options.
 #[test]
-fn ways_by_si_are_not_one_another() {
+fn a_cell_is_what_its_options_say() {
     let folder = Folder::new("ways");
-    let (data, out) = (root(&folder), folder.path("out"));
-    let args = ["--data", &data, "--out", &out];
-    let ways = ["si", "centre", "windows", "centre-groups"];
-    let cells = ways.map(|way| format!("fashion-mnist/alexnet/{way}"));
-    let cells: Vec<&str> = cells.iter().flat_map(|cell| ["--cell", cell]).collect();
-    run("reproduce", &[&args[..], &cells, &TINY].concat()).good();
-    let found = records(&out);
-    let of = |way: &str| found.iter().find(|record| record["strategy"] == way).unwrap();
-    let blocks = |way: &str| -> Vec<u64> {
-        let stages = of(way)["stages"].as_array().unwrap();
-        // The last blocks are the dense ones of the classifier.
-        stages.iter().map(|stage| stage["blocks"].as_u64().unwrap()).collect()
-    };
-    // Five convolutions: each alone, three at a time moved by one, or three and two.
-    assert_eq!(blocks("si")[..5], [1; 5]);
-    assert_eq!(blocks("centre"), blocks("si"));
-    assert_eq!(blocks("windows")[..3], [3; 3]);
-    assert_eq!(blocks("centre-groups")[..2], [3, 2]);
-    for (way, other) in [("si", "centre"), ("windows", "centre-groups")] {
-        assert_ne!(of(way)["si"], of(other)["si"], "{way}");
+    folder.fashion("data/fashion-mnist", 260);
+    let (data, out, order) = (folder.path("data"), folder.path("out"), folder.path("order"));
+    let shuffled = Permutation::new(0, 0, 260);
+    let places: Vec<u8> = (0..260).flat_map(|at| (shuffled.get(at) as u16).to_le_bytes()).collect();
+    std::fs::write(&order, places).unwrap();
+    let centre = ["--loss", "centre", "--readout", "conv", "--temperature", "0.05"];
+    let ways = [
+        ("si", &["--temperature", "0.05"][..]),
+        ("si-triplet", &["--loss", "triplet"]),
+        ("windows", &["--temperature", "0.05", "--window", "3"]),
+        ("centre", &centre),
+        ("centre-groups", &[&centre[..], &["--window", "3", "--stride", "3"]].concat()),
+        ("end-to-end-sgd", &["--strategy", "end-to-end", "--optimiser", "sgd"]),
+    ];
+    let set = format!("{data}/fashion-mnist");
+    let same = ["--data", &set, "--order", &order, "--model", "alexnet", "--width", "10"];
+    let short = ["--epochs", "1", "--head-epochs", "1", "--seed", "3", "--no-control", "--json"];
+    let mut learnt = Vec::new();
+    for (way, options) in ways {
+        let cell = format!("fashion-mnist/alexnet/{way}");
+        let args = ["--data", &data, "--out", &out, "--cell", &cell];
+        run("reproduce", &[&args[..], &TINY].concat()).good();
+        let record = records(&out).pop().unwrap();
+        assert_eq!(record["strategy"], way);
+        let text = run("train", &[&same[..], &short, options].concat()).good();
+        let events: Vec<Value> = text.lines().map(json).collect();
+        let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+        let separation: Vec<_> = of("block").iter().map(|b| b["cross_si"].clone()).collect();
+        let cells: Vec<_> = record["si"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|block| block["cross_si"].clone())
+            .collect();
+        assert_eq!(cells, separation, "{way}");
+        for measure in ["head", "linear", "nearest"] {
+            assert_eq!(record[measure], of("accuracy")[0][measure], "{way}, {measure}");
+        }
+        let arenas: Vec<_> = of("stage").iter().map(|stage| stage["bytes"].clone()).collect();
+        let stages = record["stages"].as_array().unwrap();
+        let own: Vec<_> = stages.iter().map(|stage| stage["arena_bytes"].clone()).collect();
+        assert_eq!(own, arenas, "{way}");
+        learnt.push((way, cells));
     }
-    let arena = |way: &str| of(way)["stages"][0]["arena_bytes"].as_u64();
-    assert!(arena("centre") > arena("si"), "the convolution in front of the loss");
+    for (at, (way, cells)) in learnt.iter().enumerate() {
+        assert!(learnt[..at].iter().all(|(_, other)| other != cells), "{way}");
+    }
+    let page = std::fs::read_to_string(Path::new(&out).join("results.md")).unwrap();
+    assert!(page.contains("alexnet, forward SI by centres, groups of 3 blocks"), "{page}");
 }
 
 #[test]
