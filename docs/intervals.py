@@ -26,6 +26,8 @@ PAIRS = [
     ("cifar-10-10000", "centre-group3-conv-e6", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-group3-conv-e6", "e2e-7-b64"),
     ("cifar-10-10000", "centre-conv-e3", "e2e-7-tuned"),
+    ("cifar-10-10000", "centre-conv-e3", "e2e-7-b64"),
+    ("cifar-10-10000", "e2e-7-b64", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-conv-e3", "conv-e3"),
     ("cifar-10-10000", "centre-win6-e20", "e2e-20-tuned"),
     ("cifar-10-vgg16", "centre-group3-conv-e5", "e2e-7-tuned"),
