@@ -33,6 +33,7 @@ PAIRS = [
     ("cifar-10-vgg16", "centre-group3-conv-e5", "e2e-7-tuned"),
     ("cifar-10-vgg16", "centre-win3-conv-e3", "e2e-7-tuned"),
     ("cifar-10-vgg16", "centre-conv-e3", "e2e-7-tuned"),
+    ("cifar-10-vgg16", "centre-group3-conv-e15", "e2e-20-tuned"),
     ("ag-news-5000", "centre-win3-e3", "e2e-7-tuned"),
     ("ag-news-5000", "win3-e3", "e2e-7-tuned"),
     ("ag-news-5000", "conv-e3", "e2e-7-tuned"),
