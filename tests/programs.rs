@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use image::{GrayImage, RgbImage};
 use sepal::infer::Inference;
+use sepal::loss::softmax;
 use sepal::models::cache::Budget;
 use sepal::models::data::{self, Dataset, Samples};
 use sepal::models::features::Features;
@@ -379,7 +380,12 @@ fn predict_names_what_the_library_predicts() {
     let out = run("predict", &args).good();
     let lines: Vec<Value> = out.lines().map(json).collect();
     assert_eq!(lines.len(), 3);
-    for ((line, image), class) in lines.iter().zip(&images).zip(logits.largest()) {
+    let rows = logits.data().chunks(logits.dim());
+    for (((line, image), class), row) in lines.iter().zip(&images).zip(logits.largest()).zip(rows) {
+        let mut shares = row.to_vec();
+        softmax(&mut shares);
+        let share = line["classes"][0]["confidence"].as_f64().unwrap();
+        assert!((share - f64::from(shares[usize::from(class)])).abs() < 1e-5, "{line}");
         assert_eq!((keys(line), &line["image"]), (vec!["classes", "image"], &image[..].into()));
         let best = &line["classes"][0];
         assert_eq!(best["index"], class);
@@ -1243,7 +1249,7 @@ fn a_border_makes_room_for_a_deeper_net() {
     let folder = Folder::new("border");
     let (save, border) = (folder.path("model.sepal"), ["--border", "2"]);
     let deep = [&SHORT[..], &["--model", "vgg16", "--width", "5", "--json", "--save", &save]];
-    run("train", &deep.concat()).refused(&["Vgg16", "1x1x28x28"]);
+    run("train", &deep.concat()).refused(&["Vgg16", "1x1x28x28", "--border"]);
     let out = run("train", &[&deep.concat()[..], &border].concat()).good();
     let said = out.lines().map(json).find(|event| event["event"] == "accuracy").unwrap();
     let evaluate = |args: &[&str]| run("evaluate", &[&[&save[..], "--json"], args].concat());
@@ -1262,7 +1268,11 @@ fn a_border_makes_room_for_a_deeper_net() {
     let predict = |args: &[&str]| run("predict", &[&[&save[..], "--top", "10"], args].concat());
     let classes = |args: &[&str]| predict(args).good().split_once(": ").unwrap().1.to_owned();
     assert_eq!(classes(&[&image, "--border", "2"]), classes(&[&framed]));
-    predict(&[&image]).refused(&["28 x 28", "32 x 32"]);
+    // The border is no part of what is turned around.
+    let negative: Vec<u8> = pixels(0).iter().map(|pixel| 255 - pixel).collect();
+    let negative = folder.png("negative.png", 28, &negative);
+    assert_eq!(classes(&[&negative, "--border", "2", "--invert"]), classes(&[&framed]));
+    predict(&[&image]).refused(&["28 x 28", "32 x 32", "--border"]);
     predict(&[&image, "--border", "16"]).refused(&["1x32x32", "larger than two borders"]);
 }
 

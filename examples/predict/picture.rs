@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use image::imageops::FilterType;
+use image::imageops::{FilterType, replace};
 use image::{DynamicImage, ImageReader};
-use sepal::models::data::{Dataset, Samples};
 use sepal::shape::Shape;
 
 use crate::program::Failure;
@@ -47,33 +46,25 @@ impl Taken {
             false => {
                 let expected = format!("{} x {}", self.rows, self.columns);
                 return Err(format!(
-                    "{name}: {rows} x {columns} pixels, expected {expected} as the model takes (or --resize)"
+                    "{name}: {rows} x {columns} pixels, expected {expected} as the model takes (or --resize; --border where it learnt with one)"
                 )
                 .into());
             }
         };
-        let mut pixels = self.planes(image);
+        let mut image = match self.color {
+            true => DynamicImage::from(image.into_rgb8()),
+            false => DynamicImage::from(image.into_luma8()),
+        };
         if invert {
-            pixels.iter_mut().for_each(|pixel| *pixel = u8::MAX - *pixel);
+            image.invert();
         }
-        if self.border == 0 {
-            return Ok(pixels);
-        }
-        let shape =
-            Shape { n: 1, c: if self.color { 3 } else { 1 }, h: self.rows, w: self.columns };
-        let one = Dataset::new(shape, Samples::U8(pixels), vec![0], vec![String::new()])?;
-        match one.padded(self.border)?.samples() {
-            Samples::U8(pixels) => Ok(pixels.clone()),
-            Samples::F32(_) => Err(format!("{name}: expected bytes").into()),
-        }
-    }
-
-    fn planes(self, image: DynamicImage) -> Vec<u8> {
-        if !self.color {
-            return image.into_luma8().into_raw();
-        }
-        let pixels = image.into_rgb8().into_raw();
-        let plane = |channel| pixels.iter().skip(channel).step_by(3).copied();
-        (0..3).flat_map(plane).collect()
+        // Black, and not of the image: the border stays as it was learnt.
+        let (wide, high) = (self.columns + 2 * self.border, self.rows + 2 * self.border);
+        let mut framed = DynamicImage::new(wide, high, image.color());
+        replace(&mut framed, &image, self.border.into(), self.border.into());
+        let channels = usize::from(image.color().channel_count());
+        let pixels = framed.into_bytes();
+        let plane = |channel| pixels.iter().skip(channel).step_by(channels).copied();
+        Ok((0..channels).flat_map(plane).collect())
     }
 }

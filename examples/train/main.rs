@@ -96,8 +96,10 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     let net = architecture.net(&layers, input);
     let (layers, blocks) = learning.layers(&net);
     let net = Net { layers: &layers, blocks: &blocks, ..net };
-    net.check()
-        .map_err(|e| format!("{architecture:?} cannot take samples of {}: {e}", input.shape))?;
+    net.check().map_err(|e| {
+        let room = if input.shape.h > 1 { "; --border makes images larger" } else { "" };
+        format!("{architecture:?} cannot take samples of {}: {e}{room}", input.shape)
+    })?;
 
     let heads = learning.heads(&net, classes)?;
     let heads: Vec<&[sepal::layer::Layer]> = heads.iter().map(Vec::as_slice).collect();

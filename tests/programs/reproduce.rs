@@ -153,7 +153,7 @@ fn scales_stand_apart() {
     }
 }
 
-/// What a cell says of a way is what `train` makes of these options.
+/// A cell of each way of Table 3 is what `train` makes of these options.
 #[test]
 fn a_cell_is_what_its_options_say() {
     let folder = Folder::new("ways");
@@ -169,7 +169,12 @@ fn a_cell_is_what_its_options_say() {
         ("windows", &["--temperature", "0.05", "--window", "3"]),
         ("centre", &centre),
         ("centre-groups", &[&centre[..], &["--window", "3", "--stride", "3"]].concat()),
+        ("forward-backward", &["--temperature", "0.05", "--strategy", "forward-backward"]),
+        ("greedy", &["--strategy", "greedy"]),
+        ("pred-sim", &["--strategy", "pred-sim"]),
         ("end-to-end-sgd", &["--strategy", "end-to-end", "--optimiser", "sgd"]),
+        ("end-to-end-adam", &["--strategy", "end-to-end"]),
+        ("random", &["--strategy", "random"]),
     ];
     let set = format!("{data}/fashion-mnist");
     let same = ["--data", &set, "--order", &order, "--model", "alexnet", "--width", "10"];
