@@ -26,6 +26,7 @@ use sepal::models::vdcnn::*;
 use sepal::models::vgg::{vgg6, vgg6_layers, vgg16, vgg16_layers, vgg19, vgg19_layers};
 use sepal::models::width::scaled;
 use sepal::net::{Input, Net, Normalisation};
+use sepal::optim::Rule;
 use sepal::reference::OnReference;
 use sepal::shape::Shape;
 use sepal::source::{Batch, Draw, Source, SourceError};
@@ -106,12 +107,18 @@ fn learns_from<D: Device, S: Source>(
         let place = first..first + tensors.len(Role::Weight) as usize;
         assert!(place.is_empty() || weights[place.clone()] != drawn[place], "layer {at} stays");
     }
+    comes_back(&fit, &samples);
+}
 
+/// Both backends read the model alike, and a file changes no bit.
+#[track_caller]
+fn comes_back(fit: &Fit<'_>, samples: &Dataset) {
+    let net = fit.model().net;
     let logits = |loaded: &sepal::net::Model<'_>, on_cpu: bool| {
         let last = net.layers.len();
         let features = match on_cpu {
-            true => Features::new(&OnCpu::new(), loaded, &mut &samples, last),
-            false => Features::new(&OnReference, loaded, &mut &samples, last),
+            true => Features::new(&OnCpu::new(), loaded, &mut &*samples, last),
+            false => Features::new(&OnReference, loaded, &mut &*samples, last),
         };
         features.unwrap().data().to_vec()
     };
@@ -137,6 +144,8 @@ fn check(net: Net<'_>) {
     learns(&OnReference, net, &end_to_end());
     learns(&OnCpu::new(), net, &by_block);
     learns(&OnCpu::new(), net, &end_to_end());
+    let rule = Rule::Sgd { momentum: 0.9, nesterov: false, weight_decay: 1e-4 };
+    learns(&OnCpu::new(), net, &EndToEnd { recipe: Recipe { rule, ..end_to_end().recipe } });
     others(&OnCpu::new(), net);
 }
 
@@ -159,9 +168,21 @@ fn others(device: &impl Device, net: Net<'_>) {
     }
     learns(device, net, &LocalLosses { block: whole, heads: &heads, classifier: whole });
     let objective = Objective::PredSim { beta: 0.99, similar: recipe::SIMILAR };
-    let heads: [&[Layer]; 1] = [&recipe::linear_head(recipe::SIMILAR + CLASSES)];
+    let linear = recipe::linear_head(recipe::SIMILAR + CLASSES);
+    let deep = simcnn_head(4, recipe::SIMILAR + CLASSES);
+    let heads: [&[Layer]; 3] = [&linear, of_depth(2, &deep), of_depth(3, &deep)];
     let block = Recipe { objective, ..whole };
     learns(device, net, &LocalLosses { block, heads: &heads, classifier: whole });
+    // The other losses, and all else that can be laid over a block.
+    for (loss, head) in [
+        (Loss::Triplet, &[][..]),
+        // Wider than unit vectors can be apart: no sample is done.
+        (Loss::Margin { margin: 5.0 }, recipe::MEANS_READOUT),
+        (Loss::SoftCentre { temperature: 0.1 }, recipe::CONV_READOUT),
+    ] {
+        let block = Recipe { objective: Objective::Separation(loss), head, ..si.block };
+        learns(device, net, &ForwardSi { block, ..si });
+    }
     let unit: [&[Layer]; 1] = [recipe::UNIT_FEATURES];
     learns(device, net, &LocalLosses { block: si.block, heads: &unit, classifier: whole });
     for window in [Window::sliding(2), Window::groups(3)] {
@@ -194,6 +215,7 @@ fn control(device: &impl Device, net: Net<'_>, classifier: Recipe<'_>) {
         let moved = weights[place.clone()] != drawn[place.clone()];
         assert_eq!(moved, at >= net.features_end() && !place.is_empty(), "layer {at}");
     }
+    comes_back(&fit, &set(net.input.shape));
 }
 
 /// Samples that are drawn anew each time: as good as augmented ones.

@@ -10,11 +10,13 @@ use std::sync::OnceLock;
 use image::{GrayImage, RgbImage};
 use sepal::infer::Inference;
 use sepal::loss::softmax;
+use sepal::models::architecture::Architecture;
 use sepal::models::cache::Budget;
 use sepal::models::data::{self, Dataset, Samples};
 use sepal::models::features::Features;
 use sepal::models::file::{self, Loaded};
 use sepal::models::fit::{Event, Fit, Watch, Wish};
+use sepal::models::learning::Learning;
 use sepal::models::lenet::LENET;
 use sepal::models::recipe;
 use sepal::reference::OnReference;
@@ -1186,12 +1188,19 @@ fn training_learns_as_a_file_says() {
     assert_eq!((&written["warmup"], &written["weight_decay"]), (&2.into(), &0.01.into()));
     let again = ["--images", "256", "--no-control", "--recipe", &recipe];
     run("train", &[&again[..], &["--save", &second]].concat());
-    assert!(std::fs::read(first).unwrap() == std::fs::read(second).unwrap());
+    assert!(std::fs::read(first).unwrap() == std::fs::read(&second).unwrap());
     let said = json(&std::fs::read_to_string(&recipe).unwrap());
     assert_eq!(
         (&said["way"], &said["batch"], &said["width"]),
         (&"greedy".into(), &64.into(), &50.into())
     );
+
+    // Another net learns by it too.
+    let third = folder.path("third.sepal");
+    let narrower = [&again[..], &["--width", "25", "--save", &third]].concat();
+    run("train", &narrower);
+    let length = |path: &str| std::fs::metadata(path).unwrap().len();
+    assert!(2 * length(&third) < length(&second));
 
     let refused = |text: &str, words: &[&str]| {
         let path = folder.file("bad.json", text);
@@ -1207,6 +1216,33 @@ fn training_learns_as_a_file_says() {
     run("train", &["--recipe", &folder.path("none.json")]).refused(&["none.json"]);
     let both = run("train", &["--recipe", &recipe, "--epochs", "3"]);
     assert!(both.status == 2 && both.err.contains("cannot be used with"), "{}", both.err);
+}
+
+/// The recipes beside the programs are what their numbers were measured with.
+#[test]
+fn recipes_are_those_of_the_results() {
+    let folder = Folder::new("recipes");
+    let measured = "--loss centre --temperature 0.05 --weight-decay 1 --warmup 30 --head-epochs 10";
+    let net = ["--images", "64", "--batch", "32", "--model", "vgg6", "--width", "10"];
+    let net = [&net[..], &["--no-control", "--si-samples", "50"]].concat();
+    for (name, more) in [
+        ("blocks", "--readout conv --epochs 3"),
+        ("groups", "--readout conv --epochs 6 --window 3 --stride 3"),
+        ("text", "--readout means --epochs 3 --window 3"),
+    ] {
+        let path = format!("{}/examples/recipes/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let recipe: Learning =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let report = folder.path(name);
+        let options: Vec<&str> = measured.split(' ').chain(more.split(' ')).collect();
+        run("train", &[&net[..], &options, &["--report", &report]].concat());
+        let said = std::fs::read_to_string(folder.0.join(name).join("recipe.json")).unwrap();
+        let said: Learning = serde_json::from_str(&said).unwrap();
+        assert_eq!(
+            Learning { width: 100, architecture: Architecture::Lenet, batch: 128, ..said },
+            recipe
+        );
+    }
 }
 
 #[test]

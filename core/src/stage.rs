@@ -136,7 +136,8 @@ impl Objective {
 pub enum Stop {
     /// Never.
     Never,
-    /// When the held-out SI, judged after each epoch, has not risen.
+    /// When the held-out SI, judged after each epoch, has not risen. Whoever drives the stage judges it
+    /// ([`Session::judge`](crate::train::Session::judge)): where nobody does, the stage makes all its epochs.
     SiPlateau {
         /// Epochs without a rise that are borne.
         patience: u16,

@@ -113,8 +113,9 @@ impl Source for Textures {
 /// What Table 1 of the paper trains with.
 const RATE: f32 = 0.01;
 
-/// The losses that are in use.
-const LOSSES: [Loss; 3] = [
+/// The paper's loss, and those that are in use.
+const LOSSES: [Loss; 4] = [
+    Loss::Triplet,
     Loss::Margin { margin: 0.2 },
     Loss::SoftNearest { temperature: 0.1 },
     Loss::SoftCentre { temperature: 0.1 },
@@ -213,13 +214,15 @@ const STILL: Objective = Objective::Statistics;
 /// The deviation of a share of 256 held-out images is at most 0.031, that of a difference of two
 /// at most 0.044: what is asked of each seed is 2 to 6 of these, and of five seeds together it
 /// cannot come by chance. The measured rises, over all losses and seeds, are at least 0.17
-/// and 0.35 above the control.
+/// and 0.32 above the control.
 #[test]
 fn blocks_separate_held_out_images() {
     let control: Vec<_> = (0..SEEDS).map(|seed| train([STILL, STILL], seed).0).collect();
     for loss in LOSSES {
         let learn = Objective::Separation(loss);
         let (mut raw, mut top) = (0.0, 0.0);
+        // What block 2 gains within batches: by Eq. 7 as little as 0.08.
+        let least = if loss == Loss::Triplet { 0.05 } else { 0.10 };
         for seed in 0..SEEDS {
             let (trained, within) = train([learn, learn], seed);
             let (start, _) = train([learn, STILL], seed);
@@ -238,7 +241,7 @@ fn blocks_separate_held_out_images() {
             // The batches say so too.
             let [first, second] = within[..] else { panic!("two blocks learn") };
             assert!(first[1] > first[0] + 0.15, "{what}: within batches {first:?}");
-            assert!(second[1] > second[0] + 0.10, "{what}: within batches {second:?}");
+            assert!(second[1] > second[0] + least, "{what}: within batches {second:?}");
             raw += si(&trained, 0);
             top += one;
         }

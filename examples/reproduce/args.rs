@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "DATA/MODEL/STRATEGY")]
     pub cell: Vec<String>,
 
-    /// Folder of the data sets, one folder each: fashion-mnist, cifar-10, cifar-100, wbc/chula
-    /// (resized to 32x32), ag-news and dbpedia
+    /// Folder of the data sets, one folder each: fashion-mnist, cifar-10, cifar-100, wbc/chula (resized
+    /// to 32x32), ag-news and dbpedia; and wbc/raabin, of which only cells run that --cell names
     #[arg(long, value_name = "ROOT", default_value = "data")]
     pub data: PathBuf,
 

@@ -30,12 +30,14 @@ const fn set(name: &'static str, folder: &'static str, title: &'static str, text
 const CIFAR10: Set = set("cifar-10", "cifar-10", "CIFAR-10", false);
 const CIFAR100: Set = set("cifar-100", "cifar-100", "CIFAR-100", false);
 const FASHION: Set = set("fashion-mnist", "fashion-mnist", "Fashion-MNIST", false);
+/// The paper's blood cells, which are to be had by hand only, and those that stand in for them.
+const RAABIN: Set = set("raabin", "wbc/raabin", "Raabin-WBC", false);
 const WBC: Set = set("wbc", "wbc/chula", "WBC (chula)", false);
 const NEWS: Set = set("ag-news", "ag-news", "AG's News", true);
 const DBPEDIA: Set = set("dbpedia", "dbpedia", "DBPedia", true);
 
 /// All sets.
-pub const SETS: [Set; 6] = [CIFAR10, CIFAR100, FASHION, WBC, NEWS, DBPEDIA];
+pub const SETS: [Set; 7] = [CIFAR10, CIFAR100, FASHION, RAABIN, WBC, NEWS, DBPEDIA];
 
 impl Set {
     /// The set of this name.
@@ -303,7 +305,15 @@ const SIMCNN: [Architecture; 3] =
 const VDCNN: [Architecture; 3] =
     [Architecture::Vdcnn9, Architecture::Vdcnn17, Architecture::Vdcnn29];
 
-const TABLE_3: [(Set, [[f64; 4]; 5]); 4] = [
+const BLOOD: [[f64; 4]; 5] = [
+    [98.50, 98.35, 97.56, 93.31],
+    [98.03, 98.0, 97.21, 92.67],
+    [93.56, 92.19, 91.97, 88.40],
+    [97.83, 97.98, 96.98, 92.65],
+    [97.94, 98.02, 96.49, 92.04],
+];
+
+const TABLE_3: [(Set, [[f64; 4]; 5]); 5] = [
     (
         CIFAR10,
         [
@@ -334,16 +344,8 @@ const TABLE_3: [(Set, [[f64; 4]; 5]); 4] = [
             [93.14, 93.43, 92.20, 71.76],
         ],
     ),
-    (
-        WBC,
-        [
-            [98.50, 98.35, 97.56, 93.31],
-            [98.03, 98.0, 97.21, 92.67],
-            [93.56, 92.19, 91.97, 88.40],
-            [97.83, 97.98, 96.98, 92.65],
-            [97.94, 98.02, 96.49, 92.04],
-        ],
-    ),
+    (RAABIN, BLOOD),
+    (WBC, BLOOD),
 ];
 
 const TABLE_5: [[&str; 4]; 5] = [
@@ -433,6 +435,10 @@ pub fn chosen(args: &Args) -> Result<Vec<Cell>, String> {
             let timed = cell.time.is_some() && args.table.contains(&5);
             timed || args.table.contains(&cell.table)
         });
+    }
+    // Who does not name a set that no download brings has no use for its failures.
+    if !args.list && named.iter().all(|parts| parts[0] != RAABIN.name) {
+        cells.retain(|cell| cell.set != RAABIN);
     }
     if !named.is_empty() {
         cells.retain(|cell| {

@@ -111,10 +111,27 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
         let _ = writeln!(page, "    {command}");
     }
     page.push_str(match table {
-        5 => "\n| cell | paper | CPU s (n) | CPU s an epoch and layer | counted MB |\n|---|---|---|---|---|\n",
-        _ => "\n| cell | paper | ours (n) | linear | nearest | CPU s | counted MB |\n|---|---|---|---|---|---|---|\n",
+        5 => "\n| cell | paper | CPU s (n) | CPU s an epoch and layer | CPU s an epoch of each stage | counted MB |\n|---|---|---|---|---|---|\n",
+        _ => "\n| cell | paper | ours (n) | linear | nearest | CPU s | counted MB | parameters |\n|---|---|---|---|---|---|---|---|\n",
     });
     page.push_str(&rows);
+}
+
+/// CPU seconds of a pass of each stage, from the first to the last, on the first machine that has runs:
+/// whether early layers cost less than late ones.
+fn stages(runs: &[&Record], machines: &[&str]) -> String {
+    let on = |&machine: &&str| -> Vec<&Record> {
+        runs.iter().filter(|run| run.machine == machine).copied().collect()
+    };
+    let own = machines.iter().map(on).find(|own| !own.is_empty()).unwrap_or_default();
+    let count = own.iter().map(|run| run.stages.len()).max().unwrap_or(0);
+    let mean = |at: usize| {
+        let stages = own.iter().filter_map(|run| run.stages.get(at));
+        let each: Vec<f64> =
+            stages.map(|stage| stage.cpu_seconds / f64::from(stage.epochs.max(1))).collect();
+        format!("{:.2}", spread(&each).0)
+    };
+    (0..count).map(mean).collect::<Vec<_>>().join(", ")
 }
 
 fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record], machines: &[&str]) {
@@ -143,19 +160,21 @@ fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record], machines: &[
                 r.cpu_seconds / parts.sum::<f64>().max(1.0)
             };
             let each = times(&each, 4);
+            let stages = stages(runs, machines);
             writeln!(
                 rows,
-                "| {set}, {model}, {title} | {paper} | {cpu} ({n}) | {each} | {bytes:.1} |"
+                "| {set}, {model}, {title} | {paper} | {cpu} ({n}) | {each} | {stages} | {bytes:.1} |"
             )
         }
         _ => {
             let paper = cell.paper.map_or("-".to_owned(), |value| format!("{value:.2}"));
+            let parameters = runs.first().map_or(0, |run| run.parameters);
             let head = shown(&of(&|r| share(r.head)), 2);
             let (linear, nearest) =
                 (shown(&of(&|r| share(r.linear)), 2), shown(&of(&|r| share(r.nearest)), 2));
             writeln!(
                 rows,
-                "| {set}, {model}, {title} | {paper} | {head} ({n}) | {linear} | {nearest} | {cpu} | {bytes:.1} |"
+                "| {set}, {model}, {title} | {paper} | {head} ({n}) | {linear} | {nearest} | {cpu} | {bytes:.1} | {parameters} |"
             )
         }
     };

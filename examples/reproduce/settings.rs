@@ -55,7 +55,8 @@ fn sets(out: &mut dyn Write, table: u8, args: &Args) -> io::Result<()> {
             "cifar-10" => "50000/10000/10",
             "cifar-100" => "50000/10000/100",
             "fashion-mnist" => "60000/10000/10",
-            "wbc" => "Raabin 10175/4339/5",
+            "raabin" => "10175/4339/5",
+            "wbc" => "not there",
             "ag-news" => "120000/7600/4",
             _ => "560000/70000/14",
         };

@@ -20,9 +20,7 @@ use crate::seconds::seconds;
 use crate::set::Set;
 
 /// The options that a recipe stands for.
-const LEARNING: [&str; 20] = [
-    "model",
-    "width",
+const LEARNING: [&str; 18] = [
     "strategy",
     "loss",
     "temperature",
@@ -54,18 +52,20 @@ pub struct Args {
     #[command(flatten)]
     pub choice: Choice,
 
-    /// Learn as this file of JSON says, in place of all options from --model to --patience; --report
-    /// writes one. Fields that are left out have their defaults. Data, augmentation and seed stay options
+    /// Learn as this file of JSON says, in place of all options from --strategy to --patience; --report
+    /// writes one, examples/recipes has some. Fields that are left out have their defaults. Net, data,
+    /// augmentation and seed stay options
     #[arg(long, value_name = "FILE", conflicts_with_all = LEARNING)]
     pub recipe: Option<PathBuf>,
 
-    /// The architecture
-    #[arg(long, value_enum, default_value_t = Architecture::Lenet)]
-    pub model: Architecture,
+    /// The architecture [default: that of --recipe, else lenet]
+    #[arg(long, value_enum)]
+    pub model: Option<Architecture>,
 
-    /// Filters, hidden units and embedding dimensions, in percent of the architecture's
-    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub width: u32,
+    /// Filters, hidden units and embedding dimensions, in percent of the architecture's [default: those of
+    /// --recipe, else 100]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub width: Option<u32>,
 
     /// How it learns
     #[arg(long, value_enum, default_value_t = Way::Si)]
@@ -256,11 +256,9 @@ impl Args {
             let learning: Learning =
                 serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
             learning.check().map_err(|e| format!("{}: {e}", path.display()))?;
-            return Ok(learning);
+            return Ok(self.of_net(learning));
         }
-        let learning = Learning {
-            architecture: self.model,
-            width: self.width,
+        let learning = self.of_net(Learning {
             way: self.strategy,
             readout: self.readout,
             loss: match self.loss {
@@ -285,11 +283,21 @@ impl Args {
                 Some(patience) => Stop::SiPlateau { patience, min_delta: 0.0 },
                 None => Stop::Never,
             },
-        };
+            ..Learning::default()
+        });
         learning.check().map_err(|SettingError { field, found, expected }| {
             format!("--{} {found}: expected {expected}", field.replace('_', "-"))
         })?;
         Ok(learning)
+    }
+
+    /// The same for the net that the options name.
+    fn of_net(&self, learning: Learning) -> Learning {
+        Learning {
+            architecture: self.model.unwrap_or(learning.architecture),
+            width: self.width.unwrap_or(learning.width),
+            ..learning
+        }
     }
 
     /// Where the run is kept while it is under way.

@@ -560,7 +560,7 @@ mod tests {
     use sepal_core::optim::Rule;
     use sepal_core::reference::OnReference;
     use sepal_core::stage::Cut;
-    use sepal_core::stage::{Objective, Recipe};
+    use sepal_core::stage::{Objective, Recipe, Stop};
     use sepal_core::strategy::{Classifier, ForwardSi, Window};
 
     /// Two classes that differ in their first number, in batches of its own.
@@ -676,6 +676,48 @@ mod tests {
         let told = passes.told.iter().map(|&(epoch, _, _, held_out)| (epoch, held_out));
         let expected = (1..=4).flat_map(|stage: u16| [(1, None), (2, Some(f32::from(2 * stage)))]);
         assert!(told.eq(expected), "{:?}", passes.told);
+    }
+
+    /// Judges each pass of a block by the next of some numbers, and notes how many passes stages took.
+    struct Judges(std::vec::IntoIter<f32>, Vec<(u16, f32)>);
+
+    impl Watch for Judges {
+        fn event(&mut self, event: &Event<'_>) -> Wish {
+            if let Event::Done { outcome, .. } = event {
+                self.1.push((outcome.epochs, outcome.held_out));
+            }
+            Wish::Go
+        }
+
+        fn judge(&mut self, _: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
+            Ok(if stage.recipe.objective.loss().is_some() { self.0.next() } else { None })
+        }
+    }
+
+    /// A block ends when held-out SI has not risen by more than the least rise for more passes than are borne,
+    /// and only then; the others go on, and so does a block that nobody judges.
+    #[test]
+    fn a_block_ends_where_separation_stops_rising() {
+        let run = |patience, judged: Vec<f32>| {
+            let stop = Stop::SiPlateau { patience, min_delta: 0.1 };
+            let block = Recipe { batch: 8, stop, ..recipe::block(5) };
+            let classifier = Recipe { batch: 8, ..recipe::classifier(2) };
+            let strategy = ForwardSi { block, classifier, ..recipe::forward_si(0, 0) };
+            let mut judges = Judges(judged.into_iter(), Vec::new());
+            let mut fit = Fit::new(NET, 3).unwrap();
+            fit.run(&OnReference, &strategy, &mut Two, &Budget::default(), &mut judges).unwrap();
+            judges.1
+        };
+        // 0.55 is a rise too small. The second block rises at each pass, the third after one that did not.
+        let first = [0.5, 0.55];
+        let (second, third) = ([0.1, 0.3, 0.5, 0.7, 0.9], [0.4, 0.4]);
+        let judged = [&first[..], &second, &third].concat();
+        let none = -1.0;
+        assert_eq!(run(0, judged), [(2, 0.5), (5, 0.9), (2, 0.4), (2, none)]);
+        let third = [0.4, 0.4, 0.6, 0.6, 0.6];
+        let judged = [&[0.5, f32::NAN, 0.5][..], &second, &third].concat();
+        assert_eq!(run(1, judged), [(3, 0.5), (5, 0.9), (5, 0.6), (2, none)]);
+        assert_eq!(run(0, vec![]), [(5, none), (5, none), (5, none), (2, none)]);
     }
 
     /// The first update makes weights that overflow in the next pass, or that are infinite already.

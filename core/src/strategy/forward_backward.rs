@@ -7,7 +7,8 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// Ahmadian, "A forward-backward learning strategy for CNNs via separation index maximizing at the
 /// first convolutional layer", BMVC 2023).
 ///
-/// Karimi et al. (2024) compare with it and do not say whether the first block still moves in the
+/// There a ranking loss is minimised by a quasi least squares method (abstract of the preprint,
+/// arXiv:2201.05217); here the block learns by its recipe. Karimi et al. (2024) compare with it and do not say whether the first block still moves in the
 /// second stage: here it is frozen, so the errors never reach it. As in
 /// [`EndToEnd`](super::EndToEnd), standardisation layers stay the identity. More than one block in
 /// front is not in the sources.

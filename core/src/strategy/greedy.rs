@@ -10,6 +10,8 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// greedy form of Bengio, Lamblin, Popovici and Larochelle, "Greedy layer-wise training of deep
 /// networks", NIPS 2006. Karimi et al. (2024) compare with a "modified" form and do not say what is
 /// modified; its accuracies, far below end to end's, are those of blocks that stay frozen: `None`.
+/// Hidden dense layers are of the classifier here and learn with it, where Bengio et al. train each alone.
+///
 /// With heads of k layers it is that of Belilovsky, Eickenberg and Oyallon, "Greedy layerwise
 /// learning can scale to ImageNet", ICML 2019.
 #[derive(Clone, Copy, Debug, PartialEq)]

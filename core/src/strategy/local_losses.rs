@@ -6,12 +6,16 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// All blocks at once, each by a loss of its own behind a head of its own, no error passing from one
 /// block to another; then the classifier.
 ///
-/// With a dense layer on the features as each head and cross-entropy this is the local
+/// With a dense layer on the features as each head and cross-entropy this follows the local
 /// prediction loss of Nøkland and Eidnes, "Training neural networks with local error signals", ICML
-/// 2019; with [`Objective::PredSim`](crate::stage::Objective::PredSim) it is that and their
-/// similarity matching, predsim. There the similarities are between the deviations of the channels of a
-/// convolution of its own, here between what the head gives beside the logits. The classifier
-/// there learns with the blocks, here behind them.
+/// 2019; with [`Objective::PredSim`](crate::stage::Objective::PredSim) that and their similarity matching,
+/// predsim. The losses are theirs; where the rest departs:
+/// - Similarities there are between the deviations of the channels of a 3x3 convolution of its own,
+///   here between what the head gives beside the logits.
+/// - The logits there are of means of the features, by weights that begin at zero; here of all features.
+/// - Hidden dense layers there have losses of their own and the classifier learns with the blocks; here
+///   both learn behind them, by cross-entropy.
+/// - They train for hundreds of epochs from small rates, with dropout.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LocalLosses<'m> {
