@@ -409,17 +409,26 @@ pub fn all() -> Vec<Cell> {
         }
     }
     for (column, &model) in SIMCNN.iter().enumerate() {
-        cells.extend(WAYS_4.map(|(strategy, row)| {
-            let paper = Some(TABLE_4[row][column]);
-            Cell { table: 4, set: CIFAR10, model, strategy, paper, time: None }
+        let control = Strategy::RANDOM;
+        let cell =
+            Cell { table: 4, set: CIFAR10, model, strategy: control, paper: None, time: None };
+        cells.extend(WAYS_4.map(|(strategy, row)| Cell {
+            strategy,
+            paper: Some(TABLE_4[row][column]),
+            ..cell
         }));
+        cells.push(cell);
     }
     for (set, values) in TABLE_8 {
         for (column, &model) in VDCNN.iter().enumerate() {
-            cells.extend(WAYS_8.map(|(strategy, row)| {
-                let paper = Some(values[row][column]);
-                Cell { table: 8, set, model, strategy, paper, time: None }
+            let control = Strategy::RANDOM;
+            let cell = Cell { table: 8, set, model, strategy: control, paper: None, time: None };
+            cells.extend(WAYS_8.map(|(strategy, row)| Cell {
+                strategy,
+                paper: Some(values[row][column]),
+                ..cell
             }));
+            cells.push(cell);
         }
     }
     cells

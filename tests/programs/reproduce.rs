@@ -27,11 +27,11 @@ fn cells_are_listed_with_the_papers_values() {
     let list = |args: &[&str]| run("reproduce", &[&["--list"][..], args].concat()).good();
     let lines = |text: &str| text.lines().count();
     // Five sets, four nets, the paper's five ways, its first one by the paper's loss too, four others, the
-    // control; SimCNN by three; two sets, three nets, five ways.
-    assert_eq!(lines(&list(&[])), 220 + 9 + 30);
+    // control; SimCNN by three and the control; two sets, three nets, five ways and the control.
+    assert_eq!(lines(&list(&[])), 220 + 12 + 36);
     assert_eq!(lines(&list(&["--table", "3"])), 220);
     assert_eq!(lines(&list(&["--table", "5"])), 24);
-    assert_eq!(lines(&list(&["--table", "4", "--table", "8"])), 9 + 30);
+    assert_eq!(lines(&list(&["--table", "4", "--table", "8"])), 12 + 36);
     let values = |cell: &str| {
         let line = list(&["--cell", cell]);
         line.split_whitespace().skip(3).map(str::to_owned).collect::<Vec<_>>()
@@ -76,6 +76,30 @@ fn the_papers_blood_cells_are_there_for_who_has_them() {
     let [record] = &found[..] else { panic!("{found:?}") };
     assert_eq!((&record["data"], &record["images"]), (&"raabin".into(), &140.into()));
     assert_eq!(record["test_images"], 10);
+}
+
+/// Texts have error rates, as in the paper.
+#[test]
+fn a_cell_of_texts_shows_its_error_rate() {
+    let folder = Folder::new("texts");
+    folder.file("data/ag-news/classes.txt", "World\nSports\n");
+    for (name, lines) in [("train.csv", 140), ("test.csv", 9)] {
+        let line = |at: u32| {
+            let (label, word) = [(1, "peace"), (2, "goal")][at as usize % 2];
+            format!("\"{label}\",\"{word} {at}\",\"said {}\"\n", word.repeat(1 + at as usize % 9))
+        };
+        folder.file(&format!("data/ag-news/{name}"), (0..lines).map(line).collect::<String>());
+    }
+    let (data, out) = (folder.path("data"), folder.path("out"));
+    let args = ["--data", &data, "--out", &out, "--cell", "ag-news/vdcnn9/si-triplet"];
+    let said = run("reproduce", &[&args[..], &TINY].concat()).good();
+    let found = records(&out);
+    let [record] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((&record["table"], &record["test_images"]), (&8.into(), &9.into()));
+    let error = 100.0 - 100.0 * record["head"].as_f64().unwrap();
+    assert!(said.contains(&format!("error rate {error:.2} %, paper 9.35")), "{said}");
+    let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
+    assert!(page.contains(&format!("| 9.35 | {error:.2} (1) |")), "{page}");
 }
 
 #[test]

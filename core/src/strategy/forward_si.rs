@@ -67,8 +67,8 @@ impl Window {
 /// distances are between the block's outputs.
 ///
 /// The paper adds "a classification layer" last and trains hidden dense layers by SI
-/// ([`Classifier::LayerWise`]); training the whole head by cross-entropy is the form that is
-/// measured to be better on LeNet.
+/// ([`Classifier::LayerWise`]); training the whole head by cross-entropy is as good on
+/// LeNet by the soft nearest neighbour, and better by Eq. 7 (`docs/experiments.md`).
 ///
 /// With [`Objective::Goodness`](crate::stage::Objective::Goodness) and without heads blocks learn by the
 /// forward-forward algorithm (Hinton, arXiv 2212.13345). Where this departs:
