@@ -1197,10 +1197,10 @@ fn training_learns_as_a_file_says() {
 
     // Another net learns by it too.
     let third = folder.path("third.sepal");
-    let narrower = [&again[..], &["--width", "25", "--save", &third]].concat();
-    run("train", &narrower);
-    let length = |path: &str| std::fs::metadata(path).unwrap().len();
-    assert!(2 * length(&third) < length(&second));
+    let deeper = [&again[..], &["--model", "vgg6", "--width", "25", "--save", &third]].concat();
+    run("train", &deeper);
+    let third = Loaded::open(Path::new(&third)).unwrap();
+    assert_eq!((third.model().net.blocks.len(), third.model().net.shape(1).unwrap().c), (7, 4));
 
     let refused = |text: &str, words: &[&str]| {
         let path = folder.file("bad.json", text);
@@ -1218,30 +1218,41 @@ fn training_learns_as_a_file_says() {
     assert!(both.status == 2 && both.err.contains("cannot be used with"), "{}", both.err);
 }
 
-/// The recipes beside the programs are what their numbers were measured with.
+/// The recipes beside the programs are those of lines of the results.
 #[test]
 fn recipes_are_those_of_the_results() {
     let folder = Folder::new("recipes");
-    let measured = "--loss centre --temperature 0.05 --weight-decay 1 --warmup 30 --head-epochs 10";
-    let net = ["--images", "64", "--batch", "32", "--model", "vgg6", "--width", "10"];
-    let net = [&net[..], &["--no-control", "--si-samples", "50"]].concat();
-    for (name, more) in [
-        ("blocks", "--readout conv --epochs 3"),
-        ("groups", "--readout conv --epochs 6 --window 3 --stride 3"),
-        ("text", "--readout means --epochs 3 --window 3"),
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let results = std::fs::read_to_string(root.join("docs/results.jsonl")).unwrap();
+    let lines: Vec<Value> = results.lines().map(json).collect();
+    let small = ["--images", "64", "--batch", "32", "--model", "vgg6", "--width", "10"];
+    let small = [&small[..], &["--si-samples", "50"]].concat();
+    for (name, label) in [
+        ("blocks", "cifar-10-vgg16/centre-conv-e3"),
+        ("blocks", "cifar-10-10000/centre-conv-e3"),
+        ("groups", "cifar-10-vgg16/centre-group3-conv-e5"),
+        ("text", "ag-news-5000/centre-win3-e3"),
     ] {
-        let path = format!("{}/examples/recipes/{name}.json", env!("CARGO_MANIFEST_DIR"));
-        let recipe: Learning =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let path = root.join(format!("examples/recipes/{name}.json"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let recipe: Learning = serde_json::from_str(&text).unwrap();
+        let line = lines.iter().find(|line| line["label"] == label).unwrap();
+        let args: Vec<&str> = line["args"].as_str().unwrap().split(' ').collect();
+        // All that it says but the net and the data.
+        let mut options = Vec::new();
+        let mut at = args.iter().peekable();
+        while let Some(&option) = at.next() {
+            let value = at.next_if(|value| !value.starts_with("--"));
+            if !["--data", "--images", "--model", "--width"].contains(&option) {
+                options.extend([option].into_iter().chain(value.copied()));
+            }
+        }
         let report = folder.path(name);
-        let options: Vec<&str> = measured.split(' ').chain(more.split(' ')).collect();
-        run("train", &[&net[..], &options, &["--report", &report]].concat());
+        run("train", &[&small[..], &options, &["--report", &report]].concat());
         let said = std::fs::read_to_string(folder.0.join(name).join("recipe.json")).unwrap();
         let said: Learning = serde_json::from_str(&said).unwrap();
-        assert_eq!(
-            Learning { width: 100, architecture: Architecture::Lenet, batch: 128, ..said },
-            recipe
-        );
+        let net = Learning { width: 100, architecture: Architecture::Lenet, batch: 128, ..said };
+        assert_eq!(net, recipe, "{name}, {label}");
     }
 }
 

@@ -212,8 +212,8 @@ const SEEDS: u64 = 5;
 const STILL: Objective = Objective::Statistics;
 
 /// The deviation of a share of 256 held-out images is at most 0.031, that of a difference of two
-/// at most 0.044: what is asked of each seed is 2 to 6 of these, and of five seeds together it
-/// cannot come by chance. The measured rises, over all losses and seeds, are at least 0.17
+/// at most 0.044: what is asked of each seed is 2 to 6 of these, by Eq. 7 within batches one, and of
+/// five seeds together it cannot come by chance. The measured rises, over all losses and seeds, are at least 0.17
 /// and 0.32 above the control.
 #[test]
 fn blocks_separate_held_out_images() {
@@ -293,7 +293,7 @@ fn distances(weights: &[f32], layers: usize, seed: u64) -> [f64; 2] {
 /// Eq. 3 to 6 of the paper, on images that are a pattern g(x~, p) (texture, phase, contrast) and an
 /// added disturbance d (level, ramp, noise): the norm of the disturbance falls from block to block,
 /// where it rises behind blocks that stay as they were drawn. The distance to the nearest image of
-/// the same label falls too, though not yet in the first block: 0.19, 0.23 to 0.27, 0.03 to 0.07.
+/// the same label falls too, though not yet in the first block: 0.19, 0.22 to 0.27, 0.02 to 0.07.
 #[test]
 fn disturbances_fade_from_block_to_block() {
     for loss in LOSSES {

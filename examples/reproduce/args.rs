@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "ROOT", default_value = "data")]
     pub data: PathBuf,
 
-    /// Only name the cells and the paper's values
+    /// Only name the cells and the paper's values, those of wbc/raabin too
     #[arg(long)]
     pub list: bool,
 

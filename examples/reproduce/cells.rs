@@ -445,7 +445,7 @@ pub fn chosen(args: &Args) -> Result<Vec<Cell>, String> {
             timed || args.table.contains(&cell.table)
         });
     }
-    // Who does not name a set that no download brings has no use for its failures.
+    // Few have this set: who does not name it has no use for its failures.
     if !args.list && named.iter().all(|parts| parts[0] != RAABIN.name) {
         cells.retain(|cell| cell.set != RAABIN);
     }

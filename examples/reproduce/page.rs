@@ -111,7 +111,7 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
         let _ = writeln!(page, "    {command}");
     }
     page.push_str(match table {
-        5 => "\n| cell | paper | CPU s (n) | CPU s an epoch and layer | CPU s an epoch of each stage | counted MB |\n|---|---|---|---|---|---|\n",
+        5 => "\n| cell | paper | CPU s (n) | CPU s an epoch and layer | CPU s an epoch of each stage, on the first of its machines | counted MB |\n|---|---|---|---|---|---|\n",
         _ => "\n| cell | paper | ours (n) | linear | nearest | CPU s | counted MB | parameters |\n|---|---|---|---|---|---|---|---|\n",
     });
     page.push_str(&rows);

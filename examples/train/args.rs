@@ -53,8 +53,8 @@ pub struct Args {
     pub choice: Choice,
 
     /// Learn as this file of JSON says, in place of all options from --strategy to --patience; --report
-    /// writes one, examples/recipes has some. Fields that are left out have their defaults. Net, data,
-    /// augmentation and seed stay options
+    /// writes one, examples/recipes has some. Fields that are left out have their defaults; --model and
+    /// --width go before the file's. Data, augmentation and seed stay options
     #[arg(long, value_name = "FILE", conflicts_with_all = LEARNING)]
     pub recipe: Option<PathBuf>,
 

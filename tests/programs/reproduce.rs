@@ -102,6 +102,31 @@ fn a_cell_of_texts_shows_its_error_rate() {
     assert!(page.contains(&format!("| 9.35 | {error:.2} (1) |")), "{page}");
 }
 
+/// The paper's argument below its Table 5 is about the time of each layer.
+#[test]
+fn a_timed_cell_shows_what_each_stage_took() {
+    let folder = Folder::new("timed");
+    let row =
+        |at: u32| [vec![(at % 10) as u8], (0..3072).map(|i| (i * 7 + at * 31) as u8).collect()];
+    let rows: Vec<u8> = (0..30).flat_map(|at| row(at).concat()).collect();
+    for part in 1..=5 {
+        folder.file(&format!("data/cifar-10/data_batch_{part}.bin"), &rows);
+    }
+    folder.file("data/cifar-10/test_batch.bin", &rows);
+    let (data, out) = (folder.path("data"), folder.path("out"));
+    let args = ["--data", &data, "--out", &out, "--cell", "cifar-10/lenet/si"];
+    run("reproduce", &[&args[..], &TINY].concat()).good();
+    let found = records(&out);
+    let stages = found[0]["stages"].as_array().unwrap();
+    let each = stages.iter().map(|stage| format!("{:.2}", stage["cpu_seconds"].as_f64().unwrap()));
+    let each: Vec<String> = each.collect();
+    let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
+    let table = &page[page.find("## Table 5").unwrap()..];
+    let row = table.lines().find(|line| line.contains("| 16:35 |")).unwrap();
+    assert_eq!(row.split(" | ").nth(4), Some(&*each.join(", ")), "{row}");
+    assert_eq!(each.len(), 3);
+}
+
 #[test]
 fn a_cell_is_run_once() {
     let folder = Folder::new("cell");

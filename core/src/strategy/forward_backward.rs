@@ -8,10 +8,10 @@ use crate::stage::{Cut, Outcome, Recipe, Stage};
 /// first convolutional layer", BMVC 2023).
 ///
 /// There a ranking loss is minimised by a quasi least squares method (abstract of the preprint,
-/// arXiv:2201.05217); here the block learns by its recipe. Karimi et al. (2024) compare with it and do not say whether the first block still moves in the
-/// second stage: here it is frozen, so the errors never reach it. As in
-/// [`EndToEnd`](super::EndToEnd), standardisation layers stay the identity. More than one block in
-/// front is not in the sources.
+/// arXiv:2201.05217); here the block learns by its recipe. Karimi et al. (2024) compare with it and do
+/// not say whether the first block still moves in the second stage: here it is frozen, so the errors
+/// never reach it. As in [`EndToEnd`](super::EndToEnd), standardisation layers stay the identity. More
+/// than one block in front is not in the sources.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ForwardBackward<'m> {
