@@ -24,6 +24,7 @@ PAIRS = [
     ("fashion-5000", "centre-win6-e20", "e2e-30-tuned"),
     ("fashion-5000", "centre-block-e3", "block-e3"),
     ("fashion-60000", "centre-win6-e7", "e2e-7-tuned"),
+    ("fashion-60000", "centre-win6-e12", "e2e-15-tuned"),
     ("cifar-10-10000", "centre-win6-e7", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-win3-conv-e3", "e2e-7-tuned"),
     ("cifar-10-10000", "centre-group3-conv-e6", "e2e-7-tuned"),
