@@ -54,6 +54,8 @@ PAIRS = [
     ("cifar-10-10000", "conv-e3", "e2e-7"),
     ("cifar-10-10000", "win3-e10", "e2e-20"),
     ("cifar-10-50000", "win3-e3", "e2e-7"),
+    ("cifar-10-lenet", "centre-conv-e5", "e2e-tuned"),
+    ("cifar-10-lenet", "centre-conv-e20", "e2e-30-tuned"),
     ("cifar-10-lenet", "si", "e2e-6"),
     ("cifar-10-lenet", "win2-e5", "e2e-6"),
     ("cifar-10-lenet", "si-e20", "e2e"),
