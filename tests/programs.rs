@@ -1256,6 +1256,17 @@ fn recipes_are_those_of_the_results() {
     }
 }
 
+/// Blocks end by themselves; the classifier makes all its passes.
+#[test]
+fn patience_ends_blocks() {
+    let args = ["--images", "400", "--no-control", "--json", "--patience", "0"];
+    let passes = ["--epochs", "30", "--head-epochs", "3"];
+    let out = run("train", &[&args[..], &passes].concat()).good();
+    let events = out.lines().map(json).filter(|event| event["event"] == "stage_done");
+    let passes: Vec<u64> = events.map(|stage| stage["epochs"].as_u64().unwrap()).collect();
+    assert!(passes.len() == 3 && passes[0] < 30 && passes[1] < 30 && passes[2] == 3, "{passes:?}");
+}
+
 #[test]
 fn training_takes_other_nets_of_any_width() {
     let folder = Folder::new("nets");

@@ -213,8 +213,8 @@ const STILL: Objective = Objective::Statistics;
 
 /// The deviation of a share of 256 held-out images is at most 0.031, that of a difference of two
 /// at most 0.044: what is asked of each seed is 2 to 6 of these, by Eq. 7 within batches one, and of
-/// five seeds together it cannot come by chance. The measured rises, over all losses and seeds, are at least 0.17
-/// and 0.32 above the control.
+/// five seeds together it cannot come by chance. The measured rises, over all losses and seeds, are
+/// at least 0.17 and 0.32 above the control.
 #[test]
 fn blocks_separate_held_out_images() {
     let control: Vec<_> = (0..SEEDS).map(|seed| train([STILL, STILL], seed).0).collect();

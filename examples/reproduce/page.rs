@@ -71,15 +71,19 @@ fn page(records: &[Record]) -> String {
     page
 }
 
-/// CPU hours of the runs on each machine: other machines' seconds are others.
+/// The runs on a machine: other machines' seconds are others.
+fn on<'a>(runs: &[&'a Record], machine: &str) -> Vec<&'a Record> {
+    runs.iter().filter(|run| run.machine == machine).copied().collect()
+}
+
+/// CPU hours of the runs on each machine.
 fn hours(runs: &[&Record], machines: &[&str]) -> String {
-    let on = |&machine: &&str| {
-        let own = runs.iter().filter(|run| run.machine == machine);
-        let hours = own.map(|run| run.cpu_seconds).sum::<f64>() / 3600.0;
+    let each = |&machine: &&str| {
+        let hours = on(runs, machine).iter().map(|run| run.cpu_seconds).sum::<f64>() / 3600.0;
         let machine = if machine.is_empty() { "a machine without a name" } else { machine };
         format!("{hours:.2} CPU hours on {machine}")
     };
-    let all = machines.iter().map(on).collect::<Vec<_>>().join(" and ");
+    let all = machines.iter().map(each).collect::<Vec<_>>().join(" and ");
     if machines.len() < 2 { all } else { format!("{all}, whose CPU seconds stand in this order") }
 }
 
@@ -120,10 +124,8 @@ fn section(page: &mut String, table: u8, title: &str, scale: &Scale, records: &[
 /// CPU seconds of a pass of each stage, from the first to the last, on the first machine that has runs:
 /// whether early layers cost less than late ones.
 fn stages(runs: &[&Record], machines: &[&str]) -> String {
-    let on = |&machine: &&str| -> Vec<&Record> {
-        runs.iter().filter(|run| run.machine == machine).copied().collect()
-    };
-    let own = machines.iter().map(on).find(|own| !own.is_empty()).unwrap_or_default();
+    let mut each = machines.iter().map(|machine| on(runs, machine));
+    let own = each.find(|own| !own.is_empty()).unwrap_or_default();
     let count = own.iter().map(|run| run.stages.len()).max().unwrap_or(0);
     let mean = |at: usize| {
         let stages = own.iter().filter_map(|run| run.stages.get(at));
@@ -141,12 +143,10 @@ fn row(rows: &mut String, table: u8, cell: &Cell, runs: &[&Record], machines: &[
     let set = cell.set.title;
     let (model, n) = (name(cell.model), runs.len());
     let times = |f: &dyn Fn(&Record) -> f64, decimals| {
-        let on = |&machine: &&str| -> Vec<f64> {
-            runs.iter().filter(|r| r.machine == machine).map(|r| f(r)).collect()
-        };
-        let each = machines.iter().map(on);
-        let each =
-            each.map(|own| if own.is_empty() { "-".to_owned() } else { shown(&own, decimals) });
+        let each = machines.iter().map(|machine| match &on(runs, machine)[..] {
+            [] => "-".to_owned(),
+            own => shown(&own.iter().map(|run| f(run)).collect::<Vec<_>>(), decimals),
+        });
         each.collect::<Vec<_>>().join(" / ")
     };
     let cpu = times(&|r| r.cpu_seconds, 2);

@@ -139,8 +139,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub micro_batches: u32,
 
-    /// End a block's training when the SI of held-out images has not risen for this many passes;
-    /// a tenth of the training images is held out
+    /// End a block's training when held-out SI has not risen for more than this many passes: the share of
+    /// held-out images, a tenth of those to train on, whose nearest of the first 1,000 others has their class
     #[arg(long, value_name = "PASSES")]
     pub patience: Option<u16>,
 

@@ -59,7 +59,7 @@ use serde_json::json;
 
 use args::Args;
 use program::Failure;
-use progress::Progress;
+use progress::{HeldOut, Progress};
 use tensorboard::{Board, Shown};
 
 fn main() -> ExitCode {
@@ -126,7 +126,10 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
         identity: identity(&run_identity, data, args.seed),
         text: text.clone(),
     });
-    progress.held_out = held_out.map(|set| (set, device));
+    progress.held_out = match held_out {
+        Some(set) => Some(HeldOut { set, bank: train.head(BANK)?, device }),
+        None => None,
+    };
     stop::listen()?;
     if let Some(folder) = &args.report {
         let recipe = serde_json::to_string_pretty(&learning)? + "\n";
@@ -229,6 +232,9 @@ fn run_on<D: Device>(device: &D, args: &Args, out: &mut dyn Write) -> Result<(),
     }
     Ok(())
 }
+
+/// Training images among which held-out ones look for their nearest: as many as `steer` takes.
+const BANK: u32 = 1_000;
 
 /// The images to train on, to test on, and to hold out.
 fn sets(args: &Args, learning: &Learning) -> Result<(Dataset, Dataset, Option<Dataset>), Failure> {

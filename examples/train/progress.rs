@@ -50,8 +50,17 @@ pub struct Pass {
     /// The mean loss, and the share right within batches.
     pub loss: f64,
     pub score: f64,
-    /// SI of held-out images after it, where there are some.
+    /// Held-out SI after it, where there is one.
     pub held_out: Option<f32>,
+}
+
+/// What held-out SI is measured on.
+pub struct HeldOut<'a, D> {
+    /// Images that no stage trains on.
+    pub set: Dataset,
+    /// Those trained on that they look for their nearest among.
+    pub bank: Dataset,
+    pub device: &'a D,
 }
 
 /// Watches a run.
@@ -59,8 +68,8 @@ pub struct Progress<'a, D> {
     pub net: Net<'a>,
     pub json: bool,
     pub checkpoints: Option<Checkpoints>,
-    /// Images that no stage trains on, for early stopping.
-    pub held_out: Option<(Dataset, &'a D)>,
+    /// For early stopping.
+    pub held_out: Option<HeldOut<'a, D>>,
     costs: Vec<Cost>,
     passes: Vec<Pass>,
     out: &'a mut dyn Write,
@@ -247,15 +256,16 @@ impl<D: Device> Watch for Progress<'_, D> {
     }
 
     fn judge(&mut self, now: Now<'_>, stage: &Stage<'_>) -> Result<Option<f32>, WatchError> {
-        let Some((held_out, device)) = &self.held_out else { return Ok(None) };
+        let Some(HeldOut { set, bank, device }) = &self.held_out else { return Ok(None) };
         if stage.recipe.objective.loss().is_none() {
             return Ok(None);
         }
         let last = usize::from(stage.last);
         let weights = now.weights()?;
         let model = Model { net: self.net, weights: Weights::Flat(&weights) };
-        let features = Features::new(*device, &model, &mut &*held_out, last)?.unit();
-        let si = features.si(*device)?.value().map(|si| si as f32);
+        let features = |mut set: &Dataset| Features::new(*device, &model, &mut set, last);
+        let (set, bank) = (features(set)?.unit(), features(bank)?.unit());
+        let si = set.cross_si(*device, &bank)?.value().map(|si| si as f32);
         if let Some(si) = si {
             self.line(&format!("{}: held-out SI {:.1} %", self.stage, si * 100.0));
         }

@@ -115,11 +115,14 @@ fn a_timed_cell_shows_what_each_stage_took() {
     folder.file("data/cifar-10/test_batch.bin", &rows);
     let (data, out) = (folder.path("data"), folder.path("out"));
     let args = ["--data", &data, "--out", &out, "--cell", "cifar-10/lenet/si"];
-    run("reproduce", &[&args[..], &TINY].concat()).good();
+    let long = ["--width", "400", "--epochs", "2", "--head-epochs", "1", "--seeds", "3"];
+    run("reproduce", &[&args[..], &long].concat()).good();
     let found = records(&out);
     let stages = found[0]["stages"].as_array().unwrap();
-    let each = stages.iter().map(|stage| format!("{:.2}", stage["cpu_seconds"].as_f64().unwrap()));
-    let each: Vec<String> = each.collect();
+    let pass =
+        |stage: &Value| stage["cpu_seconds"].as_f64().unwrap() / stage["epochs"].as_f64().unwrap();
+    let each: Vec<String> = stages.iter().map(|stage| format!("{:.2}", pass(stage))).collect();
+    assert_ne!(each[0], "0.00", "too short to say anything");
     let page = std::fs::read_to_string(folder.0.join("out/results.md")).unwrap();
     let table = &page[page.find("## Table 5").unwrap()..];
     let row = table.lines().find(|line| line.contains("| 16:35 |")).unwrap();

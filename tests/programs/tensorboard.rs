@@ -95,7 +95,9 @@ fn scalars(folder: &Path) -> BTreeMap<String, Vec<(u64, f32)>> {
 fn training_is_shown_in_tensorboard() {
     let folder = Folder::new("board");
     let to = folder.path("runs/one");
+    let save = folder.path("model.sepal");
     let more = ["--epochs", "2", "--patience", "5", "--json", "--tensorboard", &to];
+    let more = [&more[..], &["--save", &save]].concat();
     let args = ["--images", "256", "--head-epochs", "3", "--no-control"];
     let out = run("train", &[&args[..], &more].concat()).good();
     let shown = scalars(to.as_ref());
@@ -121,6 +123,16 @@ fn training_is_shown_in_tensorboard() {
     assert_eq!(tags, expected);
     let steps = |tag: &str| shown[tag].iter().map(|point| point.0).collect::<Vec<_>>();
     assert_eq!((steps("block 1/loss"), steps("classifier/loss")), (vec![1, 2], vec![1, 2, 3]));
+    // Held-out SI: of the last tenth of the images, among the others.
+    let model = Loaded::open(Path::new(&save)).unwrap();
+    let all = data::bundled().train;
+    let [bank, held_out] = [(0..231), (231..256)].map(|images| {
+        let images = all.subset(&images.collect::<Vec<_>>()).unwrap();
+        let end = LENET.features_end();
+        Features::new(&OnReference, &model.model(), &mut &images, end).unwrap().unit()
+    });
+    let si = held_out.cross_si(&OnReference, &bank).unwrap().value().unwrap();
+    assert_eq!(f64::from(shown["block 2/held-out si"].last().unwrap().1), f64::from(si as f32));
     // The numbers of the program's own lines.
     let events: Vec<Value> = out.lines().map(json).collect();
     let of = |event: &str| events.iter().filter(move |e| e["event"] == *event).collect::<Vec<_>>();
